@@ -1,0 +1,38 @@
+"""Private BatchNorm sets and the switch between them."""
+from ._state_dict import PAPER_RESOLUTIONS
+from .convert import convert_switchable_bn, extract, insert_resolution, pack, remove_resolution
+from .interpolate import BN_TENSORS, bracket, interpolate_bn
+from .selector import INTERPOLATIONS, ResolutionSelector, check_resolutions, input_resolution
+from .switch import (
+    get_resolution,
+    get_resolutions,
+    is_switchable,
+    set_interpolation,
+    set_resolution,
+    use_resolution,
+)
+from .switchable_bn import SwitchableBatchNorm2d, switchable_layers
+
+__all__ = [
+    'BN_TENSORS',
+    'INTERPOLATIONS',
+    'PAPER_RESOLUTIONS',
+    'ResolutionSelector',
+    'SwitchableBatchNorm2d',
+    'bracket',
+    'check_resolutions',
+    'convert_switchable_bn',
+    'extract',
+    'get_resolution',
+    'get_resolutions',
+    'input_resolution',
+    'insert_resolution',
+    'interpolate_bn',
+    'is_switchable',
+    'pack',
+    'remove_resolution',
+    'set_interpolation',
+    'set_resolution',
+    'switchable_layers',
+    'use_resolution',
+]

@@ -1,0 +1,196 @@
+"""SwitchableBatchNorm2d: one ordinary BatchNorm per resolution behind one switch (Equation 3 of the paper)."""
+from collections import deque
+from copy import deepcopy
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from timm.layers import register_notrace_module
+
+from .idle import touch_idle
+from .interpolate import BN_TENSORS, BNState, bracket, interpolate_bn
+from .selector import ResolutionSelector
+from ._state_dict import adapt_bn_keys
+
+__all__ = ['SwitchableBatchNorm2d', 'bn_state']
+
+_NODE_KEY = 'rs_timm.resolution'
+
+
+def bn_state(bn: nn.Module) -> BNState:
+    """The tensors of a BatchNorm, each [C], detached; those that it lacks are left out."""
+    tensors = {name: getattr(bn, name, None) for name in BN_TENSORS}
+    return {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
+
+
+def _signature(bn: nn.Module) -> Tuple[Tuple[int, int], ...]:
+    """Changes whenever a tensor of `bn` is written in place or replaced."""
+    tensors = [getattr(bn, name) for name in BN_TENSORS]
+    return tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors if t is not None)
+
+
+def _forward_resolution() -> Optional[int]:
+    """While a checkpointed block is re-run inside backward: the resolution that its forward pass had.
+
+    Every call notes its resolution on the autograd node of its output; the nearest note upstream of the node that
+    triggered the re-run belongs to the same forward pass.
+    """
+    queue = deque([torch._C._current_autograd_node()])
+    seen = set()
+    while queue:
+        node = queue.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if _NODE_KEY in node.metadata:
+            return node.metadata[_NODE_KEY]
+        queue.extend(parent for parent, _ in node.next_functions)
+    return None
+
+
+@register_notrace_module
+class SwitchableBatchNorm2d(nn.ModuleDict):
+    """BatchNorm with a private set of (gamma, beta, mean, variance) for each input resolution.
+
+    The sets are ordinary modules (`BatchNorm2d`, timm's `BatchNormAct2d` with its activation, `SyncBatchNorm`), stored
+    under their resolution: state dict keys read `bn1.224.weight`. Which one runs is decided by a `ResolutionSelector`
+    that all layers of a network share.
+
+    >>> bn = SwitchableBatchNorm2d({224: nn.BatchNorm2d(8), 160: nn.BatchNorm2d(8)})
+    >>> bn.selector.pin(160)
+    >>> bn(torch.randn(2, 8, 20, 20)).shape
+    torch.Size([2, 8, 20, 20])
+
+    Args:
+        sets: resolution in pixels -> BatchNorm module with the same number of channels.
+        selector: shared switch; None makes a new one for the resolutions of `sets`.
+
+    Raises:
+        ValueError: no sets, or a resolution that is no positive int; in training mode, at a forward with a resolution
+            that has no set of its own.
+        TypeError: a module that is no BatchNorm.
+
+    Source: Section 3.1 and Equation 3; unseen resolutions: Section 4.3.
+    """
+
+    scripted_set: str
+
+    def __init__(self, sets: Mapping[int, nn.Module], selector: Optional[ResolutionSelector] = None) -> None:
+        super().__init__()
+        self.selector = selector or ResolutionSelector(sets)
+        for resolution in self.selector.resolutions:
+            if not isinstance(sets[resolution], _BatchNorm):
+                raise TypeError(f'set {resolution} is a {type(sets[resolution]).__name__}: only BatchNorm modules have '
+                                'private sets.')
+            self[str(resolution)] = sets[resolution]
+        self.scripted_set = str(self.selector.resolutions[0])
+        self._made: Dict[Tuple[int, str], Tuple[Any, nn.Module]] = {}
+
+    @torch.jit.ignore
+    def set_for(self, resolution: int) -> nn.Module:
+        """The BatchNorm for `resolution` in pixels: the private one, or one made from its neighbours and cached."""
+        bn = self._modules.get(str(resolution))
+        return self._made_set(resolution) if bn is None else bn
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            for name, bn in self.items():
+                if name == self.scripted_set:
+                    x = bn(x)
+        else:
+            x = self._switch(x)
+        return x
+
+    @torch.jit.unused
+    def _switch(self, x: torch.Tensor) -> torch.Tensor:
+        selector = self.selector
+        resolution = selector.pinned or selector.followed.resolution or selector.resolutions[0]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._switch_with_grad(x, resolution)
+        bn = self._modules.get(str(resolution))
+        if bn is None:
+            bn = self._unseen_set(resolution)
+        return bn(x)
+
+    def _switch_with_grad(self, x: torch.Tensor, resolution: int) -> torch.Tensor:
+        if torch._C._current_graph_task_id() != -1:
+            resolution = _forward_resolution() or resolution
+        bn = self._modules.get(str(resolution))
+        if bn is None:
+            bn = self._unseen_set(resolution)
+        if self.training and self.selector.touch_idle and len(self) > 1:
+            idle = (p for other in self.children() if other is not bn for p in other.parameters())
+            x = touch_idle(x, bn.parameters(), idle)
+        x = bn(x)
+        if x.grad_fn is not None:
+            x.grad_fn.metadata[_NODE_KEY] = resolution
+        return x
+
+    def _unseen_set(self, resolution: int) -> nn.Module:
+        if self.training:
+            raise ValueError(
+                f'resolution {resolution} has no BatchNorm set of its own, and training needs one: use an input of '
+                f'{self.selector.resolutions}, pin one with set_resolution(), or add_resolution(model, {resolution}).')
+        return self._made_set(resolution)
+
+    @torch.jit.ignore
+    def _made_set(self, resolution: int) -> nn.Module:
+        upper, lower, t = bracket(self.selector.resolutions, resolution)
+        if upper == lower:
+            return self._modules[str(upper)]
+        key = resolution, self.selector.interpolation
+        first, second = self._modules[str(upper)], self._modules[str(lower)]
+        if torch.compiler.is_compiling() and key in self._made:
+            return self._made[key][1]
+        signature = _signature(first) + _signature(second)
+        made = self._made.get(key)
+        if made is None or made[0] != signature:
+            made = self._made[key] = signature, _blend(first, second, t, self.selector.interpolation)
+        return made[1]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        self._made.clear()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+        adapt_bn_keys(state_dict, prefix, self.selector.resolutions)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        replica = super()._replicate_for_data_parallel()
+        replica._made = {}  # the cache holds tensors of the original's device
+        return replica
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        self.scripted_set = self._scripted_name()
+        return self
+
+    def _scripted_name(self) -> str:
+        resolution = self.selector.current()
+        upper, lower, _ = bracket(self.selector.resolutions, resolution)
+        if upper != lower:
+            raise ValueError(f'TorchScript holds the private sets {self.selector.resolutions} alone: set_resolution() to '
+                             f'one of them, or script extract(model, {resolution}).')
+        return str(upper)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        return dict(self.__dict__, _made={})
+
+    def extra_repr(self) -> str:
+        return f'resolutions={self.selector.resolutions}'
+
+
+def _blend(upper: nn.Module, lower: nn.Module, t: float, mode: str) -> nn.Module:
+    """A frozen BatchNorm between two sets, in eval mode."""
+    state = interpolate_bn(bn_state(upper), bn_state(lower), t, mode, eps=upper.eps)
+    bn = deepcopy(upper if t <= 0.5 else lower).eval().requires_grad_(False)
+    with torch.no_grad():
+        for name, value in state.items():
+            getattr(bn, name).copy_(value)
+    return bn
+
+
+def switchable_layers(model: nn.Module) -> List[SwitchableBatchNorm2d]:
+    """Every switchable BatchNorm in `model`, in registration order."""
+    return [m for m in model.modules() if isinstance(m, SwitchableBatchNorm2d)]

@@ -1,0 +1,19 @@
+"""Registered models, and the way to make any timm network one. Importing this registers them."""
+from . import rs_mobilenetv2, rs_resnet, rs_switchable
+from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, is_paper_layout
+from ._manifest import manifest, weights_dir
+from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin, switchable
+
+__all__ = [
+    'DEFAULT_RESOLUTIONS',
+    'PAPER_PREPROCESSING',
+    'SwitchableMixin',
+    'checkpoint_filter_fn',
+    'is_paper_layout',
+    'manifest',
+    'rs_mobilenetv2',
+    'rs_resnet',
+    'rs_switchable',
+    'switchable',
+    'weights_dir',
+]

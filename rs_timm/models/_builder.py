@@ -1,0 +1,122 @@
+"""Build a registered model through timm's own builder, with the checks that timm leaves to its hub."""
+import hashlib
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, resolve_pretrained_cfg
+from torch import nn
+
+from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn
+from ._manifest import manifest_cfgs, manifest_entry_of_file
+
+__all__ = ['build_switchable', 'switchable_cfgs']
+
+_PAPER_CODE = 'https://github.com/yikaiw/RS-Nets'
+
+
+def switchable_cfgs(name: str, stock_name: str, default_tag: str, paper_weights: bool) -> Dict[str, Any]:
+    """The tags of `name`: weights that the project ships, timm's ImageNet weights for all sets, the paper's."""
+    cfgs: Dict[str, Dict[str, Any]] = {}
+    for tag, cfg in manifest_cfgs(name).items():
+        cfgs[f'{name}.{tag}'] = cfg
+    stock = timm.models.get_arch_pretrained_cfgs(stock_name)
+    for stock_tag in sorted(stock, key=lambda key: not key.endswith(f'.{default_tag}')):
+        if stock[stock_tag].hf_hub_id:
+            tag = stock_tag.split('.', 1)[1]
+            cfgs[f'{name}.{tag}'] = _broadcast_cfg(stock[stock_tag], stock_tag)
+    if paper_weights:
+        cfgs[f'{name}.orig_in1k'] = _paper_cfg(stock[f'{stock_name}.{default_tag}'])
+    return generate_default_cfgs(cfgs)
+
+
+def _broadcast_cfg(stock_cfg: Any, stock_tag: str) -> Dict[str, Any]:
+    description = (f'The plain weights of timm/{stock_tag}, trained for one resolution, given to every BatchNorm set: a '
+                   'start for fine-tuning or recalibration, not a trained RS-Net.')
+    return asdict(replace(stock_cfg, description=description, architecture=None, tag=None))
+
+
+def _paper_cfg(stock_cfg: Any) -> Dict[str, Any]:
+    return asdict(replace(
+        stock_cfg,
+        **PAPER_PREPROCESSING,
+        url=None,
+        file=None,
+        hf_hub_id=None,
+        architecture=None,
+        tag=None,
+        num_classes=1000,
+        license='mit',
+        origin_url=_PAPER_CODE,
+        paper_name='Resolution Switchable Networks for Runtime Efficient Image Recognition',
+        paper_ids='arXiv:2007.09558',
+        description="The paper's weights; they have no public direct address: see rs-timm convert.",
+    ))
+
+
+def build_switchable(
+        model_cls: Callable[..., nn.Module],
+        variant: str,
+        stock_name: str,
+        pretrained: bool,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,
+        **kwargs: Any,
+) -> nn.Module:
+    """`timm.models.build_model_with_cfg`, with checkpoint filter, hash check and errors that name the file."""
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, dict(pretrained_cfg_overlay or {}))
+    if pretrained:
+        _check_source(variant, cfg)
+    try:
+        model = build_model_with_cfg(
+            model_cls,
+            variant,
+            pretrained,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=pretrained_cfg_overlay,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            **kwargs,
+        )
+    except TypeError:
+        raise  # a wrong keyword, as in timm
+    except Exception as error:
+        if not (pretrained and cfg.file):
+            raise
+        raise ValueError(_unreadable(cfg.file, variant, error)) from error
+    model.stock_architecture = stock_name
+    return model
+
+
+def _check_source(variant: str, cfg: Any) -> None:
+    if not (cfg.has_weights or cfg.state_dict):
+        name = '.'.join(filter(None, (variant, cfg.tag)))
+        raise ValueError(
+            f'{name} has no weights that can be downloaded. Get the checkpoint of the paper from {_PAPER_CODE}, then: '
+            f'rs-timm convert CHECKPOINT --model {variant} --out DIR; afterwards timm.create_model("local-dir:DIR", '
+            'pretrained=True). Or pass pretrained_cfg_overlay=dict(file=CHECKPOINT).'
+            if cfg.tag == 'orig_in1k' else f'{name} has no weights: use pretrained=False, or a name of '
+            f"timm.list_pretrained('{variant}*').")
+    if cfg.file and cfg.source != 'local-dir':
+        path = Path(cfg.file)
+        if not path.is_file():
+            raise FileNotFoundError(f'{path}: no such file; expected the weights of {variant} (.safetensors, .pth).')
+        entry = manifest_entry_of_file(path)
+        if entry and (found := _sha256(path)) != entry['sha256']:
+            raise ValueError(f'{path}: sha256 is {found}, the manifest has {entry["sha256"]}: the file is damaged or was '
+                             'exchanged. Reinstall rs_timm.')
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as stream:
+        for block in iter(lambda: stream.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unreadable(file: str, variant: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    return (f'{file}: not a checkpoint of {variant} ({type(error).__name__}: {reason}). Expected a .safetensors or .pth '
+            f'state dict of {variant}, of its plain architecture (timm or torchvision), or of the public RS-Nets code; '
+            'pickled objects other than tensors are not opened.')

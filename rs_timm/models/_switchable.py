@@ -1,0 +1,122 @@
+"""What a switchable network can do that its stock class cannot."""
+from functools import lru_cache
+from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Type, Union
+
+import timm
+import torch
+from torch import nn
+
+from rs_timm.layers import (
+    convert_switchable_bn,
+    get_resolution,
+    get_resolutions,
+    set_resolution,
+    use_resolution,
+)
+from ._checkpoint import checkpoint_filter_fn
+
+__all__ = ['DEFAULT_RESOLUTIONS', 'SwitchableMixin', 'switchable']
+
+DEFAULT_RESOLUTIONS = (224, 192, 160, 128, 96)  # Section 4.1
+
+
+class SwitchableMixin:
+    """The methods of `rs_*` models; each delegates to the free function of the same name."""
+
+    stock_class: Type[nn.Module]
+    stock_architecture: Optional[str] = None  # of the timm model that extract() gives
+    checkpoint_metadata: Dict[str, Any]
+    __jit_unused_properties__ = ['resolutions']
+
+    @property
+    def resolutions(self) -> Tuple[int, ...]:
+        """The sizes in pixels that have a private BatchNorm set, largest first."""
+        return get_resolutions(self)  # type: ignore[arg-type]
+
+    @torch.jit.ignore
+    def set_resolution(self, resolution: Optional[int]) -> None:
+        """See `rs_timm.set_resolution`."""
+        set_resolution(self, resolution)  # type: ignore[arg-type]
+
+    @torch.jit.ignore
+    def get_resolution(self) -> Optional[int]:
+        """See `rs_timm.get_resolution`."""
+        return get_resolution(self)  # type: ignore[arg-type]
+
+    @torch.jit.ignore
+    def use_resolution(self, resolution: Optional[int]) -> Any:
+        """See `rs_timm.use_resolution`."""
+        return use_resolution(self, resolution)  # type: ignore[arg-type]
+
+    @torch.jit.ignore
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in torch; also takes the layouts that `checkpoint_filter_fn` knows."""
+        state_dict = checkpoint_filter_fn(dict(state_dict), self)  # type: ignore[arg-type]
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)  # type: ignore[misc]
+
+
+@lru_cache(maxsize=None)
+def _switchable_class(stock_class: Type[nn.Module]) -> Type[nn.Module]:
+    """The stock class with the switch's methods; made on the fly, so it pickles by its stock class."""
+    def reduce_ex(self: nn.Module, protocol: int) -> Tuple[Any, ...]:
+        return _rebuild, (stock_class,), self.__dict__
+
+    return type(
+        f'Switchable{stock_class.__name__}',
+        (SwitchableMixin, stock_class),
+        dict(__module__=__name__, __doc__=stock_class.__doc__, __reduce_ex__=reduce_ex, stock_class=stock_class),
+    )
+
+
+def _rebuild(stock_class: Type[nn.Module]) -> nn.Module:
+    cls = _switchable_class(stock_class)
+    return cls.__new__(cls)
+
+
+def switchable(
+        model: Union[str, nn.Module],
+        resolutions: Iterable[int] = DEFAULT_RESOLUTIONS,
+        pretrained: bool = False,
+        interpolation: str = 'params',
+        **kwargs: Any,
+) -> nn.Module:
+    """Make any BatchNorm network of timm resolution-switchable.
+
+    All BatchNorm sets start equal: accuracy at the sizes that the weights were not made for comes from `recalibrate` or
+    from training.
+
+    >>> import rs_timm
+    >>> model = rs_timm.switchable('tf_efficientnet_lite0', resolutions=(224, 160, 96))
+    >>> model.resolutions
+    (224, 160, 96)
+
+    Args:
+        model: a name as for `timm.create_model` (tags, 'hf-hub:' and 'local-dir:' included), or a network, which is
+            converted in place.
+        resolutions: sizes in pixels that get a private BatchNorm set.
+        pretrained: load timm's weights of that name; only with a name.
+        interpolation: for other sizes: 'params' (the paper), 'affine' or 'nearest'.
+        kwargs: passed to `timm.create_model`; only with a name.
+
+    Raises:
+        ValueError: the network has no BatchNorm, or its input size is fixed; the message says which.
+    """
+    if isinstance(model, str):
+        model = timm.create_model(model, pretrained=pretrained, **kwargs)
+    elif pretrained or kwargs:
+        given = ', '.join([*(['pretrained'] if pretrained else []), *kwargs])
+        raise ValueError(f'{given}: only for a model name; this {type(model).__name__} exists already.')
+    _refuse_fixed_size(model)
+    model = convert_switchable_bn(model, resolutions, interpolation)
+    if not isinstance(model, SwitchableMixin):
+        model.__class__ = _switchable_class(type(model))
+        model.stock_architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
+    return model
+
+
+def _refuse_fixed_size(model: nn.Module) -> None:
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    if cfg.get('fixed_input_size'):
+        size = 'x'.join(str(s) for s in cfg.get('input_size', ())[1:])
+        raise ValueError(f"{cfg.get('architecture', type(model).__name__)} has a fixed input size ({size}): its layers "
+                         'are tied to that size, so there is no resolution to switch.')

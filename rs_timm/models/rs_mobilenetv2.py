@@ -1,0 +1,100 @@
+"""Resolution-switchable MobileNetV2: timm's EfficientNet class with private BatchNorms (Table 2 of the paper)."""
+from functools import partial
+from typing import Any, Iterable
+
+from timm.models import register_model
+from timm.models._builder import pretrained_cfg_for_features
+from timm.models._efficientnet_builder import decode_arch_def, resolve_act_layer, resolve_bn_args, round_channels
+from timm.models.efficientnet import EfficientNet, EfficientNetFeatures
+from torch import nn
+
+from rs_timm.layers import convert_switchable_bn
+from ._builder import build_switchable, switchable_cfgs
+from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin
+
+__all__ = ['RSEfficientNet', 'RSEfficientNetFeatures']
+
+
+class RSEfficientNet(SwitchableMixin, EfficientNet):
+    """timm's EfficientNet class, of which MobileNetV2 is a member, with one private BatchNorm set per resolution.
+
+    Args:
+        args, kwargs: as for `timm.models.efficientnet.EfficientNet`.
+        resolutions: sizes in pixels that get a private set.
+        interpolation: for other sizes: 'params' (the paper), 'affine' or 'nearest'.
+    """
+
+    stock_class = EfficientNet
+
+    def __init__(
+            self,
+            *args: Any,
+            resolutions: Iterable[int] = DEFAULT_RESOLUTIONS,
+            interpolation: str = 'params',
+            **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        convert_switchable_bn(self, resolutions, interpolation)
+
+
+class RSEfficientNetFeatures(SwitchableMixin, EfficientNetFeatures):
+    """`features_only=True` of `RSEfficientNet`."""
+
+    stock_class = EfficientNetFeatures
+
+    def __init__(
+            self,
+            *args: Any,
+            resolutions: Iterable[int] = DEFAULT_RESOLUTIONS,
+            interpolation: str = 'params',
+            **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        convert_switchable_bn(self, resolutions, interpolation)
+
+
+default_cfgs = switchable_cfgs('rs_mobilenetv2', 'mobilenetv2_100', 'ra_in1k', paper_weights=True)
+
+_MOBILENETV2 = (  # Table 2 of Sandler et al., CVPR 2018
+    ['ds_r1_k3_s1_c16'],
+    ['ir_r2_k3_s2_e6_c24'],
+    ['ir_r3_k3_s2_e6_c32'],
+    ['ir_r4_k3_s2_e6_c64'],
+    ['ir_r3_k3_s1_e6_c96'],
+    ['ir_r3_k3_s2_e6_c160'],
+    ['ir_r1_k3_s1_e6_c320'],
+)
+
+
+def _create_rs_mobilenetv2(variant: str, stock_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    norm_layer = kwargs.pop('norm_layer', None) or partial(nn.BatchNorm2d, **resolve_bn_args(kwargs))
+    model_kwargs = dict(
+        block_args=decode_arch_def(_MOBILENETV2),
+        num_features=1280,
+        stem_size=32,
+        round_chs_fn=round_channels,
+        norm_layer=norm_layer,
+        act_layer=resolve_act_layer(kwargs, 'relu6'),
+        **kwargs,
+    )
+    if not (model_kwargs.get('features_only') and 'feature_cls' not in kwargs and 'feature_cfg' not in kwargs):
+        return build_switchable(RSEfficientNet, variant, stock_name, pretrained, **model_kwargs)
+    # as in timm: this family extracts features with a class of its own, which takes no arguments of a head
+    del model_kwargs['features_only']
+    model = build_switchable(
+        RSEfficientNetFeatures,
+        variant,
+        stock_name,
+        pretrained,
+        pretrained_strict=False,
+        kwargs_filter=('num_classes', 'num_features', 'head_conv', 'global_pool'),
+        **model_kwargs,
+    )
+    model.pretrained_cfg = model.default_cfg = pretrained_cfg_for_features(model.pretrained_cfg)
+    return model
+
+
+@register_model
+def rs_mobilenetv2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """MobileNetV2 1.0 with private BatchNorms; 3.47 x 2^20 parameters with five resolutions and 1000 classes."""
+    return _create_rs_mobilenetv2('rs_mobilenetv2', 'mobilenetv2_100', pretrained, **kwargs)

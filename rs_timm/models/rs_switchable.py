@@ -1,0 +1,34 @@
+"""`rs_switchable`: any BatchNorm network of timm under one registered name, so that hub and `local-dir:` can restore it."""
+from typing import Any, Iterable
+
+from timm.models import get_pretrained_cfg, register_model
+from torch import nn
+
+from ._builder import build_switchable
+from ._switchable import DEFAULT_RESOLUTIONS, switchable
+
+__all__ = []
+
+
+@register_model
+def rs_switchable(
+        pretrained: bool = False,
+        base: str = 'resnet18',
+        resolutions: Iterable[int] = DEFAULT_RESOLUTIONS,
+        interpolation: str = 'params',
+        pretrained_cfg: Any = None,
+        **kwargs: Any,
+) -> nn.Module:
+    """The timm network `base` ('regnety_002', 'regnety_002.pycls_in1k') with private BatchNorms.
+
+    `rs_timm.switchable` is the everyday way; this name is what config.json of a saved one holds.
+    """
+    base_name = base.partition('.')[0]
+
+    def build(**model_kwargs: Any) -> nn.Module:
+        return switchable(base_name, resolutions, interpolation=interpolation, **model_kwargs)
+
+    if not pretrained_cfg:
+        stock_cfg = get_pretrained_cfg(base, allow_unregistered=False)
+        pretrained_cfg = dict(stock_cfg.to_dict(), architecture='rs_switchable')
+    return build_switchable(build, 'rs_switchable', base_name, pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
