@@ -98,6 +98,8 @@ def _plain_copy(model: nn.Module) -> nn.Module:
         stock = getattr(type(module), 'stock_class', None)
         if stock is not None:
             module.__class__ = stock
+            for name in ('stock_architecture', 'checkpoint_metadata'):
+                module.__dict__.pop(name, None)
     return plain
 
 
@@ -149,6 +151,10 @@ def _thaw(bn: nn.Module, layer: SwitchableBatchNorm2d) -> nn.Module:
 
 def _rename_architecture(plain: nn.Module, model: nn.Module) -> None:
     """The cfg of an extracted model names the stock architecture, and no weights of the switchable one."""
+    args = plain.__dict__.get('_model_args')
+    if args is not None:
+        own = ('resolutions', 'interpolation', 'base')
+        plain._model_args = {key: value for key, value in args.items() if key not in own}  # type: ignore[assignment]
     cfg = getattr(plain, 'pretrained_cfg', None)
     name = getattr(model, 'stock_architecture', None)
     if isinstance(cfg, dict) and name:
@@ -246,6 +252,8 @@ def remove_resolution(model: nn.Module, resolution: int) -> None:
 def _set_resolutions(model: nn.Module, resolutions: Tuple[int, ...]) -> None:
     for selector in selectors_of(model):
         selector.resolutions = resolutions
+    if '_model_args' in model.__dict__:  # what timm writes into config.json
+        model._model_args = dict(model._model_args, resolutions=resolutions)  # type: ignore[assignment, arg-type]
 
 
 def _sort_sets(layer: SwitchableBatchNorm2d) -> None:

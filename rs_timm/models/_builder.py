@@ -8,6 +8,7 @@ import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, resolve_pretrained_cfg
 from torch import nn
 
+from rs_timm.layers import get_resolutions
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn
 from ._manifest import manifest_cfgs, manifest_entry_of_file
 
@@ -85,6 +86,7 @@ def build_switchable(
             raise
         raise ValueError(_unreadable(cfg.file, variant, error)) from error
     model.stock_architecture = stock_name
+    model._model_args = dict(resolutions=get_resolutions(model))
     return model
 
 

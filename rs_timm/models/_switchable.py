@@ -108,10 +108,25 @@ def switchable(
         raise ValueError(f'{given}: only for a model name; this {type(model).__name__} exists already.')
     _refuse_fixed_size(model)
     model = convert_switchable_bn(model, resolutions, interpolation)
-    if not isinstance(model, SwitchableMixin):
-        model.__class__ = _switchable_class(type(model))
-        model.stock_architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
+    model.__class__ = _switchable_class(type(model))
+    _record_base(model)
     return model
+
+
+def _record_base(model: nn.Module) -> None:
+    """Write into the network what timm's own save and push need to restore it: see `rs_switchable`."""
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    base = cfg.get('architecture')
+    if base is None:
+        return  # not made by timm
+    model.stock_architecture = base
+    model.pretrained_cfg = model.default_cfg = dict(cfg, architecture='rs_switchable')
+    model._model_args = dict(
+        getattr(model, '_model_args', {}),
+        base=base,
+        resolutions=get_resolutions(model),
+        interpolation=model.rs_selector.interpolation,
+    )
 
 
 def _refuse_fixed_size(model: nn.Module) -> None:

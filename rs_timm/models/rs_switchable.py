@@ -1,6 +1,7 @@
 """`rs_switchable`: any BatchNorm network of timm under one registered name, so that hub and `local-dir:` can restore it."""
-from typing import Any, Iterable
+from typing import Any, Dict, Iterable
 
+import timm
 from timm.models import get_pretrained_cfg, register_model
 from torch import nn
 
@@ -28,7 +29,17 @@ def rs_switchable(
     def build(**model_kwargs: Any) -> nn.Module:
         return switchable(base_name, resolutions, interpolation=interpolation, **model_kwargs)
 
+    if kwargs.get('features_only') and 'feature_cls' not in kwargs:
+        kwargs.update(_feature_wrapper(base_name))
     if not pretrained_cfg:
         stock_cfg = get_pretrained_cfg(base, allow_unregistered=False)
         pretrained_cfg = dict(stock_cfg.to_dict(), architecture='rs_switchable')
     return build_switchable(build, 'rs_switchable', base_name, pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+
+
+def _feature_wrapper(base_name: str) -> Dict[str, Any]:
+    """timm's families choose their feature wrapper in their own builders; this is the choice that fits all of them."""
+    model = timm.create_model(base_name)
+    if hasattr(model, 'forward_intermediates'):
+        return dict(feature_cls='getter')
+    return dict(feature_cfg=dict(feature_cls='list', flatten_sequential=True))
