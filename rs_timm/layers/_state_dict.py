@@ -1,4 +1,4 @@
-"""The layouts in which BatchNorm sets come out of checkpoints, all turned into ours: `<layer>.<resolution>.<tensor>`."""
+"""The layouts in which BatchNorm sets come out of checkpoints, all turned into `<layer>.<resolution>.<tensor>`."""
 import re
 import warnings
 from typing import Any, Dict, Sequence
@@ -18,8 +18,8 @@ def adapt_bn_keys(state_dict: Dict[str, Any], prefix: str, resolutions: Sequence
     """Rewrite, in place, the entries under `prefix` of one layer so that there is a set for each of `resolutions`.
 
     Understood are a set per resolution (`bn1.224.weight`), for other resolutions too: those in common are taken, the
-    others interpolated, with a warning; one plain set (`bn1.weight`), given to every resolution; and the numbered sets of
-    the paper's public code (`bn1.bn_0.weight`, the largest resolution first). Anything else is left as it is, for
+    others interpolated, with a warning; one plain set (`bn1.weight`), given to every resolution; and the numbered sets
+    of the paper's public code (`bn1.bn_0.weight`, the largest resolution first). Anything else is left as it is, for
     `load_state_dict` to report.
     """
     own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
@@ -29,8 +29,9 @@ def adapt_bn_keys(state_dict: Dict[str, Any], prefix: str, resolutions: Sequence
     if set(sets) != set(resolutions):
         warnings.warn(
             f'the checkpoint has BatchNorm sets for {tuple(sorted(sets, reverse=True))}, the model for '
-            f'{tuple(resolutions)}: equal ones were taken, the others interpolated. Recalibrate or fine-tune for the best '
-            'accuracy.')
+            f'{tuple(resolutions)}: equal ones were taken, the others interpolated. Recalibrate or fine-tune for the '
+            'best accuracy.',
+            stacklevel=2)
     for key in own:
         del state_dict[key]
     for resolution in resolutions:

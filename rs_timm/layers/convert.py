@@ -44,8 +44,8 @@ def convert_switchable_bn(
     selector = ResolutionSelector(resolutions, interpolation)
     batch_norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     if not batch_norms:
-        raise ValueError(f'{type(model).__name__} has no BatchNorm layer{_other_norms(model)}: private BatchNorm sets are '
-                         'what makes a network resolution-switchable, so there is nothing to convert.')
+        raise ValueError(f'{type(model).__name__} has no BatchNorm layer{_other_norms(model)}: private BatchNorm sets '
+                         'are what makes a network resolution-switchable, so there is nothing to convert.')
     if isinstance(model, _BatchNorm):
         return _switchable(model, selector)
     _replace(model, {id(bn): _switchable(bn, selector) for bn in batch_norms})
@@ -67,7 +67,7 @@ def _switchable(bn: _BatchNorm, selector: ResolutionSelector) -> SwitchableBatch
 def _replace(module: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
     """Replace submodules by identity; one that is used in several places stays one."""
     for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # named_children() would name a shared one once
             if id(child) in replacements:
                 setattr(parent, name, replacements[id(child)])
 
@@ -183,7 +183,8 @@ def pack(models: Mapping[int, nn.Module], interpolation: str = 'params') -> nn.M
     first = models[resolutions[0]]
     for resolution in resolutions:
         if selectors_of(models[resolution]):
-            raise ValueError(f'the model for {resolution} is switchable already: pack takes plain networks, see extract().')
+            raise ValueError(f'the model for {resolution} is switchable already: pack takes plain networks, see '
+                             'extract().')
         _check_shared(first, models[resolution], resolutions[0], resolution)
     packed = convert_switchable_bn(deepcopy(first), resolutions, interpolation)
     sources = {resolution: dict(models[resolution].named_modules()) for resolution in resolutions}
@@ -206,8 +207,8 @@ def _check_shared(first: nn.Module, other: nn.Module, resolution: int, other_res
     keys = list(first.state_dict()) != list(other.state_dict())
     for key in [*mine, *theirs]:
         if key not in theirs or key not in mine or not torch.equal(mine[key], theirs[key]):
-            raise ValueError(f'{key} differs between the models for {resolution} and {other_resolution}: only BatchNorm '
-                             'tensors may differ, since all other weights are shared.')
+            raise ValueError(f'{key} differs between the models for {resolution} and {other_resolution}: only '
+                             'BatchNorm tensors may differ, since all other weights are shared.')
     if keys:
         raise ValueError(f'the models for {resolution} and {other_resolution} have different layers: pack needs one '
                          'architecture.')
@@ -241,8 +242,8 @@ def remove_resolution(model: nn.Module, resolution: int) -> None:
     if resolution not in resolutions:
         raise ValueError(f'resolution {resolution} has no BatchNorm set; the model has {resolutions}.')
     if len(resolutions) == 1:
-        raise ValueError(f'{resolution} is the only resolution of the model: extract(model, {resolution}) gives a plain '
-                         'network.')
+        raise ValueError(f'{resolution} is the only resolution of the model: extract(model, {resolution}) gives a '
+                         'plain network.')
     _set_resolutions(model, tuple(r for r in resolutions if r != resolution))
     for layer in switchable_layers(model):
         del layer[str(resolution)]

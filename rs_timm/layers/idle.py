@@ -1,9 +1,10 @@
 """Gradients for the BatchNorm sets that a training step does not use.
 
-timm and DDP expect a gradient on every parameter. A zero gradient alone would not be harmless: weight decay and momentum
-would still move a set that has seen nothing. So an idle set gets a zero gradient, and any torch optimizer passes it over.
+timm and DDP expect a gradient on every parameter. A zero gradient alone would not be harmless: weight decay and
+momentum would still move a set that has seen nothing. So an idle set gets a zero gradient, and any torch optimizer
+passes it over.
 """
-from functools import lru_cache
+from functools import cache
 from typing import Any, Iterable, List, Tuple
 
 import torch
@@ -53,7 +54,7 @@ def _skip_idle(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None
                 delattr(p, _MARK)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _install_step_hook() -> None:
     """Once per process, and only when the first idle gradient is made; inert for every other parameter."""
     register_optimizer_step_pre_hook(_skip_idle)

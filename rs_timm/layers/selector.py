@@ -25,10 +25,10 @@ def check_resolutions(resolutions: Iterable[int]) -> Tuple[int, ...]:
         resolutions = (resolutions,)
     values = list(resolutions)
     if not values:
-        raise ValueError('resolutions is empty: name at least one size in pixels, for example (224, 192, 160, 128, 96).')
+        raise ValueError('resolutions is empty: name at least one size in pixels, as in (224, 192, 160, 128, 96).')
     for value in values:
         if isinstance(value, bool) or int(value) != value or value <= 0:
-            raise ValueError(f'resolution {value!r} is not a positive whole number of pixels, as in (224, 160, 96).')
+            raise ValueError(f'resolution {value!r} is not a positive whole number of pixels.')
     ints = [int(value) for value in values]
     if len(set(ints)) != len(ints):
         raise ValueError(f'resolutions {tuple(ints)} has duplicates: each resolution owns exactly one BatchNorm set.')
@@ -108,7 +108,7 @@ class ResolutionSelector:
 # A plain function: hooks that are functions survive deepcopy, pickle and torch.jit.script. It stands on the network
 # and on its stem, since wrappers such as features_only never call the network's own forward.
 def follow_input(self: nn.Module, input: Tuple[torch.Tensor]) -> None:
-    if not torch.jit.is_scripting():
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript wants this condition alone)
         if input and isinstance(input[0], torch.Tensor) and input[0].ndim >= 3:
             self.rs_selector.follow(input[0])
 

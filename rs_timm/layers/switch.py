@@ -8,7 +8,14 @@ from torch import nn
 from .selector import ResolutionSelector, selectors_of
 from .switchable_bn import switchable_layers
 
-__all__ = ['get_resolution', 'get_resolutions', 'is_switchable', 'set_interpolation', 'set_resolution', 'use_resolution']
+__all__ = [
+    'get_resolution',
+    'get_resolutions',
+    'is_switchable',
+    'set_interpolation',
+    'set_resolution',
+    'use_resolution',
+]
 
 
 def is_switchable(model: nn.Module) -> bool:

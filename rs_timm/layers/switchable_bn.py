@@ -4,14 +4,14 @@ from copy import deepcopy
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
+from timm.layers import register_notrace_module
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from timm.layers import register_notrace_module
 
+from ._state_dict import adapt_bn_keys
 from .idle import touch_idle
 from .interpolate import BN_TENSORS, BNState, bracket, interpolate_bn
 from .selector import ResolutionSelector
-from ._state_dict import adapt_bn_keys
 
 __all__ = ['SwitchableBatchNorm2d', 'bn_state']
 
@@ -170,8 +170,8 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
         resolution = self.selector.current()
         upper, lower, _ = bracket(self.selector.resolutions, resolution)
         if upper != lower:
-            raise ValueError(f'TorchScript holds the private sets {self.selector.resolutions} alone: set_resolution() to '
-                             f'one of them, or script extract(model, {resolution}).')
+            raise ValueError(f'TorchScript holds the private sets {self.selector.resolutions} alone: set_resolution() '
+                             f'to one of them, or script extract(model, {resolution}).')
         return str(upper)
 
     def __getstate__(self) -> Dict[str, Any]:

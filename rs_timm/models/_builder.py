@@ -9,6 +9,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, resolve_pre
 from torch import nn
 
 from rs_timm.layers import get_resolutions
+
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn
 from ._manifest import manifest_cfgs, manifest_entry_of_file
 
@@ -33,8 +34,8 @@ def switchable_cfgs(name: str, stock_name: str, default_tag: str, paper_weights:
 
 
 def _broadcast_cfg(stock_cfg: Any, stock_tag: str) -> Dict[str, Any]:
-    description = (f'The plain weights of timm/{stock_tag}, trained for one resolution, given to every BatchNorm set: a '
-                   'start for fine-tuning or recalibration, not a trained RS-Net.')
+    description = (f'The plain weights of timm/{stock_tag}, trained for one resolution, given to every BatchNorm set: '
+                   'a start for fine-tuning or recalibration, not a trained RS-Net.')
     return asdict(replace(stock_cfg, description=description, architecture=None, tag=None))
 
 
@@ -105,8 +106,8 @@ def _check_source(variant: str, cfg: Any) -> None:
             raise FileNotFoundError(f'{path}: no such file; expected the weights of {variant} (.safetensors, .pth).')
         entry = manifest_entry_of_file(path)
         if entry and (found := _sha256(path)) != entry['sha256']:
-            raise ValueError(f'{path}: sha256 is {found}, the manifest has {entry["sha256"]}: the file is damaged or was '
-                             'exchanged. Reinstall rs_timm.')
+            raise ValueError(f'{path}: sha256 is {found}, the manifest has {entry["sha256"]}: the file is damaged or '
+                             'was exchanged. Reinstall rs_timm.')
 
 
 def _sha256(path: Path) -> str:
@@ -119,6 +120,6 @@ def _sha256(path: Path) -> str:
 
 def _unreadable(file: str, variant: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    return (f'{file}: not a checkpoint of {variant} ({type(error).__name__}: {reason}). Expected a .safetensors or .pth '
-            f'state dict of {variant}, of its plain architecture (timm or torchvision), or of the public RS-Nets code; '
-            'pickled objects other than tensors are not opened.')
+    return (f'{file}: not a checkpoint of {variant} ({type(error).__name__}: {reason}). Expected a .safetensors or '
+            f'.pth state dict of {variant}, of its plain architecture (timm or torchvision), or of the public RS-Nets '
+            'code; pickled objects other than tensors are not opened.')

@@ -16,7 +16,13 @@ __all__ = ['PAPER_PREPROCESSING', 'checkpoint_filter_fn', 'is_paper_layout']
 
 # The paper's public code feeds [0, 1] images as they are (no mean, no std), bilinear.
 PAPER_PREPROCESSING: Dict[str, Any] = dict(
-    mean=(0., 0., 0.), std=(1., 1., 1.), interpolation='bilinear', crop_pct=0.875, test_input_size=None, test_crop_pct=None)
+    mean=(0., 0., 0.),
+    std=(1., 1., 1.),
+    interpolation='bilinear',
+    crop_pct=0.875,
+    test_input_size=None,
+    test_crop_pct=None,
+)
 
 _WRAPPERS = ('module.', '_orig_mod.')
 

@@ -1,6 +1,6 @@
 """weights/manifest.json: what the project ships, where it comes from, and its hash."""
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -14,7 +14,7 @@ def weights_dir() -> Path:
     return inside if inside.is_dir() else package.parent / 'weights'
 
 
-@lru_cache(maxsize=None)
+@cache
 def manifest() -> Dict[str, Dict[str, Any]]:
     """Entries of the manifest: 'model.tag' -> file, sha256, origin, license, resolutions, cfg, top1."""
     return json.loads((weights_dir() / 'manifest.json').read_text(encoding='utf-8'))['weights']

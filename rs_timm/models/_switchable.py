@@ -1,5 +1,5 @@
 """What a switchable network can do that its stock class cannot."""
-from functools import lru_cache
+from functools import cache
 from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Type, Union
 
 import timm
@@ -13,6 +13,7 @@ from rs_timm.layers import (
     set_resolution,
     use_resolution,
 )
+
 from ._checkpoint import checkpoint_filter_fn
 
 __all__ = ['DEFAULT_RESOLUTIONS', 'SwitchableMixin', 'switchable']
@@ -55,8 +56,8 @@ class SwitchableMixin:
         return super().load_state_dict(state_dict, strict=strict, assign=assign)  # type: ignore[misc]
 
 
-@lru_cache(maxsize=None)
-def _switchable_class(stock_class: Type[nn.Module]) -> Type[nn.Module]:
+@cache
+def _switchable_class(stock_class: Any) -> Any:
     """The stock class with the switch's methods; made on the fly, so it pickles by its stock class."""
     def reduce_ex(self: nn.Module, protocol: int) -> Tuple[Any, ...]:
         return _rebuild, (stock_class,), self.__dict__
@@ -68,8 +69,8 @@ def _switchable_class(stock_class: Type[nn.Module]) -> Type[nn.Module]:
     )
 
 
-def _rebuild(stock_class: Type[nn.Module]) -> nn.Module:
-    cls = _switchable_class(stock_class)
+def _rebuild(stock_class: Any) -> nn.Module:
+    cls: Any = _switchable_class(stock_class)
     return cls.__new__(cls)
 
 
@@ -108,7 +109,8 @@ def switchable(
         raise ValueError(f'{given}: only for a model name; this {type(model).__name__} exists already.')
     _refuse_fixed_size(model)
     model = convert_switchable_bn(model, resolutions, interpolation)
-    model.__class__ = _switchable_class(type(model))
+    stock_class: Any = type(model)
+    model.__class__ = _switchable_class(stock_class)
     _record_base(model)
     return model
 

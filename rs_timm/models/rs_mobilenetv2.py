@@ -9,6 +9,7 @@ from timm.models.efficientnet import EfficientNet, EfficientNetFeatures
 from torch import nn
 
 from rs_timm.layers import convert_switchable_bn
+
 from ._builder import build_switchable, switchable_cfgs
 from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin
 

@@ -6,6 +6,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from rs_timm.layers import convert_switchable_bn
+
 from ._builder import build_switchable, switchable_cfgs
 from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin
 

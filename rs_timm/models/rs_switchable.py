@@ -1,4 +1,4 @@
-"""`rs_switchable`: any BatchNorm network of timm under one registered name, so that hub and `local-dir:` can restore it."""
+"""`rs_switchable`: any BatchNorm network of timm under one registered name, for hub and `local-dir:` to restore."""
 from typing import Any, Dict, Iterable
 
 import timm

@@ -1,0 +1,22 @@
+"""Fixtures shared by the tests."""
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@pytest.fixture
+def random_statistics():
+    """A function that gives every BatchNorm set of a model its own random parameters, and returns it in eval mode."""
+    def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for bn in model.modules():
+                if isinstance(bn, _BatchNorm):
+                    bn.weight.uniform_(0.5, 1.5, generator=generator)
+                    bn.bias.normal_(0, 0.2, generator=generator)
+                    bn.running_mean.normal_(0, 0.2, generator=generator)
+                    bn.running_var.uniform_(0.5, 2., generator=generator)
+        return model.eval()
+
+    return randomise
