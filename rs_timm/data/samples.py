@@ -1,0 +1,123 @@
+"""Pictures of a timm data set as views at S sizes, and batches of them; damaged files are reported, never hidden."""
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import ImageDataset
+from torch.utils.data import Dataset, default_collate
+
+from .images import ImageError, _reason
+from .order import seeded
+from .views import Erasure, Views
+
+__all__ = ['MultiResDataset', 'Sample', 'ViewBatch', 'collate_views']
+
+_MAX_SUBSTITUTES = 10  # damaged pictures in a row; as many as timm's ImageDataset allows
+
+
+class Sample(NamedTuple):
+    views: Optional[Views]  # None: the picture is damaged and was not replaced
+    target: Any
+    damaged: Tuple[str, ...] = ()  # what was wrong, with the file's name
+
+
+class ViewBatch(NamedTuple):
+    """What a worker sends: N pictures at the sizes made there, uint8 NHWC."""
+
+    images: Dict[int, torch.Tensor]  # {size: uint8 [N, size, size, 3]}
+    target: torch.Tensor  # [N] int64, or [N, classes]
+    flips: Optional[torch.Tensor]  # [N, S] bool, where the device flips
+    erasures: List[Tuple[Erasure, ...]]  # N entries
+    damaged: List[str]
+
+
+class MultiResDataset(Dataset[Sample]):
+    """A map-style data set of pictures, indexed by (epoch, index), that gives views instead of pictures.
+
+    Args:
+        dataset: timm's `ImageDataset` (its reader is used, so that damaged files are seen and JPEGs may be decoded at
+            a reduced scale), or any data set of (PIL picture, target).
+        transform: opened picture -> `Views`, drawing from the ambient generators.
+        seed: with epoch and index it decides all that is random about a picture.
+        substitute: replace a damaged picture by the next one that can be read, so that batches keep their size.
+    """
+
+    def __init__(
+            self,
+            dataset: Dataset[Any],
+            transform: Callable[[Image.Image], Views],
+            seed: int = 0,
+            substitute: bool = False,
+    ) -> None:
+        self.dataset = dataset
+        self.transform = transform
+        self.seed = seed
+        self.substitute = substitute
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: Tuple[int, int]) -> Sample:
+        epoch, index = key
+        damaged: List[str] = []
+        for attempt in range(_MAX_SUBSTITUTES if self.substitute else 1):
+            candidate = (index + attempt) % len(self)
+            try:
+                with seeded(self.seed, epoch, index):
+                    views, target = self._load(candidate)
+                return Sample(views, target, tuple(damaged))
+            except ImageError as error:
+                damaged.append(f'{self.filename(candidate)}: {error}')
+        return Sample(None, -1, tuple(damaged))
+
+    def _load(self, index: int) -> Tuple[Views, Any]:
+        if isinstance(self.dataset, ImageDataset):
+            file, target, *_ = self._opened(lambda: self.dataset.reader[index])
+            with file:
+                views = self.transform(self._opened(lambda: Image.open(file)))
+            target_transform = self.dataset.target_transform
+        else:  # of torchvision: it has applied its target_transform itself
+            image, target, *_ = self._opened(lambda: self.dataset[index])
+            if not isinstance(image, Image.Image):
+                raise TypeError(f'the data set gives a {type(image).__name__}, not a PIL picture: remove its transform, '
+                                'the multi-resolution loader has its own.')
+            views, target_transform = self.transform(image), None
+        if target is None:
+            return views, -1
+        return views, target if target_transform is None else target_transform(target)
+
+    @staticmethod
+    def _opened(read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Image.open raises
+            raise ImageError(_reason(error)) from error
+
+    def filename(self, index: int) -> str:
+        """The file of a picture, as far as the data set knows it."""
+        if isinstance(self.dataset, ImageDataset):
+            return str(self.dataset.filename(index, absolute=True))
+        return f'picture {index}'
+
+
+def collate_views(samples: Sequence[Sample]) -> ViewBatch:
+    """Stack the samples that have views; a batch whose pictures are all damaged has no images."""
+    damaged = [message for sample in samples for message in sample.damaged]
+    good = [(sample.views, sample.target) for sample in samples if sample.views is not None]
+    if not good:
+        return ViewBatch({}, torch.empty(0, dtype=torch.int64), None, [], damaged)
+    images = {size: _stack([views.images[size] for views, _ in good]) for size in good[0][0].images}
+    target = torch.as_tensor(default_collate([target for _, target in good]))
+    if target.ndim == 1:
+        target = target.long()
+    flips = None if good[0][0].flips is None else torch.tensor([views.flips for views, _ in good])
+    return ViewBatch(images, target, flips, [views.erasures for views, _ in good], damaged)
+
+
+def _stack(views: Sequence[np.ndarray]) -> torch.Tensor:
+    batch = torch.empty((len(views), *views[0].shape), dtype=torch.uint8)
+    array = batch.numpy()
+    for row, view in zip(array, views):
+        row[...] = view  # a flipped view is turned here, while it is copied
+    return batch
