@@ -1,0 +1,51 @@
+"""`python -m rs_timm.run SCRIPT.py ARGS...`: run an unmodified script of timm with the `rs_*` models registered.
+
+timm's `validate.py`, `benchmark.py`, `inference.py`, `onnx_export.py` and `train.py` are not part of its wheel: clone
+https://github.com/huggingface/pytorch-image-models. As the models follow their input, `--img-size 160` runs the
+BatchNorm set for 160 pixels. For several processes: `torchrun --nproc_per_node 4 -m rs_timm.run train.py ...`.
+"""
+import os
+import runpy
+import sys
+from typing import List, Optional
+
+import rs_timm
+
+__all__ = ['main']
+
+_USAGE = 'usage: python -m rs_timm.run SCRIPT.py [ARGS...]'
+
+
+def main(argv: Optional[List[str]] = None) -> None:
+    """Run the script `argv[0]` as `__main__`, as `python SCRIPT.py ARGS...` would.
+
+    Args:
+        argv: script and its arguments; None takes those of this process.
+
+    Raises:
+        SystemExit: with status 2 where there is no such script, or whatever the script exits with.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ('-h', '--help'):
+        print(__doc__ if argv else _USAGE, file=sys.stdout if argv else sys.stderr)
+        sys.exit(0 if argv else 2)
+    script = argv[0]
+    if not os.path.isfile(script):
+        print(f"{_USAGE}\n{script}: no such file. timm's scripts come with its source: git clone "
+              'https://github.com/huggingface/pytorch-image-models', file=sys.stderr)
+        sys.exit(2)
+    sys.argv = argv
+    _set_path(script)
+    runpy.run_path(script, run_name='__main__')
+
+
+def _set_path(script: str) -> None:
+    """The script's folder in the place of the current one; rs_timm stays importable, for spawned worker processes too."""
+    folder, home = os.path.dirname(os.path.abspath(script)), os.path.dirname(rs_timm.__path__[0])
+    sys.path[:1] = [folder]
+    if home not in sys.path:
+        sys.path.append(home)
+
+
+if __name__ == '__main__':
+    main()
