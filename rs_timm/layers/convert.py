@@ -253,6 +253,7 @@ def remove_resolution(model: nn.Module, resolution: int) -> None:
 def _set_resolutions(model: nn.Module, resolutions: Tuple[int, ...]) -> None:
     for selector in selectors_of(model):
         selector.resolutions = resolutions
+        selector.prepared.clear()
     if '_model_args' in model.__dict__:  # what timm writes into config.json
         model._model_args = dict(model._model_args, resolutions=resolutions)  # type: ignore[assignment, arg-type]
 

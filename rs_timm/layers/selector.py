@@ -5,7 +5,7 @@ however deep the network is.
 """
 import math
 import threading
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
 from torch import nn
@@ -27,12 +27,19 @@ def check_resolutions(resolutions: Iterable[int]) -> Tuple[int, ...]:
     if not values:
         raise ValueError('resolutions is empty: name at least one size in pixels, as in (224, 192, 160, 128, 96).')
     for value in values:
-        if isinstance(value, bool) or int(value) != value or value <= 0:
+        if not _is_size(value):
             raise ValueError(f'resolution {value!r} is not a positive whole number of pixels.')
     ints = [int(value) for value in values]
     if len(set(ints)) != len(ints):
         raise ValueError(f'resolutions {tuple(ints)} has duplicates: each resolution owns exactly one BatchNorm set.')
     return tuple(sorted(ints, reverse=True))
+
+
+def _is_size(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and int(value) == value and value > 0
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def input_resolution(height: int, width: int) -> int:
@@ -66,6 +73,7 @@ class ResolutionSelector:
         self.interpolation = self.check_interpolation(interpolation)
         self.pinned: Optional[int] = None
         self.touch_idle = True  # give the sets that a training step did not use a zero gradient
+        self.prepared: Set[Tuple[int, str]] = set()  # unseen sizes whose sets were made: no second walk over the layers
         self.followed = _Followed()
 
     @staticmethod
@@ -95,10 +103,10 @@ class ResolutionSelector:
         self.followed.resolution = input_resolution(height, width)
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != 'followed'}
+        return {key: value for key, value in self.__dict__.items() if key not in ('followed', 'prepared')}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        self.__dict__.update(state, followed=_Followed())
+        self.__dict__.update(state, followed=_Followed(), prepared=set())
 
     def __repr__(self) -> str:
         mode = 'follows the input' if self.pinned is None else f'pinned at {self.pinned}'

@@ -56,9 +56,16 @@ def set_resolution(model: nn.Module, resolution: Optional[int]) -> None:
         return _set_scripted(model, resolution)
     for selector in _selectors(model):
         selector.pin(resolution)
-        if resolution is not None and resolution not in selector.resolutions and not model.training:
-            for layer in switchable_layers(model):
-                layer.set_for(resolution)
+        if resolution is not None and resolution not in selector.resolutions:
+            _prepare(model, selector, resolution)
+
+
+def _prepare(model: nn.Module, selector: ResolutionSelector, resolution: int) -> None:
+    key = resolution, selector.interpolation
+    if key not in selector.prepared and not model.training:
+        for layer in switchable_layers(model):
+            layer.set_for(resolution)
+        selector.prepared.add(key)
 
 
 def _set_scripted(model: torch.jit.ScriptModule, resolution: Optional[int]) -> None:

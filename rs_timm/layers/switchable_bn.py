@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ._state_dict import adapt_bn_keys
-from .idle import touch_idle
+from .idle import install_step_hook, touch_idle
 from .interpolate import BN_TENSORS, BNState, bracket, interpolate_bn
 from .selector import ResolutionSelector
 
@@ -86,6 +86,7 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
             self[str(resolution)] = sets[resolution]
         self.scripted_set = str(self.selector.resolutions[0])
         self._made: Dict[Tuple[int, str], Tuple[Any, nn.Module]] = {}
+        install_step_hook()
 
     @torch.jit.ignore
     def set_for(self, resolution: int) -> nn.Module:
@@ -140,17 +141,33 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
         if upper == lower:
             return self._modules[str(upper)]
         key = resolution, self.selector.interpolation
-        first, second = self._modules[str(upper)], self._modules[str(lower)]
         if torch.compiler.is_compiling() and key in self._made:
             return self._made[key][1]
-        signature = _signature(first) + _signature(second)
-        made = self._made.get(key)
-        if made is None or made[0] != signature:
-            made = self._made[key] = signature, _blend(first, second, t, self.selector.interpolation)
-        return made[1]
+        signature = _signature(self._modules[str(upper)]) + _signature(self._modules[str(lower)])
+        if key not in self._made or self._made[key][0] != signature:
+            self._make(key, signature)
+        return self._made[key][1]
+
+    def _make(self, key: Tuple[int, str], signature: Any) -> None:
+        resolution, interpolation = key
+        upper, lower, t = bracket(self.selector.resolutions, resolution)
+        bn = _blend(self._modules[str(upper)], self._modules[str(lower)], t, interpolation)
+        if key in self._made:  # renewed in place, since a compiled graph may hold it
+            self._made[key][1].load_state_dict(bn.state_dict())
+            bn = self._made[key][1]
+        self._made[key] = signature, bn
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """As in torch; `eval()` also renews the interpolated sets: some writes leave no trace (`p.data.copy_()`)."""
+        super().train(mode)
+        if not mode:
+            for key, (signature, _) in list(self._made.items()):
+                self._make(key, signature)
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         self._made.clear()
+        self.selector.prepared.clear()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
@@ -177,15 +194,19 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
     def __getstate__(self) -> Dict[str, Any]:
         return dict(self.__dict__, _made={})
 
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        super().__setstate__(state)
+        install_step_hook()
+
     def extra_repr(self) -> str:
         return f'resolutions={self.selector.resolutions}'
 
 
 def _blend(upper: nn.Module, lower: nn.Module, t: float, mode: str) -> nn.Module:
     """A frozen BatchNorm between two sets, in eval mode."""
-    state = interpolate_bn(bn_state(upper), bn_state(lower), t, mode, eps=upper.eps)
-    bn = deepcopy(upper if t <= 0.5 else lower).eval().requires_grad_(False)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # it outlives the inference mode in which it may be made
+        state = interpolate_bn(bn_state(upper), bn_state(lower), t, mode, eps=upper.eps)
+        bn = deepcopy(upper if t <= 0.5 else lower).eval().requires_grad_(False)
         for name, value in state.items():
             getattr(bn, name).copy_(value)
     return bn

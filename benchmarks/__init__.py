@@ -1,0 +1,1 @@
+"""Clients of rs_timm: one script a question. Results go to benchmarks/results/*.csv."""

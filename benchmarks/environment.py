@@ -1,0 +1,34 @@
+"""What every benchmark row states: device, dtype, threads and versions."""
+import platform
+from pathlib import Path
+from typing import Dict
+
+import timm
+import torch
+
+import rs_timm
+
+__all__ = ['describe', 'RESULTS']
+
+RESULTS = Path(__file__).resolve().parent / 'results'
+
+
+def _cpu_name() -> str:
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def describe(device: str = 'cpu', dtype: str = 'float32') -> Dict[str, str]:
+    """Columns for a results table, in order."""
+    name = _cpu_name() if device == 'cpu' else torch.cuda.get_device_name(device)
+    return dict(
+        device=f'{device} ({name})',
+        dtype=dtype,
+        threads=str(torch.get_num_threads()),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        timm=timm.__version__,
+        rs_timm=rs_timm.__version__,
+    )
