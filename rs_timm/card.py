@@ -1,22 +1,41 @@
 """The model card: README.md of a saved or pushed network, generated from what was measured."""
 from dataclasses import dataclass, field
-from typing import Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
+import yaml
 from torch import nn
 
+from rs_timm.layers import get_resolutions
+
 __all__ = ['CardData', 'model_card']
+
+_METRICS = {'top1': 'Top-1 (%)', 'top5': 'Top-5 (%)'}
+_PAPER = '''```bibtex
+@inproceedings{wang2020resolution,
+  title={Resolution Switchable Networks for Runtime Efficient Image Recognition},
+  author={Wang, Yikai and Sun, Fuchun and Li, Duo and Yao, Anbang},
+  booktitle={European Conference on Computer Vision (ECCV)},
+  year={2020}
+}
+```'''
 
 
 @dataclass(frozen=True)
 class CardData:
     """What a model card says beyond what the network itself tells; what is left out is printed as not known.
 
+    >>> CardData(license='mit', results={224: {'top1': 71.0}}, dataset='ImageNet, validation split').results[224]
+    {'top1': 71.0}
+
     Args:
-        license: identifier of the hub ('apache-2.0', 'mit'); never guessed.
+        license: identifier as the hub knows it ('apache-2.0', 'mit'); it is never guessed.
         description: one paragraph: what the weights are and how they were made.
-        results: resolution in pixels -> {'top1': percent, 'top5': percent}, as measured.
+        results: resolution in pixels -> {'top1': percent, 'top5': percent}, as measured; any size, either figure.
         dataset: what `results` were measured on, for example 'Imagenette, validation split, 3925 pictures'.
         recipe: how the weights were trained (Markdown).
+
+    Raises:
+        ValueError: a result that is no percentage, or results without the data set that they were measured on.
     """
 
     license: Optional[str] = None
@@ -25,7 +44,139 @@ class CardData:
     dataset: Optional[str] = None
     recipe: Optional[str] = None
 
+    def __post_init__(self) -> None:
+        for resolution, figures in self.results.items():
+            for name, value in figures.items():
+                if name not in _METRICS or not 0 <= value <= 100:
+                    raise ValueError(f'results[{resolution}] has {name}={value}: give {" and ".join(_METRICS)}, in percent '
+                                     '(0 to 100).')
+        if self.results and not self.dataset:
+            raise ValueError('results without a dataset: name what they were measured on, such as '
+                             "dataset='Imagenette, validation split'.")
 
-def model_card(model: nn.Module, data: CardData = CardData(), name: str = 'model', source: Optional[str] = None) -> str:
-    """The text of README.md."""
-    raise NotImplementedError
+
+def model_card(
+        model: nn.Module,
+        data: CardData = CardData(),
+        name: str = 'model',
+        source: Optional[str] = None,
+        base_model: Optional[str] = None,
+) -> str:
+    """The text of README.md: YAML for the hub, how to use the network, and its cost and accuracy per resolution.
+
+    Nothing is invented: a figure that `data` lacks is printed as 'not measured', MAdds are counted on `model`.
+
+    >>> import timm, rs_timm
+    >>> model = timm.create_model('rs_resnet18', resolutions=(224, 96))
+    >>> print(model_card(model, CardData(results={96: {'top1': 61.5}}, dataset='ImageNet')).split('## Resolutions')[1])
+    <BLANKLINE>
+    <BLANKLINE>
+    Accuracy on ImageNet. One MAdd is one multiply-add of a convolution or linear layer, for one square image.
+    <BLANKLINE>
+    | Resolution | MAdds (M) | Top-1 (%) | Top-5 (%) |
+    |---:|---:|---:|---:|
+    | 224 | 1814.1 | not measured | not measured |
+    | 96 | 333.6 | 61.5 | not measured |
+    ...
+
+    Args:
+        model: a switchable network (unwrapped), made by timm.
+        data: what the network itself cannot tell.
+        name: heading.
+        source: what `timm.create_model` takes to load it, 'hf-hub:user/name'; None: the folder of the card.
+        base_model: hub repository that the weights were made from.
+    """
+    parts = [
+        _front_matter(data, base_model),
+        f'# {name}',
+        data.description or 'What these weights are and how they were made was not stated.',
+        _facts(model, data, base_model),
+        '## Usage',
+        _usage(model, source or f'local-dir:{name}'),
+        '## Resolutions',
+        _table(model, data),
+    ]
+    if data.recipe:
+        parts += ['## Training', data.recipe]
+    return '\n\n'.join([*parts, '## Citation', _PAPER]) + '\n'
+
+
+def _front_matter(data: CardData, base_model: Optional[str]) -> str:
+    front: Dict[str, Any] = dict(
+        tags=['image-classification', 'timm', 'rs_timm', 'resolution-switchable'],
+        pipeline_tag='image-classification',
+        library_name='timm',
+    )
+    if data.license:
+        front['license'] = data.license
+    if base_model:
+        front['base_model'] = base_model
+    return f'---\n{yaml.safe_dump(front, sort_keys=False)}---'
+
+
+def _facts(model: nn.Module, data: CardData, base_model: Optional[str]) -> str:
+    cfg = model.pretrained_cfg
+    architecture = f"`{cfg['architecture']}`"
+    stock = getattr(model, 'stock_architecture', None)
+    facts = {
+        'Architecture': f"{architecture} (timm's `{stock}` with private BatchNorms)" if stock else architecture,
+        'Resolutions': ', '.join(str(r) for r in get_resolutions(model)),
+        'Classes': str(getattr(model, 'num_classes', 'not known')),
+        'Parameters (M)': f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
+        'Licence': data.license or 'not stated',
+    }
+    if base_model:
+        facts['Weights made from'] = f'`{base_model}`'
+    return '\n'.join(f'- **{key}:** {value}' for key, value in facts.items())
+
+
+def _usage(model: nn.Module, source: str) -> str:
+    resolutions = get_resolutions(model)
+    resolution = resolutions[len(resolutions) // 2]
+    channels = model.pretrained_cfg['input_size'][0]
+    mode = {1: 'L', 4: 'RGBA'}.get(channels, 'RGB')
+    return f'''The network needs the package `rs_timm`: importing it registers the architecture with timm.
+
+```python
+import timm
+import torch
+from PIL import Image
+
+import rs_timm  # registers the rs_* models
+
+model = timm.create_model({source!r}, pretrained=True).eval()
+
+resolution = {resolution}  # private BatchNorms for {', '.join(str(r) for r in resolutions)}; others are interpolated
+config = dict(timm.data.resolve_model_data_config(model), input_size=({channels}, resolution, resolution))
+image = timm.data.create_transform(**config)(Image.open('photo.jpg').convert({mode!r}))  # [{channels}, {resolution}, {resolution}]
+
+rs_timm.set_resolution(model, resolution)  # or None, the default: follow the size of the input
+with torch.inference_mode():
+    probabilities = model(image[None]).softmax(1)
+```'''
+
+
+def _count(model: nn.Module, resolution: int) -> str:
+    from rs_timm.analysis import madds
+
+    try:
+        return f'{madds(model, resolution) / 1e6:.1f}'
+    except (RuntimeError, ValueError):  # a size that is too small for this network
+        return 'not counted'
+
+
+def _table(model: nn.Module, data: CardData) -> str:
+    measured_on = f'Accuracy on {data.dataset}. ' if data.results else ''
+    lines: List[str] = [
+        f'{measured_on}One MAdd is one multiply-add of a convolution or linear layer, for one square image.',
+        '',
+        f"| Resolution | MAdds (M) | {' | '.join(_METRICS.values())} |",
+        '|---:|---:|' + '---:|' * len(_METRICS),
+    ]
+    private = get_resolutions(model)
+    for resolution in sorted({*private, *data.results}, reverse=True):
+        figures = data.results.get(resolution, {})
+        cells = [f'{figures[key]:.1f}' if key in figures else 'not measured' for key in _METRICS]
+        label = str(resolution) if resolution in private else f'{resolution} (interpolated)'
+        lines.append(f"| {label} | {_count(model, resolution)} | {' | '.join(cells)} |")
+    return '\n'.join(lines)

@@ -10,7 +10,7 @@ from torch import nn
 
 from rs_timm.layers import get_resolutions
 
-from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn
+from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, weights_origin
 from ._manifest import manifest_cfgs, manifest_entry_of_file
 
 __all__ = ['build_switchable', 'switchable_cfgs']
@@ -87,6 +87,8 @@ def build_switchable(
             raise
         raise ValueError(_unreadable(cfg.file, variant, error)) from error
     model.stock_architecture = stock_name
+    if pretrained:
+        model.derived_from = weights_origin(model.pretrained_cfg, pretrained_cfg_overlay)
     model._model_args = dict(resolutions=get_resolutions(model))
     return model
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from rs_timm.layers import get_resolutions
 
-__all__ = ['PAPER_PREPROCESSING', 'checkpoint_filter_fn', 'is_paper_layout']
+__all__ = ['PAPER_PREPROCESSING', 'checkpoint_filter_fn', 'is_paper_layout', 'weights_origin']
 
 # The paper's public code feeds [0, 1] images as they are (no mean, no std), bilinear.
 PAPER_PREPROCESSING: Dict[str, Any] = dict(
@@ -117,3 +117,16 @@ def _rename(key: str, names: Mapping[str, str]) -> str:
         if '.'.join(parts[:length]) in names:
             return '.'.join([names['.'.join(parts[:length])], *parts[length:]])
     return key
+
+
+def weights_origin(cfg: Mapping[str, Any], overlay: Optional[Mapping[str, Any]] = None) -> Optional[str]:
+    """What weights loaded by `cfg` were made from, as `model.derived_from` keeps it: a hub repository or a tag's name.
+
+    None where the licence of `cfg` does not speak of them: a file that the user gave in place of the tag's own. For the
+    paper's tags such a file is the only way, so it counts as theirs.
+    """
+    name = '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag'))))
+    exchanged = any((overlay or {}).get(key) for key in ('file', 'url', 'state_dict', 'hf_hub_id'))
+    if exchanged and cfg.get('tag') != 'orig_in1k':
+        return None
+    return name if exchanged or cfg.get('file') else cfg.get('hf_hub_id') or name

@@ -14,7 +14,7 @@ from rs_timm.layers import (
     use_resolution,
 )
 
-from ._checkpoint import checkpoint_filter_fn
+from ._checkpoint import checkpoint_filter_fn, weights_origin
 
 __all__ = ['DEFAULT_RESOLUTIONS', 'SwitchableMixin', 'switchable']
 
@@ -27,6 +27,7 @@ class SwitchableMixin:
     stock_class: Type[nn.Module]
     stock_architecture: Optional[str] = None  # of the timm model that extract() gives
     checkpoint_metadata: Dict[str, Any]
+    derived_from: Optional[str] = None  # the source of pretrained weights, if its licence covers them
     __jit_unused_properties__ = ['resolutions']
 
     @property
@@ -104,6 +105,8 @@ def switchable(
     """
     if isinstance(model, str):
         model = timm.create_model(model, pretrained=pretrained, **kwargs)
+        if pretrained:
+            model.derived_from = weights_origin(model.pretrained_cfg, kwargs.get('pretrained_cfg_overlay'))
     elif pretrained or kwargs:
         given = ', '.join([*(['pretrained'] if pretrained else []), *kwargs])
         raise ValueError(f'{given}: only for a model name; this {type(model).__name__} exists already.')
