@@ -1,0 +1,1 @@
+"""Train RS-Nets: the task, the loop, checkpoints and recipes."""

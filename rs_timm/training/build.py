@@ -1,0 +1,94 @@
+"""From a recipe to a network: which one, from which weights, and what of it is trained."""
+import logging
+from pathlib import Path
+from typing import Any, Dict
+
+import timm
+import torch
+from timm.models import load_state_dict
+from timm.optim import create_optimizer_v2
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rs_timm.layers import extract
+from rs_timm.models import switchable
+
+from .recipes import Recipe
+
+__all__ = ['build_model', 'create_optimizer', 'freeze']
+
+_logger = logging.getLogger(__name__)
+
+
+def build_model(name: str, recipe: Recipe, num_classes: int) -> nn.Module:
+    """The network `name` with the BatchNorm sets, the initial weights and the trainable parameters of `recipe`.
+
+    Args:
+        name: of a registered `rs_*` model, or any BatchNorm network of timm, which is then converted.
+        recipe: its `resolutions`, `shared_bn`, `model_args`, `init` and `train` matter.
+        num_classes: outputs of the classifier.
+
+    Raises:
+        ValueError: an unknown name, or weights that do not fit.
+    """
+    create = timm.create_model if name.startswith('rs_') else switchable
+    try:
+        model = create(name, resolutions=recipe.resolutions, num_classes=num_classes, **recipe.model_kwargs())
+    except RuntimeError as error:  # timm's 'Unknown model'
+        raise ValueError(f'model {name!r}: {error}. rs_timm has {", ".join(timm.list_models("rs_*"))}, and converts any '
+                         'BatchNorm network of timm.list_models().') from error
+    if recipe.init:
+        _load_init(model, recipe.init)
+    if recipe.shared_bn:
+        model = extract(model, max(recipe.resolutions))
+    return freeze(model, recipe.train)
+
+
+def _load_init(model: nn.Module, init: str) -> None:
+    """Start from weights of another network; a classifier for other classes starts anew."""
+    state = _read_init(init)
+    own = model.state_dict()
+    head = model.pretrained_cfg.get('classifier', 'fc')
+    for key in (f'{head}.weight', f'{head}.bias'):
+        if key in state and key in own and state[key].shape != own[key].shape:
+            _logger.warning('%s: %s is for %d classes, the network for %d: it starts anew', init, key, len(state[key]),
+                            len(own[key]))
+            state[key] = own[key]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f'{init}: does not fit {type(model).__name__}: {str(error).splitlines()[-1].strip()}') from error
+
+
+def _read_init(init: str) -> Dict[str, Any]:
+    if Path(init).is_file():
+        return dict(load_state_dict(init))
+    try:
+        return dict(timm.create_model(init, pretrained=True).state_dict())
+    except RuntimeError as error:
+        raise ValueError(f'init {init!r} is neither a file nor a model name with weights: {error}') from error
+
+
+def freeze(model: nn.Module, train: str) -> nn.Module:
+    """Leave trainable what `train` names: 'all', 'head' (classifier and BatchNorms) or 'bn'."""
+    if train == 'all':
+        return model
+    modules = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    if train == 'head':
+        modules.append(model.get_classifier())
+    model.requires_grad_(False)
+    for module in modules:
+        module.requires_grad_(True)
+    return model
+
+
+def create_optimizer(task: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of `recipe`, from timm, over the network and alpha."""
+    return create_optimizer_v2(
+        task,
+        opt=recipe.opt,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        momentum=recipe.momentum,
+        filter_bias_and_bn=not recipe.decay_norm,
+    )

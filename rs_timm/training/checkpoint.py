@@ -1,0 +1,100 @@
+"""Checkpoints that are either whole or not there, and the random states that make a resumed run exact."""
+import io
+import os
+import random
+from pathlib import Path
+from typing import Any, Dict, Mapping, Union
+
+import numpy as np
+import torch
+
+__all__ = ['load_checkpoint', 'random_state', 'save_checkpoint', 'set_random_state', 'write_atomically']
+
+PathOrStr = Union[str, 'os.PathLike[str]']
+
+
+def write_atomically(path: PathOrStr, content: bytes) -> None:
+    """Replace the file at `path` by one with `content`, or leave it as it was.
+
+    The bytes go to a file beside it, reach the disk, and take its name in one step. A process killed on the way leaves the
+    old file; a full disk raises OSError and leaves the old file.
+    """
+    path = Path(path)
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        with open(partial, 'wb') as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name is an entry of the folder: it is safe once that reached the disk too."""
+    if os.name != 'posix':
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(path: PathOrStr, state: Mapping[str, Any]) -> None:
+    """Write `state`, made of tensors and plain values, atomically.
+
+    Args:
+        path: the file; the folder must exist.
+        state: must load again with `weights_only=True`: tensors, numbers, strings, and dicts, lists, tuples of them.
+
+    Raises:
+        OSError: the disk is full or not writable; the file that was there is untouched.
+    """
+    buffer = io.BytesIO()  # a full disk is then met by write_atomically alone
+    torch.save(dict(state), buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
+def load_checkpoint(path: PathOrStr) -> Dict[str, Any]:
+    """Read a checkpoint to the CPU; pickled code is not run.
+
+    Raises:
+        ValueError: the file is no checkpoint of this package.
+        FileNotFoundError: no such file.
+    """
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ValueError(f'{path}: not a checkpoint of rs-timm train ({reason}).') from error
+    if not isinstance(state, dict) or 'position' not in state:
+        raise ValueError(f'{path}: holds no position in a training run; weights alone are the matter of --init.')
+    return state
+
+
+def random_state() -> Dict[str, Any]:
+    """The states of the generators of python, numpy, torch and every CUDA device."""
+    name, keys, *rest = np.random.get_state()
+    return dict(
+        python=random.getstate(),
+        numpy=(name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Go on with the random numbers that follow `state`, see `random_state`."""
+    version, internal, gauss = state['python']
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state['numpy']
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state['torch'])
+    if torch.cuda.is_available() and len(state['cuda']) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state['cuda'])

@@ -1,0 +1,68 @@
+"""Learning rate schedules: timm's, counted in updates, and one-cycle, which timm lacks."""
+from typing import Any, Dict, Union
+
+import torch
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+
+from .recipes import Recipe
+
+__all__ = ['OneCycle', 'create_schedule']
+
+
+class OneCycle:
+    """torch's `OneCycleLR` with the calls of a timm scheduler.
+
+    Args:
+        optimizer: its learning rates are the peaks of the cycle.
+        total: updates in the whole run.
+        warmup: updates up to the peak.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, total: int, warmup: int) -> None:
+        peaks = [group['lr'] for group in optimizer.param_groups]
+        # one step of slack at the end: the first call of `step_update` after the last update asks for it
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=peaks, total_steps=total + 1, pct_start=min(max(warmup / (total + 1), 1e-6), 0.99))
+
+    def step_update(self, num_updates: int) -> None:
+        """Set the rate for the update number `num_updates` (from 0)."""
+        if num_updates > self.scheduler.last_epoch:
+            self.scheduler.step()
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {key: value for key, value in self.scheduler.state_dict().items() if not callable(value)}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        self.scheduler.load_state_dict(state)
+
+
+def create_schedule(
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        updates_per_epoch: int,
+) -> Union[Scheduler, OneCycle]:
+    """The schedule of `recipe`; it moves with every update, and its lengths are counted in epochs.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if recipe.sched == 'onecycle':
+        total, warmup = recipe.epochs * updates_per_epoch, round(recipe.warmup_epochs * updates_per_epoch)
+        return OneCycle(optimizer, total, warmup)
+    if recipe.sched not in ('cosine', 'step', 'multistep', 'poly', 'tanh'):
+        raise ValueError(f'sched {recipe.sched!r} is unknown: use cosine, onecycle, step, multistep, poly or tanh.')
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=recipe.sched,
+        num_epochs=recipe.epochs,
+        warmup_epochs=recipe.warmup_epochs,
+        warmup_lr=recipe.warmup_lr,
+        min_lr=recipe.min_lr,
+        decay_epochs=recipe.decay_epochs,
+        decay_milestones=list(recipe.decay_milestones),
+        decay_rate=recipe.decay_rate,
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+    )
+    return schedule
