@@ -1,5 +1,5 @@
 """From uint8 batches to what a network eats, on its device: reduced, flipped, normalised, mixed, erased."""
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from timm.data import Mixup
@@ -36,16 +36,16 @@ class BatchFinisher:
             reduction: str = 'bilinear',
             exact: bool = False,
             mixup: Optional[Mixup] = None,
-            device: torch.device = torch.device('cpu'),
+            device: Union[str, torch.device] = 'cpu',
             channels_last: bool = False,
     ) -> None:
         self.resolutions = tuple(resolutions)
+        self.device = device = torch.device(device)
         self.mean = torch.tensor(mean, dtype=torch.float32, device=device)
         self.std = torch.tensor(std, dtype=torch.float32, device=device)
         self.reduction = reduction
         self.exact = exact
         self.mixup = mixup
-        self.device = device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, batch: ViewBatch, *key: int) -> Tuple[Images, torch.Tensor]:
@@ -146,7 +146,8 @@ def erase(images: Images, erasures: Sequence[Sequence[Erasure]]) -> None:
     for size, view in images.items():
         for picture, rectangles in zip(view, erasures):
             for rectangle in rectangles:
-                patch = picture[(slice(None), *rectangle.slices(size))]
+                rows, columns = rectangle.slices(size)
+                patch = picture[:, rows, columns]
                 patch.copy_(_fill(rectangle, patch))
 
 

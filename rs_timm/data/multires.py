@@ -200,8 +200,8 @@ def create_multires_loader(
     dataset = _dataset(root_or_dataset, split, dataset_kwargs)
     count = len(dataset)  # type: ignore[arg-type]
     if is_training and count < batch_size * world_size:
-        raise ValueError(f'batch_size {batch_size} on each of {world_size} process(es) is more than the {count} pictures '
-                         f'of the training set: take at most {count // world_size}.')
+        raise ValueError(f'batch_size {batch_size} on each of {world_size} process(es) is more than the {count} pictures'
+                         f' there are: take at most {count // world_size}.')
     made = sizes if mode == 'loader' else sizes[:1]
     transform: Union[TrainViews, EvalViews]
     if is_training:
@@ -216,7 +216,7 @@ def create_multires_loader(
         reduction=interpolation if interpolation in REDUCTIONS else 'bilinear',
         exact=not is_training,
         mixup=mixup if is_training else None,
-        device=torch.device(device),
+        device=device,
         channels_last=channels_last,
     )
     samples = MultiResDataset(dataset, transform, seed, substitute=is_training and skip_corrupt)
@@ -242,7 +242,7 @@ def _check_choices(mode: str, flip: str, interpolation: str, is_training: bool) 
     try:
         str_to_pil_interp(interpolation)
     except KeyError:
-        raise ValueError(f"interpolation {interpolation!r} is unknown: use 'bilinear' or 'bicubic', for example.") from None
+        raise ValueError(f"interpolation {interpolation!r} is unknown: use 'bilinear', for example.") from None
     if mode == 'device' and interpolation not in REDUCTIONS:
         raise ValueError(f"interpolation {interpolation!r} does not exist on devices: with mode='device' use one of "
                          f"{', '.join(REDUCTIONS)}, or take mode='loader'.")
@@ -257,11 +257,11 @@ def _check_share(batch_size: int, rank: int, world_size: int) -> None:
 
 def _dataset(root_or_dataset: Any, split: str, kwargs: Dict[str, Any]) -> Dataset[Any]:
     if isinstance(root_or_dataset, IterableDataset):
-        raise ValueError(f'{type(root_or_dataset).__name__} is a stream: order and resume need a data set that is indexed; '
-                         'of timm, use a folder, tar files, hfds/ or torch/.')
+        raise ValueError(f'{type(root_or_dataset).__name__} is a stream: order and resume need an index. Use a folder, tar '
+                         'files, hfds/ or torch/ of timm.')
     if isinstance(root_or_dataset, Dataset):
         if kwargs:
-            raise ValueError(f"{', '.join(kwargs)}: only for a folder; this {type(root_or_dataset).__name__} exists already.")
+            raise ValueError(f"{', '.join(kwargs)}: only for a folder; this {type(root_or_dataset).__name__} exists.")
         return root_or_dataset
     root = Path(fspath(root_or_dataset))
     if not root.exists():

@@ -43,7 +43,8 @@ def seeded(*key: int) -> Iterator[None]:
 def training_shard(count: int, batch_size: int, seed: int, epoch: int, rank: int, world_size: int) -> List[List[int]]:
     """The batches of one rank: the ranks' k-th batches together are the k-th batch of one process with the joint size.
 
-    All ranks have equally many full batches; the rest of the permutation, less than one joint batch, sits this epoch out.
+    All ranks have equally many full batches. The rest of the permutation, less than one joint batch, sits this epoch
+    out.
 
     >>> shards = [training_shard(10, batch_size=2, seed=0, epoch=0, rank=r, world_size=2) for r in (0, 1)]
     >>> [len(batches) for batches in shards]

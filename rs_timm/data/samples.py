@@ -80,8 +80,8 @@ class MultiResDataset(Dataset[Sample]):
         else:  # of torchvision: it has applied its target_transform itself
             image, target, *_ = self._opened(lambda: self.dataset[index])
             if not isinstance(image, Image.Image):
-                raise TypeError(f'the data set gives a {type(image).__name__}, not a PIL picture: remove its transform, '
-                                'the multi-resolution loader has its own.')
+                raise ValueError(f'the data set gives a {type(image).__name__}, not a PIL picture: remove its transform;'
+                                 ' this loader has its own.')
             views, target_transform = self.transform(image), None
         if target is None:
             return views, -1

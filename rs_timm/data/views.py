@@ -5,16 +5,19 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation, str_to_pil_interp
 from torchvision import transforms
 
+from .images import ImageError, _reason
 
 __all__ = ['Erasure', 'EvalViews', 'FLIPS', 'TrainViews', 'Views', 'draw_erasures']
 
 FLIPS = ('shared', 'per_resolution')
+Box = Tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class Erasure(NamedTuple):
@@ -112,8 +115,8 @@ class TrainViews:
         self.ratio = ratio
         self.hflip = hflip
         self.flip = flip
-        self.interpolations = [
-            str_to_pil_interp(name) for name in (('bilinear', 'bicubic') if interpolation == 'random' else (interpolation,))]
+        names = ('bilinear', 'bicubic') if interpolation == 'random' else (interpolation,)
+        self.resamples = [str_to_pil_interp(name) for name in names]
         self.draft = draft
         self.eraser = eraser
         self.augment, self.augment_ops = _colour_augmentation(self.resolutions[0], interpolation, **augment)
@@ -121,12 +124,12 @@ class TrainViews:
     def __call__(self, image: Image.Image) -> Views:
         """Make the views of a picture that was opened but not decoded."""
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
-        resample = random.choice(self.interpolations)
+        resample = random.choice(self.resamples)
         draws = 1 if self.flip == 'shared' else len(self.resolutions)
         flips = tuple(random.random() < self.hflip for _ in range(draws)) * (len(self.resolutions) // draws)
         crop, box = self._crop(image, (left, top, left + width, top + height))
         if self.augment is not None:
-            crop, box = self._augmented(crop if box is None else crop.crop(tuple(round(edge) for edge in box))), None
+            crop, box = self._augmented(crop, box), None
         images = {size: np.asarray(crop.resize((size, size), resample, box)) for size in self.made}
         pending = self.flip == 'per_resolution' and self.made != self.resolutions
         if not pending:
@@ -134,26 +137,24 @@ class TrainViews:
             images = {size: view[:, ::-1] if flipped[size] else view for size, view in images.items()}
         return Views(images, flips if pending else None, draw_erasures(self.eraser) if self.eraser else ())
 
-    def _crop(
-            self,
-            image: Image.Image,
-            box: Tuple[float, float, float, float],
-    ) -> Tuple[Image.Image, Optional[Tuple[float, ...]]]:
+    def _crop(self, image: Image.Image, box: Tuple[int, int, int, int]) -> Tuple[Image.Image, Optional[Box]]:
         """The crop, or with a scaled decode the whole picture and the crop's box in it."""
-        factor = min(box[2] - box[0], box[3] - box[1]) // self.resolutions[0]
-        drafted = None
-        if self.draft and factor >= 2 and image.format == 'JPEG':
-            width, height = image.size
-            drafted = image.draft('RGB', (width // min(factor, 8), height // min(factor, 8)))
-            shrink = width / drafted[1][2] if drafted else 1.
-        if drafted is None:
+        left, top, right, bottom = box
+        factor = min(min(right - left, bottom - top) // self.resolutions[0], 8)
+        if not self.draft or factor < 2 or type(image) is not JpegImageFile:
             return _rgb(image).crop(box), None
-        return _rgb(image), tuple(edge / shrink for edge in box)
+        width, height = image.size
+        drafted = image.draft('RGB', (width // factor, height // factor))
+        shrink = width / drafted[1][2] if drafted else 1.
+        return _rgb(image), (left / shrink, top / shrink, right / shrink, bottom / shrink)
 
-    def _augmented(self, crop: Image.Image) -> Image.Image:
+    def _augmented(self, image: Image.Image, box: Optional[Box]) -> Image.Image:
+        if box is not None:
+            left, top, right, bottom = (round(edge) for edge in box)
+            image = image.crop((left, top, right, bottom))
         for op in self.augment_ops:  # timm's rule for translations in pixels, with the size of this crop
-            op.hparams['translate_const'] = int(min(crop.size) * 0.45)
-        return self.augment(crop)
+            op.hparams['translate_const'] = int(min(image.size) * 0.45)
+        return self.augment(image) if self.augment else image
 
 
 def _colour_augmentation(
@@ -161,7 +162,7 @@ def _colour_augmentation(
         interpolation: str,
         **augment: Any,
 ) -> Tuple[Optional[Callable[[Image.Image], Image.Image]], List[AugmentOp]]:
-    """timm's transforms between the crop and the tensor, and the AutoAugment operations within; None where there are none."""
+    """timm's transforms between the crop and the tensor, None where there are none, and its policy's operations."""
     if not augment.get('color_jitter'):
         augment['color_jitter'] = None
     _, secondary, _ = create_transform(size, is_training=True, interpolation=interpolation, separate=True, **augment)
@@ -188,8 +189,9 @@ class EvalViews:
     def __init__(self, made: Sequence[int], crop_pct: float = 0.875, interpolation: str = 'bilinear') -> None:
         self.transforms = {}
         for size in made:
-            steps = create_transform(size, interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True).transforms
-            self.transforms[size] = transforms.Compose([s for s in steps if not isinstance(s, MaybePILToTensor)])
+            steps = create_transform(size, interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True)
+            pictures = [step for step in steps.transforms if not isinstance(step, MaybePILToTensor)]
+            self.transforms[size] = transforms.Compose(pictures)
 
     def __call__(self, image: Image.Image) -> Views:
         """Make the views of a picture that was opened but not decoded."""

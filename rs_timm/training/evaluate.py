@@ -1,5 +1,7 @@
 """Top-1 and top-5 at every resolution asked for, and of their ensemble, in one pass over the data."""
 import csv
+from contextlib import nullcontext
+from itertools import islice
 from os import PathLike
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -28,6 +30,7 @@ def evaluate(
         alpha: Optional[Mapping[int, float]] = None,
         amp_dtype: Optional[torch.dtype] = None,
         device: Union[None, str, torch.device] = None,
+        limit_batches: Optional[int] = None,
 ) -> Results:
     """Measure `model` at several resolutions, seen in training or not, in one pass over `loader`.
 
@@ -42,8 +45,9 @@ def evaluate(
         resolutions: sizes in pixels, of those in the loader; all of them by default.
         alpha: weight of each resolution in the ensemble (Equation 5), which is then measured too; by default
             `model.checkpoint_metadata['alpha']`, if its resolutions are all measured.
-        amp_dtype: run the network under autocast with this type.
+        amp_dtype: run the network under autocast with this type; without it, as the caller's autocast says.
         device: where the network runs; by default, where its first parameter is.
+        limit_batches: measure the first batches alone.
 
     Returns:
         {resolution, largest first, and perhaps 'ensemble': {'top1', 'top5' in percent, 'loss' (mean cross-entropy),
@@ -54,20 +58,20 @@ def evaluate(
     """
     sizes = _sizes(resolutions, loader)
     weights = _weights(model, sizes, alpha)
-    network = model.module if isinstance(model, DistributedDataParallel) else model  # shards may be uneven: no collectives
+    network = _unwrapped(model)
     device = torch.device(device) if device is not None else _device_of(network)
     rows: List[Row] = [*sizes, *([ENSEMBLE] if weights else [])]
     totals = torch.zeros(len(rows), 4, dtype=torch.float64, device=device)  # hits in 1, hits in 5, loss, count
     was_training = network.training
     network.eval()
     try:
-        for images, target in loader:
+        for images, target in islice(loader, limit_batches):
             target = target.to(device)
             logits = {size: _logits(network, images[size].to(device), size, amp_dtype) for size in sizes}
-            measured: Dict[Row, torch.Tensor] = dict(logits)
+            measured: List[torch.Tensor] = list(logits.values())
             if weights:
-                measured[ENSEMBLE] = ensemble_logits({size: logits[size] for size in weights}, _scores(weights, device))
-            totals += torch.stack([_sums(measured[row], target) for row in rows])
+                measured.append(ensemble_logits({size: logits[size] for size in weights}, _scores(weights, device)))
+            totals += torch.stack([_sums(row, target) for row in measured])
     finally:
         network.train(was_training)
     if loader.world_size > 1:
@@ -81,8 +85,8 @@ def _sizes(resolutions: Optional[Sequence[int]], loader: MultiResLoader) -> Tupl
     sizes = tuple(sorted(loader.resolutions if resolutions is None else set(resolutions), reverse=True))
     missing = [size for size in sizes if size not in loader.resolutions]
     if missing or not sizes:
-        raise ValueError(f'resolutions {missing or ()}: the loader gives {loader.resolutions}; make it with all sizes that '
-                         'are to be measured.')
+        raise ValueError(f'resolutions {missing or ()}: the loader gives {loader.resolutions}; make it with all sizes to be '
+                         'measured.')
     return sizes
 
 
@@ -94,8 +98,7 @@ def _weights(
     """The ensemble's weights, largest resolution first; None if there is no ensemble to measure."""
     given = alpha is not None
     if alpha is None:
-        network = model.module if isinstance(model, DistributedDataParallel) else model
-        metadata = getattr(network, 'checkpoint_metadata', None) or {}
+        metadata = getattr(_unwrapped(model), 'checkpoint_metadata', None) or {}
         alpha = metadata.get('alpha')
     if not alpha:
         return None
@@ -106,13 +109,18 @@ def _weights(
     if missing:
         return None
     if min(weights.values()) < 0. or abs(sum(weights.values()) - 1.) > 1e-3:
-        raise ValueError(f'alpha {weights}: the weights of an ensemble are positive and add up to 1; take the softmax of '
-                         'raw scores first.')
+        raise ValueError(f'alpha {weights}: the weights of an ensemble are positive and add up to 1; take the softmax '
+                         'of raw scores first.')
     return weights
 
 
 def _scores(weights: Mapping[int, float], device: torch.device) -> torch.Tensor:
     return torch.tensor(list(weights.values()), device=device).log()  # softmax gives the weights back
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Without DDP, whose forward exchanges buffers: shards may be uneven, and the last batch may be one process's own."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -125,7 +133,7 @@ def _logits(
         resolution: int,
         amp_dtype: Optional[torch.dtype],
 ) -> torch.Tensor:
-    with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+    with torch.autocast(images.device.type, dtype=amp_dtype) if amp_dtype else nullcontext():
         if not is_switchable(model):
             return model(images).float()
         with use_resolution(model, resolution):
@@ -159,7 +167,8 @@ def results_table(results: Mapping[Row, Mapping[str, float]]) -> str:
     """
     lines = [f'{"resolution":>10} {"top1":>7} {"top5":>7} {"loss":>7} {"pictures":>9}']
     for row, values in results.items():
-        lines.append(f'{row:>10} {values["top1"]:7.2f} {values["top5"]:7.2f} {values["loss"]:7.4f} {values["count"]:9d}')
+        shares = f'{values["top1"]:7.2f} {values["top5"]:7.2f}'
+        lines.append(f'{row:>10} {shares} {values["loss"]:7.4f} {values["count"]:9d}')
     return '\n'.join(lines)
 
 
