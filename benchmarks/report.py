@@ -1,0 +1,99 @@
+"""Write the generated parts of README.md and MODEL_CARD.md: `python -m benchmarks.report`.
+
+A generated part stands between `<!-- report:NAME -->` and `<!-- /report:NAME -->`. Figures come from counting or from
+benchmarks/results/*.csv; what nobody measured says so.
+"""
+import csv
+import re
+from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Sequence
+
+import timm
+
+import rs_timm  # noqa: F401 (registers the models)
+from benchmarks.environment import RESULTS
+from rs_timm.analysis import madds, parameter_counts
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ('README.md', 'MODEL_CARD.md')
+NOT_MEASURED = 'not measured'
+MODELS = ('rs_resnet18', 'rs_resnet34', 'rs_resnet50', 'rs_resnet101', 'rs_mobilenetv2')
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def cost_section() -> str:
+    """Multiply-adds and parameters of the registered models; counted, not measured."""
+    rows = []
+    for name in MODELS:
+        model = timm.create_model(name, device='meta')
+        counts = parameter_counts(model)
+        rows.append([
+            f'`{name}`',
+            *(f'{madds(model, r) / 1e6:.1f}' for r in model.resolutions),
+            f'{counts.total / 1e6:.2f} ({counts.total / 2 ** 20:.2f})',
+            f'{100 * counts.private_share:.2f} %',
+        ])
+    header = ['model', *(f'{r} px' for r in model.resolutions), 'parameters, millions (2^20)', 'in private BatchNorms']
+    return ('Multiply-adds per image in millions (convolutions and linear layers), and parameters with 1000 classes:\n\n'
+            + table(header, rows))
+
+
+def read_results(name: str) -> List[Dict[str, str]]:
+    path = RESULTS / f'{name}.csv'
+    if not path.is_file():
+        return []
+    with path.open(newline='') as stream:
+        return list(csv.DictReader(stream))
+
+
+def environment_of(row: Dict[str, str]) -> str:
+    return (f"{row['device']}, {row['dtype']}, {row['threads']} threads, torch {row['torch']}, timm {row['timm']}")
+
+
+def switch_section() -> str:
+    rows = read_results('switch_cost')
+    if not rows:
+        return NOT_MEASURED
+    switch = [row for row in rows if row['question'] == 'switch against load']
+    forward = [row for row in rows if row['question'].startswith('forward')]
+    parts = [
+        table(
+            ['switch between', 'model', 'set_resolution, us', 'loading another network from disk, ms'],
+            [[r['resolution'], f"`{r['model']}`", f"{1e3 * float(r['rs_ms']):.1f}", f"{float(r['other_ms']):.1f}"]
+             for r in switch]),
+        table(
+            ['forward against stock timm', 'model', 'batch', 'resolution', 'ratio of times'],
+            [[r['question'].split(', ')[1], f"`{r['model']}`", r['batch'], r['resolution'], f"{float(r['ratio']):.3f}"]
+             for r in forward]),
+        f'Medians over interleaved rounds of one run; eager; {environment_of(rows[0])}.',
+    ]
+    return '\n\n'.join(parts)
+
+
+SECTIONS: Dict[str, Callable[[], str]] = {'cost': cost_section, 'switch': switch_section}
+
+
+def render(text: str) -> str:
+    """`text` with every generated part made anew."""
+    def replace(match: 're.Match[str]') -> str:
+        name = match[1]
+        if name not in SECTIONS:
+            raise ValueError(f"generated part {name!r} is unknown: there are {', '.join(SECTIONS)}.")
+        return f'<!-- report:{name} -->\n{SECTIONS[name]()}\n<!-- /report:{name} -->'
+
+    return re.sub(r'<!-- report:(\w+) -->.*?<!-- /report:\1 -->', replace, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    for document in DOCUMENTS:
+        path = ROOT / document
+        path.write_text(render(path.read_text(encoding='utf-8')), encoding='utf-8')
+        print(f'wrote {document}')
+
+
+if __name__ == '__main__':
+    main()

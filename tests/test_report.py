@@ -1,0 +1,29 @@
+"""The generated parts of README.md and MODEL_CARD.md are what the generator writes now."""
+import re
+
+import pytest
+
+from benchmarks import report
+
+
+@pytest.mark.parametrize('document', report.DOCUMENTS)
+def test_documents_have_not_drifted(document):
+    text = (report.ROOT / document).read_text(encoding='utf-8')
+    assert re.search(r'<!-- report:\w+ -->', text)
+    assert report.render(text) == text, 'run python -m benchmarks.report'
+
+
+def test_a_changed_figure_is_noticed():
+    text = (report.ROOT / 'README.md').read_text(encoding='utf-8')
+    drifted = text.replace('4089.2', '4089.3')
+    assert drifted != text and report.render(drifted) == text
+
+
+def test_an_unknown_part_is_an_error():
+    with pytest.raises(ValueError, match="'nothing' is unknown.*cost"):
+        report.render('<!-- report:nothing --> <!-- /report:nothing -->')
+
+
+def test_what_was_not_measured_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, 'RESULTS', tmp_path)
+    assert report.switch_section() == 'not measured'
