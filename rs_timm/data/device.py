@@ -62,27 +62,30 @@ class BatchFinisher:
         if self.mixup is not None:
             with seeded(*key):
                 images, target = mix(self.mixup, images, target)
-        images = {size: view.contiguous(memory_format=self.memory_format) for size, view in images.items()}
         erase(images, batch.erasures)
         return images, target
 
     def _reduced(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
         """uint8 [N, H, W, 3] -> [N, size, size, 3]: uint8 on the CPU, which is fast at that, else float32 in 0..255."""
         view = pixels.permute(0, 3, 1, 2)
-        view = view if view.device.type == 'cpu' else view.float()
-        view = F.interpolate(view, size=(size, size), mode=self.reduction, antialias=True)
-        return view.permute(0, 2, 3, 1).clamp(0, 255)
+        if view.device.type != 'cpu':
+            return F.interpolate(
+                view.float(), (size, size), mode=self.reduction, antialias=True).clamp_(0., 255.).permute(0, 2, 3, 1)
+        return F.interpolate(view, (size, size), mode=self.reduction, antialias=True).permute(0, 2, 3, 1)
 
     def _normalised(self, view: torch.Tensor) -> torch.Tensor:
-        """[N, r, r, 3] in 0..255 -> float32 [N, 3, r, r], channels last in memory."""
+        """[N, r, r, 3] in 0..255 -> float32 [N, 3, r, r]."""
         count, height, width, channels = view.shape
-        rows = view.reshape(count * height, width * channels)  # long rows: broadcasting three channels is slow
-        mean, std = self.mean.repeat(width), self.std.repeat(width)
-        if self.exact:
-            rows = rows.float().div_(255.).sub_(mean).div_(std)
-        else:
-            rows = torch.addcmul(-mean / std, rows.float(), 1. / (255. * std))
-        return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
+        images = torch.empty(
+            (count, channels, height, width), device=view.device, memory_format=self.memory_format)
+        mean, std = self.mean.repeat(width), self.std.repeat(width)  # long rows: broadcasting three channels is slow
+        shift, factor = -mean / std, 1. / (255. * std)
+        step = 1 if view.device.type == 'cpu' else count  # one picture fits the cache
+        for part, pixels in zip(images.split(step), view.split(step)):
+            rows = pixels.reshape(-1, width * channels).float()
+            rows = rows.div_(255.).sub_(mean).div_(std) if self.exact else torch.addcmul(shift, rows, factor)
+            part.copy_(rows.view(pixels.shape).permute(0, 3, 1, 2))
+        return images
 
 
 def mix(mixup: Mixup, images: Images, target: torch.Tensor) -> Tuple[Images, torch.Tensor]:

@@ -13,7 +13,7 @@ from .device import REDUCTIONS, BatchFinisher, Images, prefetched
 from .images import ImageError
 from .order import EpochBatches
 from .samples import MultiResDataset, ViewBatch, collate_views
-from .views import FLIPS, EvalViews, TrainViews
+from .views import FLIPS, RESIZERS, EvalViews, TrainViews
 
 __all__ = ['MODES', 'MultiResLoader', 'create_multires_loader']
 
@@ -137,6 +137,7 @@ def create_multires_loader(
         hflip: float = 0.5,
         mode: str = 'loader',
         flip: str = 'shared',
+        resizer: Optional[str] = None,
         draft: bool = False,
         color_jitter: Union[None, float, Tuple[float, ...]] = None,
         auto_augment: Optional[str] = None,
@@ -176,6 +177,8 @@ def create_multires_loader(
         mode: 'loader' resizes each size straight from the crop with Pillow, as the paper does; 'device' makes the
             largest so, and reduces the others from that, antialiased, where the network is: faster.
         flip: 'shared' by all sizes, or drawn 'per_resolution', as the paper's public code does.
+        resizer: in training, 'pillow', or 'torch', which is faster (vectorised) and within one level of 255 of it; by
+            default the one for mode 'loader', the other for 'device'.
         draft: in training, let the JPEG decoder scale down by 2, 4 or 8 where the crop still covers the largest size.
         color_jitter, auto_augment: as in timm; applied to the crop before it is resized.
         re_prob, re_mode, re_count: timm's random erasing; the same relative rectangle at all sizes.
@@ -195,19 +198,21 @@ def create_multires_loader(
     """
     sizes = _check_sizes(resolutions)
     is_training = split == 'train' if is_training is None else is_training
-    _check_choices(mode=mode, flip=flip, interpolation=interpolation, is_training=is_training)
+    resizer = resizer or ('pillow' if mode == 'loader' else 'torch')
+    _check_choices(mode, flip, resizer)
+    _check_interpolation(interpolation, is_training, on_torch=mode == 'device' or is_training and resizer == 'torch')
     _check_share(batch_size, rank, world_size)
     dataset = _dataset(root_or_dataset, split, dataset_kwargs)
     count = len(dataset)  # type: ignore[arg-type]
     if is_training and count < batch_size * world_size:
-        raise ValueError(f'batch_size {batch_size} on each of {world_size} process(es) is more than the {count} pictures'
-                         f' there are: take at most {count // world_size}.')
+        raise ValueError(f'batch_size {batch_size} on each of {world_size} process(es) is more than the {count} '
+                         f'pictures there are: take at most {count // world_size}.')
     made = sizes if mode == 'loader' else sizes[:1]
     transform: Union[TrainViews, EvalViews]
     if is_training:
         eraser = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device='cpu') if re_prob > 0. else None
         transform = TrainViews(
-            sizes, made, scale, ratio, hflip, flip, interpolation, draft, eraser,
+            sizes, made, scale, ratio, hflip, flip, interpolation, resizer, draft, eraser,
             color_jitter=color_jitter, auto_augment=auto_augment, mean=tuple(mean))
     else:
         transform = EvalViews(made, crop_pct, interpolation)
@@ -231,10 +236,13 @@ def _check_sizes(resolutions: Iterable[int]) -> Tuple[int, ...]:
     return tuple(sorted((int(size) for size in sizes), reverse=True))
 
 
-def _check_choices(mode: str, flip: str, interpolation: str, is_training: bool) -> None:
-    for name, value, allowed in (('mode', mode, MODES), ('flip', flip, FLIPS)):
+def _check_choices(mode: str, flip: str, resizer: str) -> None:
+    for name, value, allowed in (('mode', mode, MODES), ('flip', flip, FLIPS), ('resizer', resizer, RESIZERS)):
         if value not in allowed:
             raise ValueError(f"{name} {value!r} is unknown: use one of {', '.join(allowed)}.")
+
+
+def _check_interpolation(interpolation: str, is_training: bool, on_torch: bool) -> None:
     if interpolation == 'random':
         if not is_training:
             raise ValueError("interpolation 'random' is for training: name one, such as 'bilinear', for evaluation.")
@@ -243,9 +251,9 @@ def _check_choices(mode: str, flip: str, interpolation: str, is_training: bool) 
         str_to_pil_interp(interpolation)
     except KeyError:
         raise ValueError(f"interpolation {interpolation!r} is unknown: use 'bilinear', for example.") from None
-    if mode == 'device' and interpolation not in REDUCTIONS:
-        raise ValueError(f"interpolation {interpolation!r} does not exist on devices: with mode='device' use one of "
-                         f"{', '.join(REDUCTIONS)}, or take mode='loader'.")
+    if on_torch and interpolation not in REDUCTIONS:
+        raise ValueError(f"interpolation {interpolation!r} does not exist in torch: use one of {', '.join(REDUCTIONS)}, or "
+                         "take mode='loader' with resizer='pillow'.")
 
 
 def _check_share(batch_size: int, rank: int, world_size: int) -> None:
@@ -257,8 +265,8 @@ def _check_share(batch_size: int, rank: int, world_size: int) -> None:
 
 def _dataset(root_or_dataset: Any, split: str, kwargs: Dict[str, Any]) -> Dataset[Any]:
     if isinstance(root_or_dataset, IterableDataset):
-        raise ValueError(f'{type(root_or_dataset).__name__} is a stream: order and resume need an index. Use a folder, tar '
-                         'files, hfds/ or torch/ of timm.')
+        raise ValueError(f'{type(root_or_dataset).__name__} is a stream: order and resume need an index. Use a '
+                         'folder, tar files, hfds/ or torch/ of timm.')
     if isinstance(root_or_dataset, Dataset):
         if kwargs:
             raise ValueError(f"{', '.join(kwargs)}: only for a folder; this {type(root_or_dataset).__name__} exists.")

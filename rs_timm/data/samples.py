@@ -80,8 +80,8 @@ class MultiResDataset(Dataset[Sample]):
         else:  # of torchvision: it has applied its target_transform itself
             image, target, *_ = self._opened(lambda: self.dataset[index])
             if not isinstance(image, Image.Image):
-                raise ValueError(f'the data set gives a {type(image).__name__}, not a PIL picture: remove its transform;'
-                                 ' this loader has its own.')
+                raise ValueError(f'the data set gives a {type(image).__name__}, not a PIL picture: remove its '
+                                 'transform; this loader has its own.')
             views, target_transform = self.transform(image), None
         if target is None:
             return views, -1
@@ -119,5 +119,5 @@ def _stack(views: Sequence[np.ndarray]) -> torch.Tensor:
     batch = torch.empty((len(views), *views[0].shape), dtype=torch.uint8)
     array = batch.numpy()
     for row, view in zip(array, views):
-        row[...] = view  # a flipped view is turned here, while it is copied
+        row[...] = view
     return batch

@@ -85,8 +85,8 @@ def _sizes(resolutions: Optional[Sequence[int]], loader: MultiResLoader) -> Tupl
     sizes = tuple(sorted(loader.resolutions if resolutions is None else set(resolutions), reverse=True))
     missing = [size for size in sizes if size not in loader.resolutions]
     if missing or not sizes:
-        raise ValueError(f'resolutions {missing or ()}: the loader gives {loader.resolutions}; make it with all sizes to be '
-                         'measured.')
+        raise ValueError(f'resolutions {missing or ()}: the loader gives {loader.resolutions}; make it with all the '
+                         'sizes to measure.')
     return sizes
 
 
@@ -119,7 +119,7 @@ def _scores(weights: Mapping[int, float], device: torch.device) -> torch.Tensor:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """Without DDP, whose forward exchanges buffers: shards may be uneven, and the last batch may be one process's own."""
+    """Without DDP, whose forward exchanges buffers: shards may be uneven, and a last batch one process's own."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
