@@ -40,7 +40,7 @@ def main(argv: Optional[List[str]] = None) -> None:
 
 
 def _set_path(script: str) -> None:
-    """The script's folder in the place of the current one; rs_timm stays importable, for spawned worker processes too."""
+    """The script's folder in the place of the current one; rs_timm stays importable, for spawned processes too."""
     folder, home = os.path.dirname(os.path.abspath(script)), os.path.dirname(rs_timm.__path__[0])
     sys.path[:1] = [folder]
     if home not in sys.path:

@@ -118,5 +118,15 @@ def image_transform(data_config: Mapping[str, Any], resolution: int) -> Callable
         raise ValueError(f'resolution {resolution}: it must be a positive number of pixels.')
     config = {key: value for key, value in data_config.items() if key != 'input_size'}
     channels = data_config.get('input_size', (3,))[0]
-    transform = create_transform((channels, resolution, resolution), is_training=False, **config)
-    return transform if channels == 3 else transforms.Compose([transforms.Grayscale(channels), transform])
+    steps = [_trim_strip, create_transform((channels, resolution, resolution), is_training=False, **config)]
+    return transforms.Compose(steps if channels == 3 else [transforms.Grayscale(channels), *steps])
+
+
+def _trim_strip(image: Image.Image) -> Image.Image:
+    """Cut the ends off a strip of more than 32:1. The centre crop would do so later, after enlarging it to gigabytes."""
+    width, height = image.size
+    longest = 32 * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, min(width, left + longest), min(height, top + longest)))
