@@ -47,7 +47,7 @@ class ImageFiles:
             batch_size: int,
             threads: Optional[int] = None,
     ) -> Iterator[torch.Tensor]:
-        """Batches [N, ...] of transformed pictures; N is `batch_size` but for the last. Unreadable ones are left out."""
+        """Batches [N, ...] of transformed pictures, N = `batch_size` but for the last; unreadable ones are left out."""
         def load(path: Path) -> Union[torch.Tensor, ImageError]:
             try:
                 return transform(open_image(path))
