@@ -121,7 +121,7 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
         if bn is None:
             bn = self._unseen_set(resolution)
         if self.training and self.selector.touch_idle and len(self) > 1:
-            idle = (p for other in self.children() if other is not bn for p in other.parameters())
+            idle = {(id(self.selector), name): other.parameters() for name, other in self.items() if other is not bn}
             x = touch_idle(x, bn.parameters(), idle)
         x = bn(x)
         if x.grad_fn is not None:
