@@ -13,8 +13,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 __all__ = ['install_step_hook', 'touch_idle']
 
-# On each parameter, until the next optimizer step: the number of the backward pass that used it, or the `_Idle` set that
-# it belongs to. A mark on the parameter survives param groups.
+# On each parameter, until the next optimizer step: the number of the backward pass that used it, or the `_Idle` set
+# that it belongs to. A mark on the parameter survives param groups.
 _MARK = '_rs_step'
 
 
