@@ -1,4 +1,5 @@
 """Loaders that give each picture at S resolutions: decoded once, cropped once, resized S times."""
+import os
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
@@ -59,6 +60,7 @@ class MultiResLoader:
             collate_fn=collate_views,
             pin_memory=cuda,
             persistent_workers=num_workers > 0,
+            worker_init_fn=_leave_process_group,
             generator=torch.Generator(),  # else each pass would draw from the generator of the training run
         )
 
@@ -119,6 +121,12 @@ class MultiResLoader:
                              '--skip-corrupt on the command line)')
 
 
+def _leave_process_group(worker: int) -> None:
+    """Ctrl-C and `timeout` signal the whole group: the training process decides when its workers end."""
+    if hasattr(os, 'setpgrp'):
+        os.setpgrp()
+
+
 def create_multires_loader(
         root_or_dataset: Union[str, 'PathLike[str]', Dataset[Any]],
         resolutions: Iterable[int],
@@ -174,11 +182,11 @@ def create_multires_loader(
         interpolation: a name that timm knows.
         crop_pct: side of the crop over shorter side of the resized picture, in evaluation.
         scale, ratio, hflip: share of the area and aspect ratio of the random crop; probability of the flip.
-        mode: 'loader' resizes each size straight from the crop with Pillow, as the paper does; 'device' makes the
-            largest so, and reduces the others from that, antialiased, where the network is: faster.
+        mode: 'loader' resizes each size straight from the crop, as the paper does; 'device' makes the largest so, and
+            reduces the others from that, antialiased, where the network is: faster.
         flip: 'shared' by all sizes, or drawn 'per_resolution', as the paper's public code does.
-        resizer: in training, 'pillow', or 'torch', which is faster (vectorised) and within one level of 255 of it; by
-            default the one for mode 'loader', the other for 'device'.
+        resizer: in training, 'pillow', or 'torch', which is faster (vectorised) and, when bilinear, within one level of
+            255 of it; by default the one for mode 'loader', the other for 'device'.
         draft: in training, let the JPEG decoder scale down by 2, 4 or 8 where the crop still covers the largest size.
         color_jitter, auto_augment: as in timm; applied to the crop before it is resized.
         re_prob, re_mode, re_count: timm's random erasing; the same relative rectangle at all sizes.
@@ -265,7 +273,7 @@ def _check_share(batch_size: int, rank: int, world_size: int) -> None:
 
 def _dataset(root_or_dataset: Any, split: str, kwargs: Dict[str, Any]) -> Dataset[Any]:
     if isinstance(root_or_dataset, IterableDataset):
-        raise ValueError(f'{type(root_or_dataset).__name__} is a stream: order and resume need an index. Use a '
+        raise ValueError(f'{type(root_or_dataset).__name__} is a stream, and order and resume need an index: use a '
                          'folder, tar files, hfds/ or torch/ of timm.')
     if isinstance(root_or_dataset, Dataset):
         if kwargs:

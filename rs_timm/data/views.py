@@ -93,7 +93,7 @@ class TrainViews:
         hflip: probability of a horizontal flip.
         flip: 'shared' draws it once, 'per_resolution' for each size.
         interpolation: a name that timm knows; 'random' draws bilinear or bicubic for each picture.
-        resizer: 'pillow', or 'torch', which is faster (vectorised) and within one level of 255 of it.
+        resizer: 'pillow', or 'torch', which is faster (vectorised) and, when bilinear, within one level of 255 of it.
         draft: let the JPEG decoder scale down by 2, 4 or 8 where the crop still covers the largest size.
         eraser: parameters of random erasing, or None.
         augment: arguments for timm's colour augmentation: `color_jitter`, `auto_augment`, `grayscale_prob`, ...

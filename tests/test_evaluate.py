@@ -1,0 +1,214 @@
+"""Evaluation in one pass: what plain timm networks give one by one, the ensemble by hand, and shards that add up."""
+import csv
+import math
+
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_transform
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
+
+import rs_timm
+from rs_timm.data import create_multires_loader
+from rs_timm.training.evaluate import evaluate, results_rows, results_table, write_results_csv
+
+TRAINED, UNSEEN = (48, 32), 40
+SIZES = (48, 40, 32)
+ALPHA = {48: 0.5, 40: 0.3, 32: 0.2}
+
+
+class Noise(Dataset):
+    """Thirteen noise pictures of ten classes; made anew in each process."""
+
+    def __init__(self, count=13, label=None):
+        self.count, self.label = count, label
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        pixels = torch.randint(0, 256, (60 + index, 70, 3), dtype=torch.uint8, generator=generator)
+        return Image.fromarray(pixels.numpy()), index % 10 if self.label is None else self.label
+
+
+def loader(resolutions=SIZES, data=None, **kwargs):
+    return create_multires_loader(
+        data or Noise(), resolutions, **dict(dict(split='val', batch_size=4, num_workers=0), **kwargs))
+
+
+def network(random_statistics):
+    torch.manual_seed(0)
+    return random_statistics(timm.create_model('rs_resnet18', resolutions=TRAINED, num_classes=10))
+
+
+@pytest.fixture
+def model(random_statistics):
+    return network(random_statistics)
+
+
+def by_hand(logits):
+    """The measures of logits [13, 10], one picture at a time."""
+    data = Noise()
+    top1 = top5 = loss = 0.
+    for index, row in enumerate(logits.double()):
+        label = data[index][1]
+        rank = int((row > row[label]).sum())
+        top1, top5 = top1 + (rank < 1), top5 + (rank < 5)
+        loss += math.log(sum(math.exp(z - row[label]) for z in row.tolist()))
+    return dict(top1=100 * top1 / 13, top5=100 * top5 / 13, loss=loss / 13, count=13)
+
+
+def logits_by_hand(plain, resolution):
+    transform = create_transform(resolution, crop_pct=0.875)
+    data = Noise()
+    with torch.no_grad():
+        return torch.cat([plain(transform(data[index][0])[None]) for index in range(13)])
+
+
+def assert_close(results, expected):
+    assert list(results) == list(expected)
+    for row in expected:
+        assert results[row] == pytest.approx(expected[row], abs=1e-4), row
+
+
+def test_every_size_and_the_ensemble_are_what_extracted_networks_give(model):
+    logits = {size: logits_by_hand(rs_timm.extract(model, size), size) for size in SIZES}
+    expected = {size: by_hand(z) for size, z in logits.items()}
+    expected['ensemble'] = by_hand(sum(ALPHA[size] * z for size, z in logits.items()))
+    assert len({values['loss'] for values in expected.values()}) == 4  # each row is its own
+    assert_close(evaluate(model, loader(), alpha=ALPHA), expected)
+
+
+def test_a_plain_network_has_no_switch():
+    torch.manual_seed(0)
+    plain = timm.create_model('resnet18', num_classes=10).eval()
+    expected = {size: by_hand(logits_by_hand(plain, size)) for size in SIZES}
+    assert_close(evaluate(plain, loader()), expected)
+
+
+def test_a_subset_of_the_loaders_sizes_in_any_order(model):
+    whole = evaluate(model, loader())
+    assert evaluate(model, loader(), resolutions=(32, 48)) == {48: whole[48], 32: whole[32]}
+
+
+def test_alpha_of_the_checkpoint(model):
+    model.checkpoint_metadata = dict(alpha={48: 0.7, 32: 0.3})
+    explicit = evaluate(model, loader(), alpha={48: 0.7, 32: 0.3})
+    assert 'ensemble' in explicit and evaluate(model, loader()) == explicit
+    assert 'ensemble' not in evaluate(model, loader(), resolutions=(48,))  # not all of its sizes are measured
+
+
+def test_an_ensemble_of_one_is_that_one(model):
+    results = evaluate(model, loader(), alpha={48: 1., 32: 0.})
+    assert results['ensemble'] == pytest.approx(results[48])
+
+
+def test_the_pin_and_the_mode_are_given_back(model):
+    expected = evaluate(model, loader())
+    model.train()
+    model.set_resolution(32)
+    assert evaluate(model, loader()) == expected
+    assert model.training and model.get_resolution() == 32
+    with pytest.raises(ZeroDivisionError):
+        model.fc.register_forward_hook(lambda *_: 1 / 0)
+        evaluate(model, loader())
+    assert model.training and model.get_resolution() == 32
+
+
+def test_autocast_is_its_own_or_the_callers(model):
+    kinds = []
+    model.fc.register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))
+    evaluate(model, loader(), amp_dtype=torch.bfloat16, limit_batches=1)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        evaluate(model, loader(), limit_batches=1)
+    assert set(kinds) == {torch.bfloat16}
+    evaluate(model, loader(), limit_batches=1)
+    assert kinds[-1] == torch.float32
+
+
+def test_limit_and_unlabelled_pictures(model):
+    assert evaluate(model, loader(), limit_batches=2)[48]['count'] == 8
+    with pytest.raises(ValueError, match='no picture with a label'):
+        evaluate(model, loader(data=Noise(label=-1)))
+
+
+def test_fewer_than_five_classes():
+    plain = timm.create_model('resnet18', num_classes=3)
+    results = evaluate(plain, loader(data=Noise(label=1)))
+    assert results[48]['top5'] == 100.
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(resolutions=(48, 64)), r'\[64\].*\(48, 40, 32\)'),
+    (dict(alpha={48: 0.5, 64: 0.5}), r'alpha has weights for \[64\]'),
+    (dict(alpha={48: 1.5, 32: 2.}), 'softmax'),
+    (dict(alpha={48: 1.5, 32: -0.5}), 'softmax'),
+])
+def test_bad_arguments(model, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, loader(), **kwargs)
+
+
+def test_a_loader_for_training_is_refused(model):
+    with pytest.raises(ValueError, match='is_training=False'):
+        evaluate(model, loader(split='train'))
+
+
+# Several processes
+
+def small():
+    """With buffers, which DDP broadcasts in its forward: a trap where one process has a batch more."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    return rs_timm.convert_switchable_bn(nn.Sequential(*layers), TRAINED)
+
+
+def worker(rank, folder, world_size):
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=world_size)
+    shard = loader(batch_size=2, rank=rank, world_size=world_size)
+    torch.save(evaluate(DistributedDataParallel(small()), shard, alpha=ALPHA), f'{folder}/{rank}.pt')
+    dist.destroy_process_group()
+
+
+def test_two_processes_with_uneven_shards_give_what_one_gives(tmp_path):
+    assert [len(loader(batch_size=2, rank=rank, world_size=2)) for rank in (0, 1)] == [4, 3]
+    mp.spawn(worker, (str(tmp_path), 2), nprocs=2)
+    expected = evaluate(small(), loader(), alpha=ALPHA)
+    for rank in (0, 1):
+        assert_close(torch.load(tmp_path / f'{rank}.pt', weights_only=True), expected)
+    assert expected[48]['count'] == 13
+
+
+# Results on paper
+
+def test_table_and_csv(tmp_path):
+    results = {
+        48: dict(top1=75., top5=92.5, loss=1.25, count=40),
+        'ensemble': dict(top1=80., top5=95., loss=1., count=40),
+    }
+    lines = [line.split() for line in results_table(results).splitlines()]
+    assert lines == [
+        ['resolution', 'top1', 'top5', 'loss', 'pictures'],
+        ['48', '75.00', '92.50', '1.2500', '40'],
+        ['ensemble', '80.00', '95.00', '1.0000', '40'],
+    ]
+    write_results_csv(tmp_path / 'results.csv', results_rows(results, 'net', param_count=11.2, crop_pct=0.875))
+    with open(tmp_path / 'results.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['img_size'] for row in rows] == ['48', 'ensemble']
+    timm_columns = {'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct'}
+    assert timm_columns <= set(rows[0]) and float(rows[0]['top1_err']) == 25. and rows[1]['model'] == 'net'
+
+
+def test_the_loss_is_the_cross_entropy_of_torch(model):
+    logits = logits_by_hand(rs_timm.extract(model, 48), 48)
+    target = torch.tensor([index % 10 for index in range(13)])
+    assert evaluate(model, loader())[48]['loss'] == pytest.approx(F.cross_entropy(logits, target).item(), abs=1e-5)
