@@ -178,3 +178,12 @@ def test_transform_for_one_channel_and_for_no_size():
     assert torch.allclose(x, torch.ones(1, 32, 32))
     with pytest.raises(ValueError, match='resolution 0'):
         image_transform(config, 0)
+
+
+@pytest.mark.parametrize('size', [(2, 400_000), (400_000, 2)])
+def test_strips_are_cut_before_they_are_enlarged(size):
+    config = timm.data.resolve_model_data_config(timm.create_model('rs_resnet18'))
+    image = Image.new('L', size, 0)
+    image.paste(255, tuple(max(0, side // 2 - 10) for side in size) + tuple(side // 2 + 10 for side in size))
+    config.update(mean=(0., 0., 0.), std=(1., 1., 1.))
+    assert torch.allclose(image_transform(config, 224)(image.convert('RGB')), torch.ones(3, 224, 224), atol=1e-2)

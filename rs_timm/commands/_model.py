@@ -11,6 +11,7 @@ from torch import nn
 import rs_timm
 from rs_timm.hub import from_pretrained
 from rs_timm.models import is_paper_layout
+
 from ._checkpoint import classes_in, load_into, read_state_dict, resolutions_in
 
 __all__ = ['add_model_arguments', 'describe_preprocessing', 'load_model', 'positive_int', 'prepare_out']

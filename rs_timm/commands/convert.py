@@ -6,6 +6,7 @@ from timm.data import resolve_model_data_config
 
 from rs_timm.hub import save_pretrained
 from rs_timm.layers import get_resolutions
+
 from ._checkpoint import layout_of, read_state_dict
 from ._model import describe_preprocessing, load_model, positive_int, prepare_out
 

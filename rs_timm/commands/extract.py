@@ -8,6 +8,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 import rs_timm
+
 from ._model import add_model_arguments, load_model, positive_int, prepare_out
 
 __all__ = ['register', 'run']

@@ -8,6 +8,7 @@ from torch import nn
 
 from rs_timm.analysis import activations, madds, parameter_counts
 from rs_timm.layers import get_resolutions
+
 from ._model import add_model_arguments, describe_preprocessing, load_model
 from .listing import weights_of
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from rs_timm.data import ImageError, image_transform, open_image
 from rs_timm.layers import bracket, get_resolutions
+
 from ._model import add_model_arguments, load_model, positive_int
 from ._shell import PARTLY_FAILED, printable, report
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from rs_timm.card import CardData
 from rs_timm.hub import push_to_hub
+
 from ._model import add_model_arguments, load_model
 
 __all__ = ['register', 'run']

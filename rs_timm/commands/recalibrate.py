@@ -8,6 +8,7 @@ from timm.data import resolve_model_data_config
 from rs_timm.calibration import recalibrate
 from rs_timm.data import ImageFiles, image_transform
 from rs_timm.hub import save_pretrained
+
 from ._model import add_model_arguments, load_model, positive_int, prepare_out
 from ._shell import report
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = dict(num_images=args.num_images, prior_images=args.prior_images)
     given: Any = {key: None if value == -1 else value for key, value in options.items() if value is not None}
-    used = recalibrate(model, batches, resolutions=args.only, **given)
+    used = recalibrate(model, batches, resolutions=args.only, batch_size=args.batch_size, **given)
     _report_skipped(files.unreadable)
     save_pretrained(model, out)
     for resolution, count in used.items():

@@ -123,7 +123,7 @@ def image_transform(data_config: Mapping[str, Any], resolution: int) -> Callable
 
 
 def _trim_strip(image: Image.Image) -> Image.Image:
-    """Cut the ends off a strip of more than 32:1: the centre crop would do so later, after enlarging it to gigabytes."""
+    """Cut the ends off a strip beyond 32:1; the centre crop would do so later, after enlarging it to gigabytes."""
     width, height = image.size
     longest = 32 * min(width, height)
     if max(width, height) <= longest:
