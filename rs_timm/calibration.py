@@ -82,7 +82,7 @@ def recalibrate(
         raise ValueError(
             f'images is a {type(images).__name__}, which can be read only once, and every resolution reads it: pass a '
             'list, a DataLoader, a tensor, or a function resolution -> batches.')
-    before = {resolution: _statistics(_sets(model, resolution)) for resolution in wanted}
+    before = {resolution: statistics_of(sets_of(model, resolution)) for resolution in wanted}
     used: Dict[int, int] = {}
     with _undo_on_error(model, before), _evaluating(model), torch.no_grad():
         for resolution in wanted:
@@ -90,7 +90,7 @@ def recalibrate(
                 batches = rebatch(pictures(images, resolution, num_images), batch_size)
                 moments, used[resolution] = measure(model, batches, resolution)
             prior = prior_images / used[resolution]
-            _write(_sets(model, resolution), blend(before[resolution], moments, prior))
+            write_statistics(sets_of(model, resolution), blend(before[resolution], moments, prior))
     _warn_if_few(used, prior_images)
     return used
 
@@ -135,7 +135,7 @@ def measure(
     The running statistics are left at those of the last batch: the caller puts them in order.
     """
     moments: Dict[str, Moments] = {}
-    sets = _sets(model, resolution)
+    sets = sets_of(model, resolution)
     where = next(model.parameters())
 
     def collect(name: str) -> Callable[..., None]:
@@ -160,8 +160,8 @@ def measure(
     if not count:
         raise ValueError(f'images has no picture for resolution {resolution}: an empty loader, folder or list?')
     if not moments:
-        raise ValueError(f'no BatchNorm of {type(model).__name__} ran at resolution {resolution}: pass the network itself, '
-                         'not an exported or scripted form of it.')
+        raise ValueError(f'no BatchNorm of {type(model).__name__} ran at resolution {resolution}: pass the network '
+                         'itself, not an exported or scripted form of it.')
     return moments, count
 
 
@@ -172,6 +172,8 @@ def blend(old: Statistics, moments: Mapping[str, Moments], prior: float) -> Stat
     """
     blended = dict(old)
     for name, new in moments.items():
+        if new.count < 2:
+            raise ValueError(f'{name}: there is only one value per channel, which has no variance: use more pictures.')
         mean, variance = old[name]
         count = prior * new.count
         remembered = Moments(count, mean, variance * max(count - 1, 0))
@@ -183,14 +185,14 @@ def blend(old: Statistics, moments: Mapping[str, Moments], prior: float) -> Stat
     return blended
 
 
-def _sets(model: nn.Module, resolution: int) -> Sets:
+def sets_of(model: nn.Module, resolution: int) -> Sets:
     return {
         name: bn for name, layer in model.named_modules() if isinstance(layer, SwitchableBatchNorm2d)
         if (bn := layer.set_for(resolution)).running_mean is not None
     }
 
 
-def _statistics(sets: Sets) -> Statistics:
+def statistics_of(sets: Sets) -> Statistics:
     return {name: (_float64(bn.running_mean), _float64(bn.running_var)) for name, bn in sets.items()}
 
 
@@ -198,7 +200,7 @@ def _float64(x: torch.Tensor) -> torch.Tensor:
     return x.detach().to('cpu', copy=True).double()
 
 
-def _write(sets: Sets, statistics: Statistics) -> None:
+def write_statistics(sets: Sets, statistics: Statistics) -> None:
     with torch.no_grad():
         for name, (mean, variance) in statistics.items():
             sets[name].running_mean.copy_(mean)
@@ -212,7 +214,7 @@ def _wanted(model: nn.Module, resolutions: Optional[Iterable[int]]) -> Tuple[int
         if resolution not in own:
             raise ValueError(f'resolution {resolution} has no BatchNorm set to recalibrate; the model has {own}: use '
                              f'one of these, or add_resolution(model, {resolution}, images).')
-    if not _sets(model, wanted[0]):
+    if not sets_of(model, wanted[0]):
         raise ValueError(f'{type(model).__name__} keeps no running statistics (track_running_stats=False): there is '
                          'nothing to recalibrate.')
     return wanted
@@ -276,7 +278,7 @@ def _undo_on_error(model: nn.Module, before: Mapping[int, Statistics]) -> Iterat
         yield
     except BaseException:
         for resolution, statistics in before.items():
-            _write(_sets(model, resolution), statistics)
+            write_statistics(sets_of(model, resolution), statistics)
         raise
 
 

