@@ -1,1 +1,24 @@
-"""Train RS-Nets: the task, the loop, checkpoints and recipes."""
+"""Train and evaluate RS-Nets: the task, the loop, checkpoints and recipes."""
+from .evaluate import evaluate, results_rows, results_table, write_results_csv
+from .loop import NonFiniteError, Trainer
+from .recipes import RECIPES, Recipe, get_recipe
+from .signals import Stopped
+from .task import MREDTask
+from .train import Options, Trained, train
+
+__all__ = [
+    'MREDTask',
+    'NonFiniteError',
+    'Options',
+    'RECIPES',
+    'Recipe',
+    'Stopped',
+    'Trained',
+    'Trainer',
+    'evaluate',
+    'get_recipe',
+    'results_rows',
+    'results_table',
+    'train',
+    'write_results_csv',
+]

@@ -1,7 +1,7 @@
 """From a recipe to a network: which one, from which weights, and what of it is trained."""
 import logging
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Mapping
 
 import timm
 import torch
@@ -10,12 +10,12 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rs_timm.layers import extract
+from rs_timm.layers import extract, is_switchable, pack
 from rs_timm.models import switchable
 
 from .recipes import Recipe
 
-__all__ = ['build_model', 'create_optimizer', 'freeze']
+__all__ = ['build_model', 'create_optimizer', 'freeze', 'resized']
 
 _logger = logging.getLogger(__name__)
 
@@ -80,6 +80,13 @@ def freeze(model: nn.Module, train: str) -> nn.Module:
     for module in modules:
         module.requires_grad_(True)
     return model
+
+
+def resized(model: nn.Module, sizes: Mapping[int, int]) -> nn.Module:
+    """A copy of `model` whose BatchNorm sets stand under the sizes that they are fed with; itself where those are equal."""
+    if not is_switchable(model) or all(resolution == size for resolution, size in sizes.items()):
+        return model
+    return pack({size: extract(model, resolution) for resolution, size in sizes.items()})
 
 
 def create_optimizer(task: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

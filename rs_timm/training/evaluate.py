@@ -44,7 +44,7 @@ def evaluate(
         loader: of `create_multires_loader`, not for training.
         resolutions: sizes in pixels, of those in the loader; all of them by default.
         alpha: weight of each resolution in the ensemble (Equation 5), which is then measured too; by default
-            `model.checkpoint_metadata['alpha']`, if its resolutions are all measured.
+            `model.checkpoint_metadata['alpha']`, if its resolutions are all measured. An empty one: no ensemble.
         amp_dtype: run the network under autocast with this type; without it, as the caller's autocast says.
         device: where the network runs; by default, where its first parameter is.
         limit_batches: measure the first batches alone.
@@ -102,7 +102,7 @@ def _weights(
         alpha = metadata.get('alpha')
     if not alpha:
         return None
-    weights = {int(size): float(alpha[size]) for size in sorted(alpha, reverse=True)}
+    weights = dict(sorted(((int(size), float(weight)) for size, weight in alpha.items()), reverse=True))
     missing = [size for size in weights if size not in sizes]
     if missing and given:
         raise ValueError(f'alpha has weights for {missing}, which are not measured: measured are {tuple(sizes)}.')

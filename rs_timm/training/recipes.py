@@ -68,6 +68,7 @@ class Recipe:
     # Numerics
     precision: str = 'float32'
     channels_last: bool = False
+    sync_bn: bool = False  # BatchNorm statistics over all processes; CUDA alone
     lean: bool = False  # memory of the largest resolution alone
     seed: int = 0
     limit_batches: int = 0  # at most so many updates per epoch and batches per evaluation; 0: all

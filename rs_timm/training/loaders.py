@@ -1,0 +1,112 @@
+"""The loaders of a run, made from its recipe: one pair for each phase of progressive training."""
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+import torch
+from timm.data import Mixup
+
+from rs_timm.data import MultiResLoader, create_multires_loader
+
+from .processes import process_count, process_rank
+from .recipes import Recipe
+
+__all__ = ['Loaders']
+
+
+class Loaders:
+    """Training and evaluation loaders for the sizes of any epoch.
+
+    Args:
+        data: folder with a sub-folder for each split.
+        recipe: augmentation, sizes, batch size, seed.
+        splits: names of the splits to train and to evaluate on.
+        device: where the batches go.
+        workers: processes that read pictures.
+        skip_corrupt: leave out pictures that cannot be read.
+
+    Raises:
+        ValueError: the batch does not divide among processes and parts, or there is no data.
+    """
+
+    def __init__(
+            self,
+            data: str,
+            recipe: Recipe,
+            splits: Tuple[str, str] = ('train', 'val'),
+            device: torch.device = torch.device('cpu'),
+            workers: int = 4,
+            skip_corrupt: bool = False,
+    ) -> None:
+        self.data, self.recipe, self.splits = data, recipe, splits
+        shares = process_count() * recipe.accumulate
+        if recipe.batch_size % shares:
+            raise ValueError(f'batch_size {recipe.batch_size} is no multiple of {shares}: each of {process_count()} process(es) '
+                             f'takes its share of each of {recipe.accumulate} part(s) (accumulate).')
+        self.common: Dict[str, Any] = dict(
+            batch_size=recipe.batch_size // shares,
+            seed=recipe.seed,
+            num_workers=workers,
+            mean=recipe.mean,
+            std=recipe.std,
+            interpolation=recipe.interpolation,
+            mode=recipe.resize,
+            device=device,
+            channels_last=recipe.channels_last,
+            skip_corrupt=skip_corrupt,
+            rank=process_rank(),
+            world_size=process_count(),
+        )
+        self._made: Dict[bool, MultiResLoader] = {}
+        self._mixup: Optional[Mixup] = None
+        self.class_names = self._class_names()
+        if recipe.mixup or recipe.cutmix:  # after the label smoothing of the loss there is none left to do
+            self._mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=0., num_classes=len(self.class_names))
+
+    def _class_names(self) -> List[str]:
+        """Names of the classes, in the order of their indices; those of the evaluation split must agree."""
+        names = []
+        for loader in (self.evaluation(self.recipe.resolutions), self.training(0)):
+            indices = getattr(getattr(loader.dataset, 'reader', None), 'class_to_idx', None)
+            if not indices:
+                raise ValueError(f'{self.data}: its classes are not known; expected {self.data}/SPLIT/CLASS/PICTURE.')
+            names.append(sorted(indices, key=indices.get))
+        if names[0] != names[1]:
+            raise ValueError(f'{self.data}: the splits {self.splits} differ in their classes ({len(names[1])} and '
+                             f'{len(names[0])}): they need the same sub-folders.')
+        return names[1]
+
+    def training(self, epoch: int) -> MultiResLoader:
+        """The loader for the sizes of `epoch`; set its epoch before use."""
+        recipe = self.recipe
+        return self._loader(
+            True,
+            recipe.sizes(epoch).values(),
+            scale=recipe.crop_scale,
+            ratio=recipe.crop_ratio,
+            hflip=recipe.hflip,
+            flip=recipe.flip,
+            color_jitter=recipe.color_jitter or None,
+            auto_augment=recipe.auto_augment or None,
+            re_prob=recipe.re_prob,
+            mixup=self._mixup,
+        )
+
+    def updates_per_epoch(self) -> int:
+        """How often the weights change in an epoch."""
+        updates = len(self._made[True]) // self.recipe.accumulate  # equal for all sizes
+        if not updates:
+            raise ValueError(f'the data has fewer pictures than one batch of {self.recipe.batch_size}: use a smaller '
+                             'batch_size.')
+        return min(updates, self.recipe.limit_batches or updates)
+
+    def evaluation(self, sizes: Iterable[int]) -> MultiResLoader:
+        """The loader of the pictures that the network is measured on."""
+        return self._loader(False, sizes, crop_pct=self.recipe.crop_pct)
+
+    def _loader(self, is_training: bool, sizes: Iterable[int], **kwargs: Any) -> MultiResLoader:
+        sizes = tuple(sorted(sizes, reverse=True))
+        made = self._made.get(is_training)
+        if made is None or made.resolutions != sizes or made.mixup is not kwargs.get('mixup'):
+            source = self.data if made is None else made.dataset  # the folder is listed once
+            made = self._made[is_training] = create_multires_loader(
+                source, sizes, split=self.splits[not is_training], is_training=is_training, **self.common, **kwargs)
+        return made
