@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 import rs_timm
+from rs_timm.cli import main
+from rs_timm.commands._model import load_model
 from rs_timm.data import create_multires_loader
 from rs_timm.training.evaluate import evaluate, results_rows, results_table, write_results_csv
 
@@ -206,6 +208,77 @@ def test_table_and_csv(tmp_path):
     assert [row['img_size'] for row in rows] == ['48', 'ensemble']
     timm_columns = {'model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct'}
     assert timm_columns <= set(rows[0]) and float(rows[0]['top1_err']) == 25. and rows[1]['model'] == 'net'
+
+
+# rs-timm eval
+
+@pytest.fixture
+def folder(tmp_path):
+    data = Noise()
+    for index in range(13):
+        path = tmp_path / 'val' / f'class{index % 10}' / f'{index}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data[index][0].save(path)
+    return tmp_path
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    return ['rs_resnet18', '--checkpoint', str(tmp_path / 'weights.pth')]
+
+
+def command(*arguments):
+    return main(['eval', *map(str, arguments), '--workers', '0', '--device', 'cpu'])
+
+
+def test_the_command_prints_and_writes_what_evaluate_measures(model, saved, folder, capsys):
+    csv_file = folder / 'results.csv'
+    assert command(*saved, '--data', folder, '--resolutions', *SIZES, '--ensemble', '--csv', csv_file) == 0
+    config = timm.data.resolve_model_data_config(timm.create_model('rs_resnet18'))
+    data = create_multires_loader(
+        folder, SIZES, split='val', batch_size=13, num_workers=0,
+        interpolation=config['interpolation'], crop_pct=config['crop_pct'], mean=config['mean'], std=config['std'])
+    expected = evaluate(model, data, alpha={size: 1 / 3 for size in SIZES})
+    output = capsys.readouterr()
+    assert output.out.splitlines()[1:5] == results_table(expected).splitlines()
+    assert 'equal ones are used' in output.err and '48: 0.333' in output.out
+    with open(csv_file, newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row['top1']) for row in rows] == pytest.approx([v['top1'] for v in expected.values()], abs=1e-3)
+
+
+def test_the_command_measures_the_trained_sizes_by_default(saved, folder, capsys):
+    assert command(*saved, '--data', folder, '--amp') == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert 'bfloat16' in lines[0] and [line.split()[0] for line in lines[1:]] == ['resolution', '48', '32']
+
+
+@pytest.mark.parametrize('learned, status', [({'48': 0.75, '32': 0.25}, 0), ({'48': 1., '64': 0.}, 2)])
+def test_the_command_uses_the_learned_weights(saved, folder, capsys, monkeypatch, learned, status):
+    def load(*args):
+        model = load_model(*args)
+        model.checkpoint_metadata = dict(alpha=learned)  # with string keys, as JSON has them
+        return model
+
+    monkeypatch.setattr('rs_timm.commands.eval.load_model', load)
+    assert command(*saved, '--data', folder, '--ensemble', '--resolutions', *SIZES) == status
+    output = capsys.readouterr()
+    assert ('48: 0.750, 32: 0.250' in output.out) if status == 0 else ('add 64 to --resolutions' in output.err)
+
+
+def test_the_commands_errors_and_warnings(saved, folder, capsys):
+    assert command(*saved, '--data', folder / 'nowhere') == 2
+    (folder / 'val' / 'class0' / 'broken.png').write_text('no picture')
+    assert command(*saved, '--data', folder) == 2
+    assert 'broken.png' in capsys.readouterr().err
+    assert command(*saved, '--data', folder, '--skip-corrupt') == 0
+    output = capsys.readouterr()
+    assert 'broken.png' in output.err and output.out.split()[-1] == '13'
+    (folder / 'val' / 'class10').mkdir()
+    Noise()[0][0].save(folder / 'val' / 'class10' / 'more.png')
+    assert command(*saved, '--data', folder, '--skip-corrupt') == 2
+    assert '11 classes, the model 10' in capsys.readouterr().err
 
 
 def test_the_loss_is_the_cross_entropy_of_torch(model):

@@ -151,14 +151,19 @@ def test_the_decoder_scales_down_where_the_crop_still_covers_the_largest_size(tm
 
 # Evaluation
 
-@pytest.mark.parametrize('interpolation, crop_pct', [('bilinear', 0.875), ('bicubic', 0.95)])
-def test_evaluation_is_timms_transform_bit_by_bit(folder, interpolation, crop_pct):
+@pytest.mark.parametrize('config', [
+    dict(),
+    dict(interpolation='bicubic', crop_pct=0.95),
+    dict(interpolation='lanczos', crop_mode='squash'),
+    dict(crop_mode='border', crop_pct=1., mean=(0.3, 0.4, 0.5)),
+], ids=str)
+def test_evaluation_is_timms_transform_bit_by_bit(folder, config):
     dataset = create_dataset('', root=str(folder), split='val')
-    batches = list(create(folder, split='val', batch_size=5, interpolation=interpolation, crop_pct=crop_pct))
+    batches = list(create(folder, split='val', batch_size=5, **config))
     assert [len(target) for _, target in batches] == [5, 5, 2]
     assert torch.cat([target for _, target in batches]).tolist() == [dataset[i][1] for i in range(12)]
     for size in SIZES:
-        transform = create_transform(size, interpolation=interpolation, crop_pct=crop_pct)
+        transform = create_transform(size, **config)
         expected = torch.stack([transform(dataset[index][0]) for index in range(12)])
         assert torch.equal(torch.cat([images[size] for images, _ in batches]), expected)
 
@@ -433,6 +438,7 @@ class Tensors(Pictures):
     (None, dict(mode='gpu'), r"mode 'gpu'.*loader, device"),
     (None, dict(flip='both'), r"flip 'both'.*shared, per_resolution"),
     (None, dict(resizer='opencv'), r"resizer 'opencv'.*pillow, torch"),
+    (None, dict(crop_mode='corner'), "crop_mode 'corner'.*center, squash, border"),
     (None, dict(interpolation='cubic'), "interpolation 'cubic'"),
     (None, dict(interpolation='lanczos', mode='device'), 'lanczos.*bilinear, bicubic'),
     (None, dict(interpolation='random', split='val', is_training=False), "'random' is for training"),

@@ -19,6 +19,7 @@ from .views import FLIPS, RESIZERS, EvalViews, TrainViews
 __all__ = ['MODES', 'MultiResLoader', 'create_multires_loader']
 
 MODES = ('loader', 'device')
+_CHOICES = dict(mode=MODES, flip=FLIPS, resizer=RESIZERS, crop_mode=('center', 'squash', 'border'))
 
 
 class MultiResLoader:
@@ -140,6 +141,7 @@ def create_multires_loader(
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         interpolation: str = 'bilinear',
         crop_pct: float = 0.875,
+        crop_mode: str = 'center',
         scale: Tuple[float, float] = (0.08, 1.),
         ratio: Tuple[float, float] = (3. / 4., 4. / 3.),
         hflip: float = 0.5,
@@ -181,6 +183,7 @@ def create_multires_loader(
         mean, std: per channel, for values in [0, 1].
         interpolation: a name that timm knows.
         crop_pct: side of the crop over shorter side of the resized picture, in evaluation.
+        crop_mode: in evaluation, one of timm's: 'center' (the paper), 'squash' or 'border'.
         scale, ratio, hflip: share of the area and aspect ratio of the random crop; probability of the flip.
         mode: 'loader' resizes each size straight from the crop, as the paper does; 'device' makes the largest so, and
             reduces the others from that, antialiased, where the network is: faster.
@@ -207,7 +210,7 @@ def create_multires_loader(
     sizes = _check_sizes(resolutions)
     is_training = split == 'train' if is_training is None else is_training
     resizer = resizer or ('pillow' if mode == 'loader' else 'torch')
-    _check_choices(mode, flip, resizer)
+    _check_choices(mode=mode, flip=flip, resizer=resizer, crop_mode=crop_mode)
     _check_interpolation(interpolation, is_training, on_torch=mode == 'device' or is_training and resizer == 'torch')
     _check_share(batch_size, rank, world_size)
     dataset = _dataset(root_or_dataset, split, dataset_kwargs)
@@ -223,7 +226,7 @@ def create_multires_loader(
             sizes, made, scale, ratio, hflip, flip, interpolation, resizer, draft, eraser,
             color_jitter=color_jitter, auto_augment=auto_augment, mean=tuple(mean))
     else:
-        transform = EvalViews(made, crop_pct, interpolation)
+        transform = EvalViews(made, crop_pct, interpolation, crop_mode=crop_mode, mean=tuple(mean))
     finisher = BatchFinisher(
         sizes, mean, std,
         reduction=interpolation if interpolation in REDUCTIONS else 'bilinear',
@@ -244,8 +247,9 @@ def _check_sizes(resolutions: Iterable[int]) -> Tuple[int, ...]:
     return tuple(sorted((int(size) for size in sizes), reverse=True))
 
 
-def _check_choices(mode: str, flip: str, resizer: str) -> None:
-    for name, value, allowed in (('mode', mode, MODES), ('flip', flip, FLIPS), ('resizer', resizer, RESIZERS)):
+def _check_choices(**chosen: str) -> None:
+    for name, value in chosen.items():
+        allowed = _CHOICES[name]
         if value not in allowed:
             raise ValueError(f"{name} {value!r} is unknown: use one of {', '.join(allowed)}.")
 
@@ -260,8 +264,8 @@ def _check_interpolation(interpolation: str, is_training: bool, on_torch: bool) 
     except KeyError:
         raise ValueError(f"interpolation {interpolation!r} is unknown: use 'bilinear', for example.") from None
     if on_torch and interpolation not in REDUCTIONS:
-        raise ValueError(f"interpolation {interpolation!r} does not exist in torch: use one of {', '.join(REDUCTIONS)}, or "
-                         "take mode='loader' with resizer='pillow'.")
+        raise ValueError(f"interpolation {interpolation!r} is not one of torch's, {', '.join(REDUCTIONS)}: use one, or "
+                         "mode='loader' with resizer='pillow'.")
 
 
 def _check_share(batch_size: int, rank: int, world_size: int) -> None:

@@ -107,5 +107,6 @@ class EpochBatches(Sampler[List[Tuple[int, int]]]):
         return -(-mine // self.batch_size)
 
     def __iter__(self) -> Iterator[List[Tuple[int, int]]]:
-        # A list made now, not a generator: a later set_epoch must not reach into a pass that is under way.
-        return iter([[(self.epoch, index) for index in batch] for batch in self.batches()[self.start_batch:]])
+        # Decided now, not when it is asked for: a later set_epoch must not reach into a pass that is under way.
+        epoch, batches = self.epoch, self.batches()[self.start_batch:]
+        return ([(epoch, index) for index in batch] for batch in batches)

@@ -198,12 +198,20 @@ class EvalViews:
         made: sizes in pixels.
         crop_pct: side of the crop over shorter side of the resized picture.
         interpolation: a name that timm knows.
+        others: for `timm.data.create_transform`: `crop_mode`, and `mean`, which fills borders.
     """
 
-    def __init__(self, made: Sequence[int], crop_pct: float = 0.875, interpolation: str = 'bilinear') -> None:
+    def __init__(
+            self,
+            made: Sequence[int],
+            crop_pct: float = 0.875,
+            interpolation: str = 'bilinear',
+            **others: Any,
+    ) -> None:
         self.transforms = {}
         for size in made:
-            steps = create_transform(size, interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True)
+            steps = create_transform(
+                size, interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True, **others)
             pictures = [step for step in steps.transforms if not isinstance(step, MaybePILToTensor)]
             self.transforms[size] = transforms.Compose(pictures)
 

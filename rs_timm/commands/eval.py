@@ -1,0 +1,123 @@
+"""rs-timm eval: top-1 and top-5 on a folder of labelled pictures, at any sizes, in one pass."""
+import argparse
+from typing import Any, Dict, Mapping, Optional, Sequence
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from rs_timm.data import MultiResLoader, create_multires_loader
+from rs_timm.layers import get_resolutions
+from rs_timm.training import evaluate, results_rows, results_table, write_results_csv
+from rs_timm.training.processes import is_first_process, join_processes, process_count, process_rank
+
+from ._model import describe_preprocessing, load_model, positive_int
+from ._shell import report
+
+__all__ = ['register', 'run']
+
+_PRECISIONS = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+def register(subparsers: Any) -> None:
+    parser = subparsers.add_parser('eval', help='top-1 and top-5 at any sizes, in one pass over the data')
+    parser.add_argument('model', metavar='MODEL', help="as for 'rs-timm predict'")
+    parser.add_argument('--data', required=True, metavar='DIR', help='pictures in DIR/SPLIT/CLASS, or in DIR/CLASS')
+    parser.add_argument('--split', default='val', help='sub-folder of the data (default: val)')
+    parser.add_argument('--class-map', metavar='FILE',
+                        help="the classes' folders, one a line in the order of the model's outputs (default: sorted)")
+    parser.add_argument('--resolutions', type=positive_int, nargs='+', metavar='R',
+                        help='sizes to measure in pixels, trained or not (default: the trained ones)')
+    parser.add_argument('--ensemble', action='store_true',
+                        help='measure the ensemble too: with the learned weights, or with equal ones if there are none')
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument('--checkpoint', metavar='FILE', help='load these weights (.safetensors or .pth)')
+    source.add_argument('--no-weights', action='store_true', help='random weights, to try out')
+    parser.add_argument('--batch-size', type=positive_int, default=64, metavar='N', help='default: 64')
+    parser.add_argument('--workers', type=int, default=4, metavar='N', help='processes that read (default: 4)')
+    parser.add_argument('--device', default='auto', help="'cpu', 'cuda' or 'auto' (default)")
+    parser.add_argument('--amp', nargs='?', const='bfloat16', choices=sorted(_PRECISIONS), help='run under autocast')
+    parser.add_argument('--skip-corrupt', action='store_true', help='leave out pictures that cannot be read')
+    parser.add_argument('--csv', metavar='FILE', help="write the results too, with the columns of timm's validate.py")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    device = join_processes(args.device)
+    model = load_model(args.model, not args.no_weights, args.checkpoint).to(device)
+    config = resolve_model_data_config(model)
+    sizes = tuple(sorted(set(args.resolutions or get_resolutions(model)), reverse=True))
+    alpha = _alpha(model, sizes) if args.ensemble else {}
+    loader = _loader(args, config, sizes, device)
+    _check_classes(loader, model, args.data)
+    if is_first_process():
+        print(f'# {args.model} on {args.data} ({args.split}), {device}, {args.amp or "float32"}; '
+              f'{describe_preprocessing(config)}', flush=True)
+    results = evaluate(model, loader, sizes, alpha, _PRECISIONS.get(args.amp), device)
+    for message in loader.damaged:
+        report(f'warning: skipped {message}')
+    if is_first_process():
+        print(results_table(results))
+        if alpha:
+            weights = ', '.join(f'{size}: {weight:.3f}' for size, weight in alpha.items())
+            print(f'# ensemble: {weights}')
+        if args.csv:
+            columns = dict(
+                param_count=round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
+                crop_pct=config['crop_pct'],
+                interpolation=config['interpolation'],
+            )
+            write_results_csv(args.csv, results_rows(results, args.model, **columns))
+    return 0
+
+
+def _alpha(model: nn.Module, sizes: Sequence[int]) -> Dict[int, float]:
+    """The learned weights of the ensemble, largest resolution first; equal ones if the model has none."""
+    learned: Optional[Mapping[Any, float]] = (getattr(model, 'checkpoint_metadata', None) or {}).get('alpha')
+    if not learned:
+        report('note: the model has no ensemble weights; equal ones are used')
+        return {size: 1. / len(sizes) for size in sizes}
+    weights = {int(size): float(weight) for size, weight in learned.items()}
+    missing = sorted(set(weights) - set(sizes), reverse=True)
+    if missing:
+        raise ValueError(f"the ensemble needs the sizes {tuple(sorted(weights, reverse=True))}: add "
+                         f"{' '.join(map(str, missing))} to --resolutions, or leave out --ensemble.")
+    return dict(sorted(weights.items(), reverse=True))
+
+
+def _loader(
+        args: argparse.Namespace,
+        config: Mapping[str, Any],
+        sizes: Sequence[int],
+        device: torch.device,
+) -> MultiResLoader:
+    dataset_options = dict(class_map=args.class_map) if args.class_map else {}
+    return create_multires_loader(
+        args.data,
+        sizes,
+        split=args.split,
+        is_training=False,
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+        mean=config['mean'],
+        std=config['std'],
+        interpolation=config['interpolation'],
+        crop_pct=config['crop_pct'],
+        crop_mode=config['crop_mode'],
+        device=device,
+        skip_corrupt=args.skip_corrupt,
+        rank=process_rank(),
+        world_size=process_count(),
+        **dataset_options,
+    )
+
+
+def _check_classes(loader: MultiResLoader, model: nn.Module, data: str) -> None:
+    folders = getattr(getattr(loader.dataset, 'reader', None), 'class_to_idx', None)
+    outputs = getattr(model, 'num_classes', None)
+    if folders and outputs and max(folders.values()) >= outputs:
+        raise ValueError(f'{data} has {max(folders.values()) + 1} classes, the model {outputs}: this is other data, or a '
+                         'wrong --class-map.')
+    if folders and outputs and len(folders) < outputs:
+        report(f'warning: {data} has {len(folders)} of the {outputs} classes of the model; they are numbered in the '
+               'order of their names, unless --class-map says otherwise')
