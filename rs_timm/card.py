@@ -48,8 +48,8 @@ class CardData:
         for resolution, figures in self.results.items():
             for name, value in figures.items():
                 if name not in _METRICS or not 0 <= value <= 100:
-                    raise ValueError(f'results[{resolution}] has {name}={value}: give {" and ".join(_METRICS)}, in percent '
-                                     '(0 to 100).')
+                    raise ValueError(f'results[{resolution}] has {name}={value}: give {" and ".join(_METRICS)}, in '
+                                     'percent (0 to 100).')
         if self.results and not self.dataset:
             raise ValueError('results without a dataset: name what they were measured on, such as '
                              "dataset='Imagenette, validation split'.")
@@ -148,7 +148,8 @@ model = timm.create_model({source!r}, pretrained=True).eval()
 
 resolution = {resolution}  # private BatchNorms for {', '.join(str(r) for r in resolutions)}; others are interpolated
 config = dict(timm.data.resolve_model_data_config(model), input_size=({channels}, resolution, resolution))
-image = timm.data.create_transform(**config)(Image.open('photo.jpg').convert({mode!r}))  # [{channels}, {resolution}, {resolution}]
+transform = timm.data.create_transform(**config)
+image = transform(Image.open('photo.jpg').convert({mode!r}))  # [{channels}, {resolution}, {resolution}]
 
 rs_timm.set_resolution(model, resolution)  # or None, the default: follow the size of the input
 with torch.inference_mode():

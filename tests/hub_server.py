@@ -66,7 +66,8 @@ class HubServer:
     Attributes:
         tokens: token -> 'write' or 'read'. Writing and private repositories need one.
         repos: 'user/name' -> Repo.
-        fail: steps ('preupload', 'lfs-batch', 'lfs-put', 'commit', 'cdn') whose connection is cut midway.
+        fail: steps ('preupload', 'lfs-put', 'commit', ...: see _ROUTES) whose connection is cut midway; 'commit-answer'
+            cuts it when the commit is made.
         damage: applied to the content of LFS downloads, hashes and sizes left as they were.
         requests: 'METHOD /path' of everything that was asked.
     """
@@ -78,17 +79,20 @@ class HubServer:
         self.fail: set = set()
         self.damage: Callable[[bytes], bytes] = bytes
         self.requests: List[str] = []
-        self._server = ThreadingHTTPServer(('127.0.0.1', 0), type('Handler', (_Handler,), {'hub': self}))
-        self._server.daemon_threads = True
-        self.url = f'http://127.0.0.1:{self._server.server_port}'
+        handler = type('Handler', (_Handler,), {'hub': self})
+        # large files come from another origin, whose answers lack the hub's headers, as on the real hub
+        self._servers = [ThreadingHTTPServer(('127.0.0.1', 0), handler) for _ in range(2)]
+        self.url, self.cdn_url = (f'http://127.0.0.1:{server.server_port}' for server in self._servers)
 
     def __enter__(self) -> 'HubServer':
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        for server in self._servers:
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
 
 
 class _Refused(Exception):
@@ -195,7 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo_id = f"{asked.get('organization') or 'user'}/{asked['name']}"
         exists = repo_id in self.hub.repos
         if not exists:
-            repo = self.hub.repos[repo_id] = Repo(private=asked.get('visibility') == 'private' or bool(asked.get('private')))
+            private = asked.get('visibility') == 'private' or bool(asked.get('private'))  # newer and older clients
+            repo = self.hub.repos[repo_id] = Repo(private)
             repo.commit('main', 'initial commit', {'.gitattributes': Blob(b'*.safetensors filter=lfs\n', False)})
         self._send(409 if exists else 200, {'url': f'{self.hub.url}/{repo_id}'})
 
@@ -231,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         for asked in json.loads(self.content)['objects']:
             answer = dict(asked)
             if asked['oid'] not in self.hub.blobs:
-                answer['actions'] = {'upload': {'href': f"{self.hub.url}/lfs-put/{asked['oid']}"}}
+                answer['actions'] = {'upload': {'href': f"{self.hub.cdn_url}/lfs-put/{asked['oid']}"}}
             objects.append(answer)
         self._send(200, {'transfer': 'basic', 'objects': objects})
 
@@ -261,9 +266,12 @@ class _Handler(BaseHTTPRequestHandler):
         pull = 'create_pr' in parse_qs(urlsplit(self.path).query)
         ref = f'refs/pr/{len(repo.refs)}' if pull else revision
         commit = repo.commit(ref, message, files)
-        answer = {'success': True, 'commitOid': commit.sha, 'commitUrl': f'{self.hub.url}/{repo_id}/commit/{commit.sha}'}
+        if 'commit-answer' in self.hub.fail:
+            raise _Cut
+        url = f'{self.hub.url}/{repo_id}'
+        answer = {'success': True, 'commitOid': commit.sha, 'commitUrl': f'{url}/commit/{commit.sha}'}
         if pull:
-            answer['pullRequestUrl'] = f"{self.hub.url}/{repo_id}/discussions/{ref.split('/')[-1]}"
+            answer['pullRequestUrl'] = f"{url}/discussions/{ref.split('/')[-1]}"
         self._send(200, answer)
 
     def _info(self, repo_id: str, revision: Optional[str]) -> None:
@@ -279,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(404, f'Entry not found: {path}', 'EntryNotFound')
         if not blob.lfs:
             return self._send(200, blob.content, {**headers, 'ETag': f'"{blob.oid}"'})
-        self._send(302, headers={**headers, 'Location': f'{self.hub.url}/cdn/{blob.oid}',
+        self._send(302, headers={**headers, 'Location': f'{self.hub.cdn_url}/cdn/{blob.oid}',
                                  'X-Linked-ETag': f'"{blob.oid}"', 'X-Linked-Size': str(len(blob.content))})
 
     def _cdn(self, oid: str) -> None:

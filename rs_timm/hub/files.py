@@ -19,9 +19,11 @@ from torch import nn
 
 from rs_timm.layers import get_resolutions, is_switchable
 from rs_timm.layers.selector import selectors_of
-from ._hub_errors import HubError
+
+from .errors import HubError
 
 __all__ = [
+    'CARD',
     'CONFIG',
     'WEIGHTS',
     'check_restores',
@@ -34,6 +36,7 @@ __all__ = [
 
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
+CARD = 'README.md'
 
 # Fields of a cfg that say where weights come from, and what is claimed about them.
 _SOURCES = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source')
@@ -58,8 +61,8 @@ def restorable(
     _check_kind(model)
     unknown = sorted(set(overrides) - {field.name for field in fields(PretrainedCfg)})
     if unknown:
-        raise ValueError(f"pretrained_cfg has no {', '.join(unknown)}: timm would refuse to load it. Other entries belong "
-                         'at the top level of model_config.')
+        raise ValueError(f"pretrained_cfg has no {', '.join(unknown)}: timm would refuse to load it. Other entries "
+                         'belong at the top level of model_config.')
     network = copy(model)
     cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in _SOURCES}
     if not keep_source:
@@ -81,15 +84,15 @@ def restorable(
 def _check_kind(model: nn.Module) -> None:
     kind = type(model).__name__
     if not is_switchable(model):
-        raise ValueError(f'{kind} has no switchable BatchNorm: rs_timm.switchable(model) makes one; plain networks are saved '
-                         'with timm.models.save_for_hf.')
+        raise ValueError(f'{kind} has no switchable BatchNorm: rs_timm.switchable(model) gives it some; timm.models.'
+                         'save_for_hf saves plain networks.')
     architecture = (getattr(model, 'pretrained_cfg', None) or {}).get('architecture')
     if not architecture or not is_model(architecture):
-        raise ValueError(f'{kind} was not made by timm (pretrained_cfg names no registered architecture): a config cannot '
-                         'restore it. Save its state_dict() with safetensors instead.')
+        raise ValueError(f'{kind} was not made by timm (pretrained_cfg names no registered architecture): a config '
+                         'cannot restore it. Save its state_dict() with safetensors instead.')
     if isinstance(getattr(model, 'feature_info', None), FeatureInfo):
-        raise ValueError(f'{kind} is a features_only network without its head: save the whole network, and load it with '
-                         'features_only=True.')
+        raise ValueError(f'{kind} is a features_only network without its head: save the whole network, and load it '
+                         'with features_only=True.')
     if any(tensor.is_meta for tensor in model.state_dict().values()):
         raise ValueError(f'{kind} is on the meta device: it has no weights to save.')
 
@@ -174,28 +177,34 @@ def write_weights(network: nn.Module, folder: Path, half: bool) -> Dict[str, tor
 def _to_half(key: str, tensor: torch.Tensor) -> torch.Tensor:
     half = tensor.half()
     if not torch.equal(half.isfinite(), tensor.isfinite()):
-        raise ValueError(f'{key} has values up to {tensor.abs().max().item():.3g}, float16 ends at 65504: save without half.')
+        largest = tensor.abs().max().item()
+        raise ValueError(f'{key} has values up to {largest:.3g}, float16 ends at 65504: save without half.')
     return half
 
 
 def check_restores(network: nn.Module, folder: Path, saved: Mapping[str, torch.Tensor]) -> None:
     """Load `folder` as a user would, and raise ValueError unless it gives the network back."""
-    try:
-        with torch.random.fork_rng(devices=[]):  # a save must not change the training that it interrupts
+    cause = None
+    with torch.random.fork_rng(devices=[]):  # a save must not change the training that it interrupts
+        try:
             restored = timm.create_model(f'local-dir:{folder}', pretrained=True)
-    except Exception as error:
-        raise ValueError(f'{_NOT_RESTORED}: {type(error).__name__}: {error}. {_remedy()}') from error
-    difference = _first_difference(saved, restored.state_dict()) or _first_difference(_settings(network), _settings(restored))
+            difference = _difference(saved, restored.state_dict())
+            difference = difference or _difference(_settings(network), _settings(restored))
+        except Exception as error:
+            cause, difference = error, _why_not_loaded(folder, saved) or f'{type(error).__name__}: {error}'.rstrip('.')
     if difference:
-        raise ValueError(f'{_NOT_RESTORED}: {difference}. {_remedy()}')
+        raise ValueError(
+            f'config.json would not restore this network: {difference}. It was changed after it was made, or made with '
+            f'arguments that timm {timm.__version__} does not record: pass those as model_args=dict(...).') from cause
 
 
-_NOT_RESTORED = 'config.json would not restore this network'
-
-
-def _remedy() -> str:
-    return ('It was changed after it was made, or made with arguments that timm '
-            f'{timm.__version__} does not record: pass those as model_args=dict(...).')
+def _why_not_loaded(folder: Path, saved: Mapping[str, torch.Tensor]) -> Optional[str]:
+    try:
+        built = timm.create_model(f'local-dir:{folder}').state_dict()
+    except Exception:
+        return None
+    shapes = {key: tuple(tensor.shape) for key, tensor in built.items()}
+    return _difference({key: tuple(tensor.shape) for key, tensor in saved.items()}, shapes)
 
 
 def _settings(model: nn.Module) -> Dict[str, Any]:
@@ -205,18 +214,18 @@ def _settings(model: nn.Module) -> Dict[str, Any]:
             for name in names if hasattr(module, name)}
 
 
-def _first_difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Optional[str]:
+def _difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Optional[str]:
+    """The first entry that differs, in words."""
     for key in [*mine, *theirs]:
         if key not in mine or key not in theirs:
             return f"{key} is {'missing' if key in mine else 'new'} in the restored one"
         a, b = mine[key], theirs[key]
-        if not isinstance(a, torch.Tensor):
-            if a != b:
-                return f'{key} is {a}, restored {b}'
-        elif a.shape != b.shape:
-            return f'{key} has the shape {tuple(a.shape)}, restored {tuple(b.shape)}'
-        elif not torch.equal(a.to(b.dtype), b):
-            return f'{key} has other values'
+        if isinstance(a, torch.Tensor) and a.shape == b.shape:
+            if not torch.equal(a.to(b.dtype), b):
+                return f'{key} has other values'
+        elif isinstance(a, torch.Tensor) or a != b:
+            a, b = (tuple(v.shape) if isinstance(v, torch.Tensor) else v for v in (a, b))
+            return f'{key} is {a}, restored {b}'
     return None
 
 
@@ -229,8 +238,8 @@ def read_config(path: Path, repo_id: str) -> Dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} of {repo_id} is no config.json of timm ({type(error).__name__}: {error}).') from error
     if not is_model(architecture):
-        raise ValueError(f'{repo_id} is a {architecture!r}, which neither rs_timm nor timm {timm.__version__} knows: update '
-                         'them, or import the package that registers it.')
+        raise ValueError(f'{repo_id} is a {architecture!r}, which neither rs_timm nor timm {timm.__version__} knows: '
+                         'update them, or import the package that registers it.')
     if model_entrypoint(architecture).__module__.startswith('timm.'):
         raise ValueError(f'{repo_id} is a plain {architecture} of timm, no model of rs_timm: '
                          f"rs_timm.switchable('hf-hub:{repo_id}', pretrained=True) makes it switchable.")
