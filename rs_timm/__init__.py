@@ -7,6 +7,8 @@ Importing the package registers the `rs_*` models.
 >>> model.resolutions
 (224, 192, 160, 128, 96)
 """
+from .calibration import add_resolution, recalibrate
+from .hub import from_pretrained, push_to_hub, save_pretrained
 from .layers import (
     SwitchableBatchNorm2d,
     convert_switchable_bn,
@@ -26,13 +28,18 @@ __version__ = '0.1.0.dev0'
 
 __all__ = [
     'SwitchableBatchNorm2d',
+    'add_resolution',
     'convert_switchable_bn',
     'extract',
+    'from_pretrained',
     'get_resolution',
     'get_resolutions',
     'is_switchable',
     'pack',
+    'push_to_hub',
+    'recalibrate',
     'remove_resolution',
+    'save_pretrained',
     'set_interpolation',
     'set_resolution',
     'switchable',

@@ -17,7 +17,7 @@ ALLOWED = {
     'analysis': {'layers'},
     'calibration': {'layers'},
     'card': {'layers', 'analysis'},
-    'hub': {'layers', 'models', 'card'},
+    'hub': {'layers', 'models', 'card', 'analysis'},
     'training': {'layers', 'models', 'data', 'loss', 'calibration', 'analysis'},
     'run': set(),
     'cli': {'commands'},

@@ -1,7 +1,7 @@
 """SwitchableBatchNorm2d: one ordinary BatchNorm per resolution behind one switch (Equation 3 of the paper)."""
 from collections import deque
 from copy import deepcopy
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Hashable, List, Mapping, Optional, Tuple
 
 import torch
 from timm.layers import register_notrace_module
@@ -121,7 +121,8 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
         if bn is None:
             bn = self._unseen_set(resolution)
         if self.training and self.selector.touch_idle and len(self) > 1:
-            idle = {(id(self.selector), name): other.parameters() for name, other in self.items() if other is not bn}
+            idle: Dict[Hashable, Any] = {
+                (id(self.selector), name): other.parameters() for name, other in self.items() if other is not bn}
             x = touch_idle(x, bn.parameters(), idle)
         x = bn(x)
         if x.grad_fn is not None:

@@ -104,6 +104,8 @@ def switchable(
         ValueError: the network has no BatchNorm, or its input size is fixed; the message says which.
     """
     if isinstance(model, str):
+        if pretrained:  # refuse what cannot be converted before its weights are downloaded
+            switchable(model, resolutions, interpolation=interpolation, **kwargs)
         model = timm.create_model(model, pretrained=pretrained, **kwargs)
         if pretrained:
             model.derived_from = weights_origin(model.pretrained_cfg, kwargs.get('pretrained_cfg_overlay'))
