@@ -1,6 +1,6 @@
 """Surgery: plain network <-> switchable network. Every step here has an inverse."""
 from copy import deepcopy
-from typing import Iterable, Iterator, Mapping, Tuple
+from typing import Iterable, Iterator, List, Mapping, Tuple
 
 import torch
 from torch import nn
@@ -49,7 +49,7 @@ def convert_switchable_bn(
     if isinstance(model, _BatchNorm):
         return _switchable(model, selector)
     _replace(model, {id(bn): _switchable(bn, selector) for bn in batch_norms})
-    for module in {id(m): m for m in (model, _stem(model))}.values():
+    for module in _entrances(model):
         module.rs_selector = selector  # type: ignore[assignment]
         module.register_forward_pre_hook(follow_input)
     return model
@@ -72,12 +72,17 @@ def _replace(module: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
                 setattr(parent, name, replacements[id(child)])
 
 
-def _stem(model: nn.Module) -> nn.Module:
-    """The layer that sees the image: the first convolution, or the space-to-depth in front of it."""
-    for module in model.modules():
+def _entrances(model: nn.Module) -> List[nn.Module]:
+    """The modules that are called with the image: the network, and all that hold its first layer, down to that layer.
+
+    Not the layer alone: a block of parallel branches (RepVGG, MobileOne) may run another branch first. Not the network
+    alone: feature wrappers call its parts.
+    """
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) or type(module).__name__ == 'SpaceToDepth':
-            return module
-    return model
+            parts = name.split('.') if name else []
+            return [model.get_submodule('.'.join(parts[:length])) for length in range(len(parts) + 1)]
+    return [model]
 
 
 def _other_norms(model: nn.Module) -> str:

@@ -1,0 +1,157 @@
+"""`switchable` over the families of timm: each equals its extracted networks, however it is called."""
+import pytest
+import timm
+import torch
+
+import rs_timm
+from rs_timm.layers import switchable_layers
+
+# the smallest member of each family, by the class that builds it, with the sizes (large, unseen, small) that it can take
+SIZES = {name: (64, 48, 32) for name in (
+    'regnetx_002',
+    'regnety_002',
+    'efficientnet_b0',
+    'tf_efficientnet_lite0',
+    'tf_efficientnetv2_b0',
+    'mobilenetv3_small_050',
+    'mobilenetv4_conv_small_035',
+    'mnasnet_small',
+    'spnasnet_100',
+    'fbnetc_100',
+    'hardcorenas_a',
+    'mixnet_s',
+    'tinynet_e',
+    'lcnet_035',
+    'ghostnet_050',
+    'repghostnet_050',
+    'densenet121',
+    'resnext50_32x4d',
+    'seresnet18',
+    'legacy_seresnet18',
+    'ecaresnet26t',
+    'skresnet18',
+    'resnest14d',
+    'res2net50_48w_2s',
+    'resnetv2_50',
+    'rexnet_100',
+    'repvgg_a0',
+    'mobileone_s0',
+    'gernet_s',
+    'cs3darknet_s',
+    'cspresnet50',
+    'selecsls42',
+    'tresnet_m',
+    'ese_vovnet19b_slim',
+    'dpn48b',
+    'legacy_xception',
+    'hgnetv2_b0',
+    'fastvit_t8',
+    'repvit_m0_9',
+    'efficientvit_b0',
+    'starnet_s1',
+    'fasternet_t0',
+    'mobilevitv2_050',
+)}
+SIZES['dla46_c'] = SIZES['hrnet_w18_small'] = (128, 96, 64)
+SIZES['vgg11_bn'] = (64, 48, 32)
+SIZES['inception_v3'] = SIZES['inception_v4'] = (128, 112, 96)
+
+SMALLER = {'vgg11_bn': dict(num_features=64)}  # of its 130 million parameters, 120 million are in the head
+
+REFUSED = {
+    'dm_nfnet_f0': 'no BatchNorm.*weight-standardised',
+    'nf_regnet_b0': 'no BatchNorm.*weight-standardised',
+    'convnext_atto': 'no BatchNorm.*LayerNorm2d',
+    'resnetv2_50d_gn': 'no BatchNorm.*GroupNormAct',
+    'resnetv2_50d_evos': 'no BatchNorm.*EvoNorm2dS0',
+    'poolformerv2_s12': 'no BatchNorm.*GroupNorm1',
+    'vit_tiny_patch16_224': r'vit_tiny_patch16_224 has a fixed input size \(224x224\)',
+    'levit_128s': r'fixed input size \(224x224\)',
+    'efficientformer_l1': r'fixed input size \(224x224\)',
+    'maxvit_nano_rw_256': r'fixed input size \(256x256\)',
+}
+
+
+def equal(a, b):
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b)
+
+
+def image(size):
+    return torch.randn(1, 3, size, size)
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_family(name, random_statistics):
+    large, unseen, small = SIZES[name]
+    plain_bns = len([m for m in timm.create_model(name, device='meta').modules()
+                     if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)])
+    model = rs_timm.switchable(name, (large, small), num_classes=3, **SMALLER.get(name, {}))
+    random_statistics(model)
+    layers = switchable_layers(model)
+    assert len(layers) == plain_bns and all(len(layer) == 2 for layer in layers)
+    calls = [model.__class__.__call__, model.__class__.forward_features]
+    if hasattr(model, 'forward_intermediates'):
+        calls.append(lambda m, x: m.forward_intermediates(x))
+    plain = {size: rs_timm.extract(model, size) for size in (large, unseen, small)}
+    assert type(plain[large]) is type(timm.create_model(name, device='meta'))
+    with torch.inference_mode():
+        for call, stock_call in zip(calls, [lambda m, x: m(x), lambda m, x: m.forward_features(x), calls[-1]]):
+            for size in (small, large, small) if call is calls[0] else (large, small):
+                x = image(size)
+                assert equal(call(model, x), stock_call(plain[size], x)), (stock_call, size)
+        x = image(unseen)
+        assert torch.equal(model(x), plain[unseen](x))
+        x = image(large)
+        seen = {}
+        for r in (small, unseen, large):
+            model.set_resolution(r)
+            seen[r] = model(x)
+            assert torch.equal(seen[r], plain[r](x))
+        assert not torch.equal(seen[large], seen[small])
+
+
+@pytest.mark.parametrize('name', [
+    'regnety_002', 'tf_efficientnet_lite0', 'mobilenetv3_small_050', 'densenet121', 'repvgg_a0', 'mobileone_s0',
+    'fastvit_t8', 'tresnet_m', 'cs3darknet_s', 'dla46_c', 'hrnet_w18_small', 'selecsls42', 'ghostnet_050',
+])
+def test_features_of_a_family(name, random_statistics):
+    """Wrappers never call the network itself: its first layers must notice the size."""
+    large, unseen, small = SIZES[name]
+    stock = timm.create_model(name, features_only=True)
+    features = timm.create_model('rs_switchable', base=name, features_only=True, resolutions=(large, small))
+    random_statistics(features)
+    with torch.inference_mode():
+        for size in (small, large, unseen, small):
+            x = image(size)
+            followed = features(x)
+            with rs_timm.use_resolution(features, size):
+                pinned = features(x)
+            other = large if size == small else small
+            with rs_timm.use_resolution(features, other):
+                assert not equal(features(x), pinned)
+            assert equal(followed, pinned)
+            assert [f.shape for f in followed] == [f.shape for f in stock(x)]
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_a_refusal_says_why(name):
+    model = timm.create_model(name, device='meta')
+    with pytest.raises(ValueError, match=REFUSED[name]):
+        rs_timm.switchable(model, (64, 32))
+
+
+def test_one_training_step_of_any_family():
+    for name in ('mobilenetv3_small_050', 'repvgg_a0', 'ese_vovnet19b_slim'):
+        model = rs_timm.switchable(name, (64, 32), num_classes=3).train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+        for size in (64, 32):
+            idle = [p.detach().clone() for layer in switchable_layers(model)
+                    for p in layer[str(96 - size)].parameters()]
+            optimizer.zero_grad()
+            model(torch.randn(4, 3, size, size)).square().mean().backward()
+            assert all(p.grad is not None for p in model.parameters())
+            optimizer.step()
+            after = [p for layer in switchable_layers(model) for p in layer[str(96 - size)].parameters()]
+            assert all(map(torch.equal, idle, after))
