@@ -239,9 +239,9 @@ def test_the_command_prints_and_writes_what_evaluate_measures(model, saved, fold
     data = create_multires_loader(
         folder, SIZES, split='val', batch_size=13, num_workers=0,
         interpolation=config['interpolation'], crop_pct=config['crop_pct'], mean=config['mean'], std=config['std'])
-    expected = evaluate(model, data, alpha={size: 1 / 3 for size in SIZES})
+    expected = evaluate(model, data, alpha=dict.fromkeys(SIZES, 1 / 3))
     output = capsys.readouterr()
-    assert output.out.splitlines()[1:5] == results_table(expected).splitlines()
+    assert output.out.splitlines()[1:6] == results_table(expected).splitlines()
     assert 'equal ones are used' in output.err and '48: 0.333' in output.out
     with open(csv_file, newline='') as file:
         rows = list(csv.DictReader(file))

@@ -116,8 +116,8 @@ def _check_classes(loader: MultiResLoader, model: nn.Module, data: str) -> None:
     folders = getattr(getattr(loader.dataset, 'reader', None), 'class_to_idx', None)
     outputs = getattr(model, 'num_classes', None)
     if folders and outputs and max(folders.values()) >= outputs:
-        raise ValueError(f'{data} has {max(folders.values()) + 1} classes, the model {outputs}: this is other data, or a '
-                         'wrong --class-map.')
+        raise ValueError(f'{data} has {max(folders.values()) + 1} classes, the model {outputs}: this is other data, '
+                         'or a wrong --class-map.')
     if folders and outputs and len(folders) < outputs:
         report(f'warning: {data} has {len(folders)} of the {outputs} classes of the model; they are numbered in the '
                'order of their names, unless --class-map says otherwise')
