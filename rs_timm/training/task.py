@@ -164,15 +164,19 @@ class _Branches(nn.Module):
 
 @contextmanager
 def _frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorms in training mode that leave their running statistics alone: the first pass updated them already."""
-    tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for bn in tracking:
-        bn.track_running_stats = False
+    """BatchNorms in training mode that leave their running statistics alone: the first pass updated them already.
+
+    They still read them as before, since a checkpoint must save the same tensors again.
+    """
+    before = [(m, m.momentum, m.num_batches_tracked) for m in model.modules()
+              if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for bn, _, count in before:
+        bn.momentum, bn.num_batches_tracked = 0., None if count is None else count.clone()
     try:
         yield
     finally:
-        for bn in tracking:
-            bn.track_running_stats = True
+        for bn, momentum, count in before:
+            bn.momentum, bn.num_batches_tracked = momentum, count
 
 
 def _resolutions(model: nn.Module, resolutions: Optional[Iterable[int]]) -> Tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Tuple
 
 import torch
 import torch.distributed as dist
+from timm.utils import random_seed
 from torch import nn
 
 from .build import build_model, create_optimizer
@@ -105,9 +106,9 @@ def _create_trainer(
         options: Options,
 ) -> Trainer:
     loaders = Loaders(data, recipe, options.splits, device, options.workers, options.skip_corrupt)
-    torch.manual_seed(recipe.seed)  # all processes start from the same weights ...
+    random_seed(recipe.seed)  # all processes start from the same weights ...
     task = _create_task(model, recipe, len(loaders.class_names), device)
-    torch.manual_seed(recipe.seed + process_rank())  # ... and each drops paths of its own
+    random_seed(recipe.seed, process_rank())  # ... and each drops paths of its own
     optimizer = create_optimizer(task, recipe)
     if recipe.ema:
         task.setup_ema(decay=recipe.ema, use_warmup=True)

@@ -1,0 +1,201 @@
+"""Nothing is lost: kills, signals, a full disk and a loss that is no number."""
+import math
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from rs_timm.training import NonFiniteError
+from rs_timm.training.checkpoint import (
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+    write_atomically,
+)
+from training_run import make_pictures, run, start
+
+# as much of what is random, or has a memory, as fits in one run
+EVERYTHING = dict(accumulate=2, ema=0.9, mixup=0.2, cutmix=0.2, re_prob=0.3, color_jitter=0.2, clip_grad=5., decay_norm=True)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp('pictures'))
+
+
+def wait_for_update(process, path, update):
+    """Until the checkpoint of the running process holds `update`."""
+    for _ in range(12000):
+        assert process.poll() is None, f'it ended before it could be stopped: {process.stderr.read()}'
+        if path.is_file() and load_checkpoint(path)['position']['update'] >= update:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f'no checkpoint of update {update}')
+
+
+def assert_same(a, b, where=''):
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            if key != 'seconds':
+                assert_same(a[key], b[key], f'{where}.{key}')
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for number, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f'{where}[{number}]')
+    else:
+        assert a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b)), f'{where}: {a} {b}'
+
+
+def test_killed_stopped_and_resumed_ends_as_if_it_had_not_been(data, tmp_path):
+    """SIGKILL in the first epoch, SIGTERM to the whole group in the second; bit by bit, with another number of readers."""
+    whole, output = tmp_path / 'whole', tmp_path / 'broken'
+    torch.set_num_threads(1)
+    run(data, whole, **EVERYTHING)
+    checkpoint = output / 'last.pth'
+
+    process = start(data, output, workers=1, minutes=0., **EVERYTHING)
+    wait_for_update(process, checkpoint, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed_at = load_checkpoint(checkpoint)['position']
+    assert 3 <= killed_at['update'] < 8 and killed_at['epoch'] == 0
+
+    process = start(data, output, workers=2, minutes=0., **EVERYTHING)
+    wait_for_update(process, checkpoint, 10)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM, process.stderr.read()
+    stopped_at = load_checkpoint(checkpoint)['position']
+    assert stopped_at['epoch'] == 1 and 10 <= stopped_at['update'] < 16
+
+    run(data, output, resume=True, **EVERYTHING)
+    ends = load_checkpoint(whole / 'last.pth'), load_checkpoint(checkpoint)
+    assert ends[0]['position']['update'] == 16
+    assert_same(*ends)
+    assert (whole / 'log.csv').read_text().count('\n') == (output / 'log.csv').read_text().count('\n') == 1 + 2 * 3
+
+
+@pytest.mark.parametrize('sched', ['cosine', 'onecycle', 'multistep'])
+def test_every_schedule_resumes(data, tmp_path, sched):
+    """A run that ends after an epoch because its evaluation fails, and goes on."""
+    settings = dict(sched=sched, decay_milestones=(1,), progressive=0, progressive_resolutions=())
+    expected = run(data, tmp_path / 'whole', **settings).rows
+    from rs_timm.training import loop
+
+    class Interrupted(Exception):
+        pass
+
+    def fail(*args, **kwargs):
+        raise Interrupted
+
+    evaluate, loop.evaluate = loop.evaluate, fail
+    try:
+        with pytest.raises(Interrupted):
+            run(data, tmp_path / 'broken', **settings)
+    finally:
+        loop.evaluate = evaluate
+    assert_same(expected, run(data, tmp_path / 'broken', resume=True, **settings).rows)
+
+
+def test_a_complete_run_is_not_started_again(data, tmp_path):
+    first = run(data, tmp_path / 'run', epochs=1, progressive=0, progressive_resolutions=())
+    written = (tmp_path / 'run/last.pth').read_bytes()
+    again = run(data, tmp_path / 'run', resume=True, epochs=1, progressive=0, progressive_resolutions=())
+    assert_same(first.rows, again.rows)
+    assert (tmp_path / 'run/last.pth').read_bytes() == written
+    with pytest.raises(ValueError, match='--resume'):
+        run(data, tmp_path / 'run')
+    with pytest.raises(ValueError, match=r'other settings \(epochs 1, now 2, lr 0.02, now 0.5\)'):
+        run(data, tmp_path / 'run', resume=True, epochs=2, lr=0.5, progressive=0, progressive_resolutions=())
+    with pytest.raises(ValueError, match='another network'):
+        run(data, tmp_path / 'run', resume=True, epochs=1, progressive=0, progressive_resolutions=(), model='test_efficientnet')
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(data, tmp_path):
+    with pytest.raises(NonFiniteError, match=r'the loss is (nan|inf) at step [1-9]'):
+        run(data, tmp_path / 'run', minutes=0., lr=1e18, sched='cosine', warmup_epochs=0.)
+    state = load_checkpoint(tmp_path / 'run/last.pth')
+    assert all(v.isfinite().all() for v in state['state_dict'].values() if v.is_floating_point())
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / 'last.pth'
+    save_checkpoint(path, dict(position=1))
+    os.symlink('/dev/full', tmp_path / '.last.pth.partial')  # a device on which every write finds no space
+    with pytest.raises(OSError, match='No space left'):
+        save_checkpoint(path, dict(position=2, weights=torch.zeros(100_000)))
+    assert load_checkpoint(path)['position'] == 1
+    save_checkpoint(path, dict(position=3))
+    assert load_checkpoint(path)['position'] == 3
+    assert os.listdir(tmp_path) == ['last.pth']
+
+
+def test_a_full_disk_within_an_epoch_is_survived(data, tmp_path, caplog):
+    """The run goes on, and says so."""
+    from rs_timm.training import loop
+    save, failures = loop.save_checkpoint, []
+
+    def save_with_luck(path, state):
+        if state['position']['batch'] == 2:
+            failures.append(path)
+            raise OSError(28, 'No space left on device')
+        save(path, state)
+
+    loop.save_checkpoint = save_with_luck
+    try:
+        run(data, tmp_path / 'run', minutes=0., epochs=1, progressive=0, progressive_resolutions=())
+    finally:
+        loop.save_checkpoint = save
+    assert len(failures) == 1 and 'the one before it is still there' in caplog.text
+    assert load_checkpoint(tmp_path / 'run/last.pth')['position']['epoch'] == 1
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / 'file'
+    write_atomically(path, b'old')
+    seen = []
+    replace = os.replace
+    monkeypatch.setattr(os, 'replace', lambda a, b: (seen.append((path.read_bytes(), open(a, 'rb').read())), replace(a, b)))
+    write_atomically(path, b'new')
+    assert seen == [(b'old', b'new')] and path.read_bytes() == b'new'
+
+
+def test_random_states_come_back(tmp_path):
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    random.gauss(0, 1), np.random.randn()  # leaves half of a pair behind
+    path = tmp_path / 'state.pth'
+    save_checkpoint(path, dict(position=0, random=random_state()))
+
+    def draw():
+        return random.random(), random.gauss(0, 1), np.random.randn(3).tolist(), torch.rand(3).tolist()
+
+    expected = draw()
+    set_random_state(load_checkpoint(path)['random'])
+    assert draw() == expected
+
+
+class _Code:
+    def __reduce__(self):
+        return print, ('this must not run',)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
+    torch.save(dict(position=0, code=_Code()), tmp_path / 'last.pth')
+    with pytest.raises(ValueError, match='not a checkpoint of rs-timm train'):
+        load_checkpoint(tmp_path / 'last.pth')
+    assert capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 torn', b'text'])
+def test_torn_files_are_named(tmp_path, content):
+    (tmp_path / 'last.pth').write_bytes(content)
+    with pytest.raises(ValueError, match='last.pth: not a checkpoint'):
+        load_checkpoint(tmp_path / 'last.pth')
