@@ -116,8 +116,8 @@ def mix(mixup: Mixup, images: Images, target: torch.Tensor) -> Tuple[Images, tor
         share[rows] = lam
     for size, view in images.items():
         _mix_view(view, size, blend, boxes)
-    target = mixup_target(
-        target, mixup.num_classes, share.to(target.device), mixup.label_smoothing, mixup.multi_label)
+    newer = dict(multi_label=True) if getattr(mixup, 'multi_label', False) else {}  # older timm has none
+    target = mixup_target(target, mixup.num_classes, share.to(target.device), mixup.label_smoothing, **newer)
     return images, target
 
 
