@@ -56,7 +56,7 @@ SIZES['dla46_c'] = SIZES['hrnet_w18_small'] = (128, 96, 64)
 SIZES['vgg11_bn'] = (64, 48, 32)
 SIZES['inception_v3'] = SIZES['inception_v4'] = (128, 112, 96)
 
-SMALLER = {'vgg11_bn': dict(num_features=64)}  # of its 130 million parameters, 120 million are in the head
+SMALLER = {'vgg11_bn': dict(mlp_ratio=1 / 64)}  # of its 130 million parameters, 120 million are in the head
 
 REFUSED = {
     'dm_nfnet_f0': 'no BatchNorm.*weight-standardised',
@@ -119,7 +119,7 @@ def test_family(name, random_statistics):
 def test_features_of_a_family(name, random_statistics):
     """Wrappers never call the network itself: its first layers must notice the size."""
     large, unseen, small = SIZES[name]
-    stock = timm.create_model(name, features_only=True)
+    stock = timm.create_model(name, features_only=True).eval()
     features = timm.create_model('rs_switchable', base=name, features_only=True, resolutions=(large, small))
     random_statistics(features)
     with torch.inference_mode():

@@ -38,8 +38,8 @@ def rs_switchable(
 
 
 def _feature_wrapper(base_name: str) -> Dict[str, Any]:
-    """timm's families choose their feature wrapper in their own builders; this is the choice that fits all of them."""
-    model = timm.create_model(base_name)
-    if hasattr(model, 'forward_intermediates'):
-        return dict(feature_cls='getter')
-    return dict(feature_cfg=dict(feature_cls='list', flatten_sequential=True))
+    """timm's families choose wrapper and levels in their own builders: their levels, and a wrapper that fits them all."""
+    levels = timm.create_model(base_name, features_only=True).feature_info.out_indices
+    if hasattr(timm.create_model(base_name), 'forward_intermediates'):
+        return dict(feature_cfg=dict(out_indices=levels, feature_cls='getter'))
+    return dict(feature_cfg=dict(out_indices=levels, feature_cls='list', flatten_sequential=True))
