@@ -298,6 +298,17 @@ def test_a_damaged_cache_names_the_file_and_the_remedy(damage, hub, model, tmp_p
     assert_same_logits(model, from_pretrained(REPO))
 
 
+def test_timm_on_a_damaged_cache_says_how_to_repair_it(hub, model, tmp_path):
+    push_to_hub(model, REPO)
+    pull()
+    (blob,) = (path for path in tmp_path.glob('cache/*/blobs/*') if len(path.name) == 64)
+    blob.write_bytes(blob.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f'model.safetensors of {REPO} in the cache is damaged') as error:
+        pull()
+    exec('import huggingface_hub; ' + re.search(r'huggingface_hub\.hf_hub_download\(.*?\)', str(error.value))[0])
+    assert_same_logits(model, pull())
+
+
 def put(hub, repo_id, **files):
     """A repository of someone else's making."""
     api = huggingface_hub.HfApi()

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
 import timm
+from safetensors import SafetensorError
 from timm.models import build_model_with_cfg, generate_default_cfgs, resolve_pretrained_cfg
 from torch import nn
 
-from rs_timm.layers import get_resolutions
+from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions
 
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, weights_origin
 from ._manifest import manifest_cfgs, manifest_entry_of_file
@@ -70,27 +71,65 @@ def build_switchable(
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, dict(pretrained_cfg_overlay or {}))
     if pretrained:
         _check_source(variant, cfg)
+    progress = _Progress(model_cls)
     try:
         model = build_model_with_cfg(
-            model_cls,
+            progress.construct,
             variant,
             pretrained,
             pretrained_cfg=pretrained_cfg,
             pretrained_cfg_overlay=pretrained_cfg_overlay,
-            pretrained_filter_fn=checkpoint_filter_fn,
+            pretrained_filter_fn=_filter_and_check,
             **kwargs,
         )
     except TypeError:
         raise  # a wrong keyword, as in timm
     except Exception as error:
-        if not (pretrained and cfg.file):
-            raise
-        raise ValueError(_unreadable(cfg.file, variant, error)) from error
+        if cfg.file and progress.loading:
+            raise ValueError(_unreadable(cfg.file, variant, error)) from error
+        if isinstance(error, SafetensorError):
+            raise ValueError(_damaged_download(cfg.hf_hub_id, error)) from error
+        raise
     model.stock_architecture = stock_name
     if pretrained:
         model.derived_from = weights_origin(model.pretrained_cfg, pretrained_cfg_overlay)
     model._model_args = dict(resolutions=get_resolutions(model))
     return model
+
+
+class _Progress:
+    """How far timm's builder came: an error says that the file is at fault only if it came up while loading."""
+
+    def __init__(self, model_cls: Callable[..., nn.Module]) -> None:
+        self.model_cls = model_cls
+        self.loading = False
+
+    def construct(self, **kwargs: Any) -> nn.Module:
+        model = self.model_cls(**kwargs)
+        self.loading = True
+
+        def loaded(*_: Any) -> None:
+            self.loading = False
+            handle.remove()
+
+        handle = model.register_load_state_dict_post_hook(loaded)
+        return model
+
+
+def _filter_and_check(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, Any]:
+    """`checkpoint_filter_fn`; a file that lacks a layer is refused, also where timm loads loosely for a new head."""
+    state_dict = checkpoint_filter_fn(state_dict, model)
+    classifier = model.pretrained_cfg.get('classifier') or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    sets = {name for name, m in model.named_modules() if isinstance(m, SwitchableBatchNorm2d)}
+    found = {key.rpartition('.')[0] for key in state_dict}
+    found |= {name.rpartition('.')[0] for name in found}  # private sets: a level deeper
+    layers = (key.rpartition('.')[0] for key, _ in model.named_parameters())
+    wanted = dict.fromkeys(name.rpartition('.')[0] if name.rpartition('.')[0] in sets else name for name in layers)
+    missing = [name for name in wanted if name not in found and name not in heads]
+    if missing:
+        raise ValueError(f'{len(missing)} of {len(wanted)} layers are not in it, such as {missing[0]}')
+    return state_dict
 
 
 def _check_source(variant: str, cfg: Any) -> None:
@@ -105,7 +144,8 @@ def _check_source(variant: str, cfg: Any) -> None:
     if cfg.file and cfg.source != 'local-dir':
         path = Path(cfg.file)
         if not path.is_file():
-            raise FileNotFoundError(f'{path}: no such file; expected the weights of {variant} (.safetensors, .pth).')
+            kind = 'a directory' if path.is_dir() else 'no such file'
+            raise FileNotFoundError(f'{path}: {kind}; expected the weights of {variant} (.safetensors, .pth).')
         entry = manifest_entry_of_file(path)
         if entry and (found := _sha256(path)) != entry['sha256']:
             raise ValueError(f'{path}: sha256 is {found}, the manifest has {entry["sha256"]}: the file is damaged or '
@@ -118,6 +158,13 @@ def _sha256(path: Path) -> str:
         for block in iter(lambda: stream.read(1 << 20), b''):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _damaged_download(repo_id: str, error: Exception) -> str:
+    repo_id, _, revision = repo_id.partition('@')
+    arguments = f"{repo_id!r}, 'model.safetensors', {f'revision={revision!r}, ' if revision else ''}force_download=True"
+    return (f'model.safetensors of {repo_id} in the cache is damaged ({error}): '
+            f'huggingface_hub.hf_hub_download({arguments}) loads it again.')
 
 
 def _unreadable(file: str, variant: str, error: Exception) -> str:
