@@ -66,8 +66,7 @@ def push_to_hub(
             if revision and not create_pr:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             if card is not None or not api.file_exists(repo_id, CARD, revision=revision):
-                text = card_text(network, card, repo_id.split('/')[-1], f'hf-hub:{repo_id}')
-                Path(folder, CARD).write_text(text, encoding='utf-8')
+                _write_card(network, Path(folder), repo_id, card)
             # not upload_folder: with hf_xet it makes several commits, and a break between them leaves half a model
             commit = api.create_commit(
                 repo_id,
@@ -77,3 +76,8 @@ def push_to_hub(
                 create_pr=create_pr,
             )
     return str(commit.pr_url or commit.commit_url)
+
+
+def _write_card(network: nn.Module, folder: Path, repo_id: str, card: Optional[CardData]) -> None:
+    text = card_text(network, card, repo_id.split('/')[-1], f'hf-hub:{repo_id}')
+    (folder / CARD).write_text(text, encoding='utf-8')
