@@ -242,7 +242,9 @@ def test_convert_the_papers_layout(cli, random_statistics, tmp_path):
     config = timm.data.resolve_model_data_config(again)
     assert (tuple(config['mean']), tuple(config['std'])) == ((0, 0, 0), (1, 1, 1))
     assert (config['interpolation'], config['crop_pct']) == ('bilinear', 0.875)
-    alpha = json.loads((tmp_path / 'out' / 'config.json').read_text())['rs_timm']['alpha']
+    saved = json.loads((tmp_path / 'out' / 'config.json').read_text())
+    assert saved['pretrained_cfg']['license'] == 'mit' and 'RS-Nets' in saved['pretrained_cfg']['origin_url']
+    alpha = saved['rs_timm']['alpha']
     expected = state_dict['module.alpha'].softmax(0).tolist()
     assert alpha == pytest.approx(dict(zip(map(str, model.resolutions), expected)))
 
@@ -273,6 +275,16 @@ def test_convert_a_plain_checkpoint(cli, random_statistics, tmp_path):
     assert_same(plain, again, (64, 48, 32))
     config = timm.data.resolve_model_data_config(again)
     assert (tuple(config['mean']), config['interpolation'], config['crop_pct']) == ((0.5, 0.5, 0.5), 'bilinear', 1)
+
+
+def test_convert_makes_no_claims_about_a_file_under_a_tag(cli, random_statistics, tmp_path):
+    torch.save(random_statistics(timm.create_model('resnet18')).state_dict(), tmp_path / 'plain.pth')
+    argv = ['convert', tmp_path / 'plain.pth', '--model', 'rs_resnet18.tv_in1k', '--out', tmp_path / 'out']
+    assert cli(*argv)[0] == 0
+    cfg = json.loads((tmp_path / 'out' / 'config.json').read_text())['pretrained_cfg']
+    tag = timm.models.get_pretrained_cfg('rs_resnet18.tv_in1k')
+    assert cfg['interpolation'] == tag.interpolation
+    assert not {'tag', 'description', 'license', 'origin_url'} & set(cfg)
 
 
 def test_convert_any_timm_network(cli, random_statistics, tmp_path):

@@ -10,9 +10,11 @@ from torch import nn
 from rs_timm.layers import SwitchableBatchNorm2d
 from rs_timm.models import checkpoint_filter_fn, is_paper_layout
 
-__all__ = ['StateDict', 'classes_in', 'layout_of', 'load_into', 'read_state_dict', 'resolutions_in']
+__all__ = ['PAPER_LAYOUT', 'StateDict', 'classes_in', 'layout_of', 'load_into', 'read_state_dict', 'resolutions_in']
 
 StateDict = Dict[str, Any]
+
+PAPER_LAYOUT = "the layout of the paper's code"
 
 _EXPECTED = 'expected a .safetensors or .pth file with a state dict'
 
@@ -49,7 +51,7 @@ def _reason(error: Exception) -> str:
 def layout_of(state_dict: StateDict, model: nn.Module) -> str:
     """In words: whose layout it is."""
     if is_paper_layout(state_dict):
-        return "the layout of the paper's code"
+        return PAPER_LAYOUT
     return "rs_timm's layout" if resolutions_in(state_dict, model) else 'a plain network; all sets start equal'
 
 

@@ -7,7 +7,7 @@ from timm.data import resolve_model_data_config
 from rs_timm.hub import save_pretrained
 from rs_timm.layers import get_resolutions
 
-from ._checkpoint import layout_of, read_state_dict
+from ._checkpoint import PAPER_LAYOUT, layout_of, read_state_dict
 from ._model import describe_preprocessing, load_model, positive_int, prepare_out
 
 __all__ = ['register', 'run']
@@ -19,7 +19,7 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser('convert', help='a checkpoint file -> a folder that timm loads')
     parser.add_argument('src', metavar='SRC', help="checkpoint of the paper's code, plain timm, torchvision or rs_timm")
     parser.add_argument('--model', required=True, metavar='MODEL',
-                        help="'rs_resnet50', or with a tag, whose preprocessing and origin are then kept")
+                        help="'rs_resnet50', or with a tag, whose preprocessing is then kept")
     parser.add_argument('--out', required=True, metavar='DIR', help='folder to write')
     parser.add_argument('--force', action='store_true', help='replace the model in DIR')
     parser.add_argument('--resolutions', type=positive_int, nargs='+', metavar='R',
@@ -38,8 +38,11 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model, checkpoint=args.src, resolutions=args.resolutions, num_classes=args.num_classes)
     overrides = {key: getattr(args, key) for key in _PREPROCESSING if getattr(args, key) is not None}
     model.pretrained_cfg.update(overrides)  # type: ignore[operator, union-attr]
-    save_pretrained(model, out, half=args.half, keep_source='.' in args.model)
-    print(f'{args.src}: {layout_of(read_state_dict(args.src), model)}')
+    layout = layout_of(read_state_dict(args.src), model)
+    # of any other file, only the user knows whether it is what the tag describes
+    from_paper = layout == PAPER_LAYOUT and model.pretrained_cfg.get('tag') == 'orig_in1k'  # type: ignore[union-attr]
+    save_pretrained(model, out, half=args.half, keep_source=from_paper)
+    print(f'{args.src}: {layout}')
     sizes = ', '.join(map(str, get_resolutions(model)))
     print(f"{out}: {model.pretrained_cfg['architecture']}, {model.num_classes} classes, resolutions {sizes}")
     print(f'preprocessing: {describe_preprocessing(resolve_model_data_config(model))}')
