@@ -7,7 +7,7 @@ import rs_timm
 from rs_timm.layers import switchable_layers
 
 # the smallest member of each family, by the class that builds it, with the sizes (large, unseen, small) that it can take
-SIZES = {name: (64, 48, 32) for name in (
+SIZES = dict.fromkeys((
     'regnetx_002',
     'regnety_002',
     'efficientnet_b0',
@@ -51,7 +51,7 @@ SIZES = {name: (64, 48, 32) for name in (
     'starnet_s1',
     'fasternet_t0',
     'mobilevitv2_050',
-)}
+), (64, 48, 32))
 SIZES['dla46_c'] = SIZES['hrnet_w18_small'] = (128, 96, 64)
 SIZES['vgg11_bn'] = (64, 48, 32)
 SIZES['inception_v3'] = SIZES['inception_v4'] = (128, 112, 96)

@@ -1,7 +1,6 @@
 """The layouts in which BatchNorm sets come out of checkpoints, all turned into `<layer>.<resolution>.<tensor>`."""
 import re
-import warnings
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import torch
 
@@ -14,29 +13,28 @@ PAPER_RESOLUTIONS = (224, 192, 160, 128, 96)  # Section 4.1
 _Sets = Dict[int, Dict[str, torch.Tensor]]
 
 
-def adapt_bn_keys(state_dict: Dict[str, Any], prefix: str, resolutions: Sequence[int]) -> None:
+def adapt_bn_keys(state_dict: Dict[str, Any], prefix: str, resolutions: Sequence[int]) -> Optional[str]:
     """Rewrite, in place, the entries under `prefix` of one layer so that there is a set for each of `resolutions`.
 
     Understood are a set per resolution (`bn1.224.weight`), for other resolutions too: those in common are taken, the
-    others interpolated, with a warning; one plain set (`bn1.weight`), given to every resolution; and the numbered sets
-    of the paper's public code (`bn1.bn_0.weight`, the largest resolution first). Anything else is left as it is, for
-    `load_state_dict` to report.
+    others interpolated, and a warning that says so is returned; one plain set (`bn1.weight`), given to every
+    resolution; and the numbered sets of the paper's public code (`bn1.bn_0.weight`, the largest resolution first).
+    Anything else is left as it is, for `load_state_dict` to report.
     """
     own = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
     sets = _read_sets({key[len(prefix):]: value for key, value in own.items()}, resolutions)
     if not sets or set(sets) == set(resolutions) and f'{prefix}{resolutions[0]}.running_mean' in own:
-        return
-    if set(sets) != set(resolutions):
-        warnings.warn(
-            f'the checkpoint has BatchNorm sets for {tuple(sorted(sets, reverse=True))}, the model for '
-            f'{tuple(resolutions)}: equal ones were taken, the others interpolated. Recalibrate or fine-tune for the '
-            'best accuracy.',
-            stacklevel=2)
+        return None
     for key in own:
         del state_dict[key]
     for resolution in resolutions:
         for name, value in _set_for(sets, resolution).items():
             state_dict[f'{prefix}{resolution}.{name}'] = value
+    if set(sets) == set(resolutions):
+        return None
+    return (f'the checkpoint has BatchNorm sets for {tuple(sorted(sets, reverse=True))}, the model for '
+            f'{tuple(resolutions)}: equal ones were taken, the others interpolated. Recalibrate or fine-tune for the '
+            'best accuracy.')
 
 
 def _read_sets(entries: Dict[str, torch.Tensor], resolutions: Sequence[int]) -> _Sets:

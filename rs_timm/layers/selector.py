@@ -74,6 +74,7 @@ class ResolutionSelector:
         self.pinned: Optional[int] = None
         self.touch_idle = True  # give the sets that a training step did not use a zero gradient
         self.prepared: Set[Tuple[int, str]] = set()  # unseen sizes whose sets were made: no second walk over the layers
+        self.warned_load: Optional[List[str]] = None  # one warning a load, not one a layer
         self.followed = _Followed()
 
     @staticmethod
@@ -103,10 +104,11 @@ class ResolutionSelector:
         self.followed.resolution = input_resolution(height, width)
 
     def __getstate__(self) -> Dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ('followed', 'prepared')}
+        passing = ('followed', 'prepared', 'warned_load')
+        return {key: value for key, value in self.__dict__.items() if key not in passing}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
-        self.__dict__.update(state, followed=_Followed(), prepared=set())
+        self.__dict__.update(state, followed=_Followed(), prepared=set(), warned_load=None)
 
     def __repr__(self) -> str:
         mode = 'follows the input' if self.pinned is None else f'pinned at {self.pinned}'

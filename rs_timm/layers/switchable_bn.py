@@ -1,4 +1,5 @@
 """SwitchableBatchNorm2d: one ordinary BatchNorm per resolution behind one switch (Equation 3 of the paper)."""
+import warnings
 from collections import deque
 from copy import deepcopy
 from typing import Any, Dict, Hashable, List, Mapping, Optional, Tuple
@@ -171,9 +172,20 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
         self.selector.prepared.clear()
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
-        adapt_bn_keys(state_dict, prefix, self.selector.resolutions)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(
+            self,
+            state_dict: Dict[str, Any],
+            prefix: str,
+            metadata: Any,
+            strict: bool,
+            missing_keys: List[str],
+            *args: Any,
+    ) -> None:
+        warning = adapt_bn_keys(state_dict, prefix, self.selector.resolutions)
+        if warning and self.selector.warned_load is not missing_keys:  # the list that all layers of one load share
+            self.selector.warned_load = missing_keys
+            warnings.warn(warning, stacklevel=2)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         replica = super()._replicate_for_data_parallel()

@@ -1,6 +1,8 @@
 """Build a registered model through timm's own builder, with the checks that timm leaves to its hub."""
 import hashlib
+import traceback
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional
 
@@ -71,21 +73,18 @@ def build_switchable(
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, dict(pretrained_cfg_overlay or {}))
     if pretrained:
         _check_source(variant, cfg)
-    progress = _Progress(model_cls)
     try:
         model = build_model_with_cfg(
-            progress.construct,
+            model_cls,
             variant,
             pretrained,
             pretrained_cfg=pretrained_cfg,
             pretrained_cfg_overlay=pretrained_cfg_overlay,
-            pretrained_filter_fn=_filter_and_check,
+            pretrained_filter_fn=partial(_filter_and_check, strict=kwargs.get('pretrained_strict', True)),
             **kwargs,
         )
-    except TypeError:
-        raise  # a wrong keyword, as in timm
     except Exception as error:
-        if cfg.file and progress.loading:
+        if cfg.file and _while_loading(error):
             raise ValueError(_unreadable(cfg.file, variant, error)) from error
         if isinstance(error, SafetensorError):
             raise ValueError(_damaged_download(cfg.hf_hub_id, error)) from error
@@ -97,39 +96,32 @@ def build_switchable(
     return model
 
 
-class _Progress:
-    """How far timm's builder came: an error says that the file is at fault only if it came up while loading."""
-
-    def __init__(self, model_cls: Callable[..., nn.Module]) -> None:
-        self.model_cls = model_cls
-        self.loading = False
-
-    def construct(self, **kwargs: Any) -> nn.Module:
-        model = self.model_cls(**kwargs)
-        self.loading = True
-
-        def loaded(*_: Any) -> None:
-            self.loading = False
-            handle.remove()
-
-        handle = model.register_load_state_dict_post_hook(loaded)
-        return model
+def _while_loading(error: Exception) -> bool:
+    """Whether it came up in timm's `load_pretrained`, and not in the constructor or the feature wrapper."""
+    return any(frame.f_code.co_name == 'load_pretrained' for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def _filter_and_check(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, Any]:
-    """`checkpoint_filter_fn`; a file that lacks a layer is refused, also where timm loads loosely for a new head."""
+def _filter_and_check(state_dict: Dict[str, Any], model: nn.Module, strict: bool = True) -> Dict[str, Any]:
+    """`checkpoint_filter_fn`; a file with other layers is refused, also where timm loads loosely for a new head."""
     state_dict = checkpoint_filter_fn(state_dict, model)
     classifier = model.pretrained_cfg.get('classifier') or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    sets = {name for name, m in model.named_modules() if isinstance(m, SwitchableBatchNorm2d)}
-    found = {key.rpartition('.')[0] for key in state_dict}
-    found |= {name.rpartition('.')[0] for name in found}  # private sets: a level deeper
-    layers = (key.rpartition('.')[0] for key, _ in model.named_parameters())
-    wanted = dict.fromkeys(name.rpartition('.')[0] if name.rpartition('.')[0] in sets else name for name in layers)
-    missing = [name for name in wanted if name not in found and name not in heads]
+    heads = {classifier} if isinstance(classifier, str) else set(classifier)
+    own, given = _layer_names(model.state_dict(), model), _layer_names(state_dict, model)
+    missing = [name for name in own if name not in given and name not in heads]
+    unknown = [name for name in given if name not in own and name not in heads]
     if missing:
-        raise ValueError(f'{len(missing)} of {len(wanted)} layers are not in it, such as {missing[0]}')
+        raise ValueError(f'{len(missing)} of the {len(own)} layers are not in it, such as {missing[0]}')
+    if unknown and strict:
+        raise ValueError(f'{len(unknown)} layers in it are not in the model, such as {unknown[0]}')
     return state_dict
+
+
+def _layer_names(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, None]:
+    """The layers with tensors in `state_dict`, in order; a switchable one once, whatever sets it has there."""
+    switchable = {name for name, m in model.named_modules() if isinstance(m, SwitchableBatchNorm2d)}
+    layers = (key.rpartition('.')[0] for key in state_dict)
+    return dict.fromkeys(
+        parent if (parent := name.rpartition('.')[0]) in switchable else name for name in layers)
 
 
 def _check_source(variant: str, cfg: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
-from rs_timm.layers import get_resolutions
+from rs_timm.layers import PAPER_RESOLUTIONS, get_resolutions
 
 __all__ = ['PAPER_PREPROCESSING', 'checkpoint_filter_fn', 'is_paper_layout', 'weights_origin']
 
@@ -65,8 +65,7 @@ def _keep_alpha(alpha: Optional[torch.Tensor], model: nn.Module) -> None:
     if alpha is None:
         return
     weights = alpha.detach().float().flatten().softmax(0).tolist()
-    resolutions = get_resolutions(model)
-    keys = resolutions if len(resolutions) == len(weights) else range(len(weights))
+    keys = PAPER_RESOLUTIONS if len(weights) == len(PAPER_RESOLUTIONS) else get_resolutions(model)
     model.checkpoint_metadata = {'alpha': dict(zip(keys, weights))}  # type: ignore[assignment]
 
 

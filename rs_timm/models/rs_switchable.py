@@ -38,7 +38,7 @@ def rs_switchable(
 
 
 def _feature_wrapper(base_name: str) -> Dict[str, Any]:
-    """timm's families choose wrapper and levels in their own builders: their levels, and a wrapper that fits them all."""
+    """timm's families choose levels and wrapper in their builders: the same levels, in a wrapper that fits all."""
     levels = timm.create_model(base_name, features_only=True).feature_info.out_indices
     if hasattr(timm.create_model(base_name), 'forward_intermediates'):
         return dict(feature_cfg=dict(out_indices=levels, feature_cls='getter'))
