@@ -6,7 +6,7 @@ import torch
 import rs_timm
 from rs_timm.layers import switchable_layers
 
-# the smallest member of each family, by the class that builds it, with the sizes (large, unseen, small) that it can take
+# a small member of each family, with sizes (large, unseen, small) that it can take
 SIZES = dict.fromkeys((
     'regnetx_002',
     'regnety_002',
