@@ -16,14 +16,15 @@ class OneCycle:
     Args:
         optimizer: its learning rates are the peaks of the cycle.
         total: updates in the whole run.
-        warmup: updates up to the peak.
+        warmup: updates before the one at the peak.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, total: int, warmup: int) -> None:
         peaks = [group['lr'] for group in optimizer.param_groups]
-        # one step of slack at the end: the first call of `step_update` after the last update asks for it
+        total = max(total, 2)
+        peak_at = min(max(warmup, 1), max(total - 2, 1))
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=peaks, total_steps=total + 1, pct_start=min(max(warmup / (total + 1), 1e-6), 0.99))
+            optimizer, max_lr=peaks, total_steps=total, pct_start=(peak_at + 1) / total)  # torch counts from 1 here
 
     def step_update(self, num_updates: int) -> None:
         """Set the rate for the update number `num_updates` (from 0)."""

@@ -1,12 +1,14 @@
 """MREDTask: one training step of an RS-Net, on timm's `TrainingTask`."""
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from inspect import signature
 from typing import Any, ContextManager, Dict, Iterable, Iterator, Mapping, Optional, Tuple
 
 import torch
 from timm.task import TrainingTask
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from rs_timm.layers import check_resolutions, get_resolutions, is_switchable, use_resolution
@@ -90,9 +92,10 @@ class MREDTask(TrainingTask):
         return dict(zip(self.resolutions, ensemble_weights(self._branches(ema).alpha.detach()).tolist()))
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'MREDTask':
-        from torch.nn.parallel import DistributedDataParallel
-        # BatchNorm buffers are written in every forward of a step: each process keeps its own until evaluation
-        ddp_kwargs = dict(dict(broadcast_buffers=False), **ddp_kwargs)
+        """Wrap network and alpha in DDP; each process keeps running statistics of its own, to be averaged when needed."""
+        known = signature(DistributedDataParallel).parameters
+        name = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
+        ddp_kwargs = {name: False, **ddp_kwargs}
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 

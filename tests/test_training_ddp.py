@@ -1,0 +1,134 @@
+"""Two gloo processes against one: the same batches, loss and gradients; each picture is evaluated once; exact resume."""
+import socket
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from timm.utils import random_seed
+
+import rs_timm
+
+from rs_timm.training import MREDTask
+from rs_timm.training.build import build_model
+from rs_timm.training.checkpoint import load_checkpoint
+from training_run import MODEL, make_pictures, run, start, tiny_recipe
+
+RESOLUTIONS = (48, 32)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+
+def make_task(training, lean=False):
+    torch.manual_seed(0)
+    model = rs_timm.switchable('test_resnet', RESOLUTIONS, num_classes=5, zero_init_last=False)
+    task = MREDTask(model, lean=lean)
+    with torch.no_grad():
+        task.alpha.copy_(torch.tensor([0.5, -0.5]))
+    return task.double().train(training)
+
+
+def make_batch(n=8):
+    generator = torch.Generator().manual_seed(1)
+    images = {r: torch.randn(n, 3, r, r, generator=generator, dtype=torch.float64) for r in RESOLUTIONS}
+    return images, torch.randint(5, (n,), generator=generator)
+
+
+def half(rank, images, target):
+    part = slice(4 * rank, 4 * rank + 4)
+    return {r: x[part] for r, x in images.items()}, target[part]
+
+
+def one_rank(rank, port, path, training, lean, parts):
+    """The gradients of one process, which has half of the batch, in `parts` parts."""
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    task = make_task(training, lean).prepare_distributed()
+    images, target = half(rank, *make_batch())
+    losses = []
+    for part in torch.arange(4).chunk(parts):
+        last = int(part[-1]) == 3
+        with task.no_sync() if not last else torch.enable_grad():
+            losses.append(task({r: x[part] for r, x in images.items()}, target[part])['loss'] / parts)
+            losses[-1].backward()
+    loss = torch.stack([value.detach() for value in losses]).sum()
+    dist.all_reduce(loss)
+    grads = {name.replace('.module', ''): p.grad for name, p in task.named_parameters()}
+    torch.save((loss / 2, grads), f'{path}/{rank}.pt')
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('training, lean, parts', [(False, False, 1), (True, False, 1), (True, True, 1), (False, False, 2)])
+def test_two_processes_are_one_with_the_joint_batch(tmp_path, training, lean, parts):
+    """With BatchNorm in evaluation mode one forward of the joint batch; in training mode, where each process has its own
+    statistics, the mean over the two halves."""
+    mp.spawn(one_rank, (free_port(), str(tmp_path), training, lean, parts), nprocs=2)
+    task = make_task(training)
+    images, target = make_batch()
+    batches = [half(rank, images, target) for rank in (0, 1)] if training else [(images, target)]
+    expected = sum(task(*batch)['loss'] / len(batches) for batch in batches)
+    expected.backward()
+    for rank in (0, 1):
+        loss, grads = torch.load(tmp_path / f'{rank}.pt')
+        torch.testing.assert_close(loss, expected.detach())
+        for name, p in task.named_parameters():
+            assert p.grad.abs().max() > 0
+            torch.testing.assert_close(grads[name], p.grad)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp('pictures'), val_each=5)
+
+
+TORCHRUN = ('torch.distributed.run', '--nproc-per-node', '2', '--master-addr', '127.0.0.1', '--master-port')
+SAME_STEPS = dict(model_args=(), opt='sgd', progressive=0, progressive_resolutions=(), epochs=1)
+
+
+def finish(process):
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+
+
+def test_a_torchrun_run_is_a_run_in_two_parts(data, tmp_path):
+    """Two processes see what one process sees that takes the same batches in two parts; odd shards are counted once."""
+    settings = dict(SAME_STEPS, batch_size=16, lr=1e-3, model_args=('zero_init_last=False',))  # few and small steps: rounding has no time to grow
+    finish(start(data, tmp_path / 'two', launcher=(*TORCHRUN, str(free_port())), **settings))
+    one = run(data, tmp_path / 'one', accumulate=2, **settings)
+    two = load_checkpoint(tmp_path / 'two/last.pth')
+    assert len(two['random']) == 2 and two['position']['update'] == 2
+    expected = load_checkpoint(tmp_path / 'one/last.pth')['state_dict']
+    random_seed(0)
+    initial = build_model(MODEL, tiny_recipe(**settings), num_classes=2)
+    for name, start_value in initial.named_parameters():
+        moved = (expected[name] - start_value.detach()).norm()
+        assert moved > 0 and (two['state_dict'][name] - expected[name]).norm() < 1e-2 * moved, name
+    assert [row['resolution'] for row in two['rows']] == [row['resolution'] for row in one.rows]
+    for mine in two['rows']:
+        assert (mine['top1'] * 10 / 100) % 1 == pytest.approx(0, abs=1e-9)  # of 10 pictures, each counted once
+
+
+def test_a_torchrun_run_resumes_exactly(data, tmp_path):
+    """SIGTERM within the epoch, with running statistics and dropout of each process's own."""
+    settings = dict(SAME_STEPS, model_args=('drop_rate=0.2',), ema=0.9)
+    finish(start(data, tmp_path / 'whole', launcher=(*TORCHRUN, str(free_port())), **settings))
+    process = start(data, tmp_path / 'broken', minutes=0., launcher=(*TORCHRUN, str(free_port())), **settings)
+    checkpoint = tmp_path / 'broken/last.pth'
+    while not checkpoint.is_file() or load_checkpoint(checkpoint)['position']['update'] < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.terminate()  # torchrun passes it on
+    process.communicate()
+    stopped = load_checkpoint(checkpoint)
+    assert 2 <= stopped['position']['update'] < 8 and stopped['position']['epoch'] == 0
+    assert not torch.equal(stopped['random'][0]['torch'], stopped['random'][1]['torch'])
+    finish(start(data, tmp_path / 'broken', launcher=(*TORCHRUN, str(free_port())), **settings))
+    whole, broken = (load_checkpoint(tmp_path / name / 'last.pth') for name in ('whole', 'broken'))
+    for key in ('state_dict', 'state_dict_ema'):
+        for name, value in whole[key].items():
+            assert torch.equal(value, broken[key][name]), name
