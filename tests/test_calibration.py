@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, TensorDataset
 
 import rs_timm
+from benchmarks.environment import RESULTS
+from benchmarks.recalibration import expectations, read_table
 from rs_timm._moments import moments_of
 from rs_timm.calibration import add_resolution, recalibrate
 from rs_timm.layers import switchable_layers
@@ -397,6 +399,12 @@ def test_few_pictures_with_a_large_share_are_warned_about(model):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         recalibrate(model, pictures(6, 64))
+
+
+def test_docstring_states_what_was_measured():
+    stated = [line.strip() for line in recalibrate.__doc__.splitlines()]
+    for line in expectations(read_table(RESULTS / 'recalibration.csv')):
+        assert line.strip() in stated
 
 
 # One more resolution
