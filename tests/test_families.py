@@ -142,6 +142,15 @@ def test_a_refusal_says_why(name):
         rs_timm.switchable(model, (64, 32))
 
 
+@pytest.mark.parametrize('name', ['mobileone_s0', 'repvgg_a0', 'tresnet_m'])
+def test_families_that_script_in_timm_script_here(name, random_statistics):
+    model = rs_timm.switchable(timm.create_model(name, num_classes=3, scriptable=True), (64, 32))
+    random_statistics(model).set_resolution(32)
+    scripted, x = torch.jit.script(model), image(32)
+    with torch.inference_mode():
+        torch.testing.assert_close(scripted(x), model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_one_training_step_of_any_family():
     for name in ('mobilenetv3_small_050', 'repvgg_a0', 'ese_vovnet19b_slim'):
         model = rs_timm.switchable(name, (64, 32), num_classes=3).train()

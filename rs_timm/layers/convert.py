@@ -81,7 +81,8 @@ def _entrances(model: nn.Module) -> List[nn.Module]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) or type(module).__name__ == 'SpaceToDepth':
             parts = name.split('.') if name else []
-            return [model.get_submodule('.'.join(parts[:length])) for length in range(len(parts) + 1)]
+            path = (model.get_submodule('.'.join(parts[:length])) for length in range(len(parts) + 1))
+            return [m for m in path if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]  # those are never called
     return [model]
 
 
