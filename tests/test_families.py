@@ -142,7 +142,7 @@ def test_a_refusal_says_why(name):
         rs_timm.switchable(model, (64, 32))
 
 
-@pytest.mark.parametrize('name', ['mobileone_s0', 'repvgg_a0', 'tresnet_m'])
+@pytest.mark.parametrize('name', ['mobileone_s0', 'repvgg_a0', 'tresnet_m', 'fastvit_t8'])
 def test_families_that_script_in_timm_script_here(name, random_statistics):
     model = rs_timm.switchable(timm.create_model(name, num_classes=3, scriptable=True), (64, 32))
     random_statistics(model).set_resolution(32)

@@ -66,7 +66,13 @@ def _switchable_class(stock_class: Any) -> Any:
     return type(
         f'Switchable{stock_class.__name__}',
         (SwitchableMixin, stock_class),
-        dict(__module__=__name__, __doc__=stock_class.__doc__, __reduce_ex__=reduce_ex, stock_class=stock_class),
+        dict(
+            __module__=__name__,
+            __doc__=stock_class.__doc__,
+            __annotations__=dict(getattr(stock_class, '__annotations__', {})),  # TorchScript reads Final from them
+            __reduce_ex__=reduce_ex,
+            stock_class=stock_class,
+        ),
     )
 
 
