@@ -38,8 +38,8 @@ def cost_section() -> str:
             f'{100 * counts.private_share:.2f} %',
         ])
     header = ['model', *(f'{r} px' for r in model.resolutions), 'parameters, millions (2^20)', 'in private BatchNorms']
-    return ('Multiply-adds per image in millions (convolutions and linear layers), and parameters with 1000 classes:\n\n'
-            + table(header, rows))
+    return ('Multiply-adds per image in millions (convolutions and linear layers), and parameters with 1000 classes:\n'
+            '\n' + table(header, rows))
 
 
 def read_results(name: str) -> List[Dict[str, str]]:

@@ -103,8 +103,8 @@ def main() -> None:
         for batch in args.batches:
             made += forward_rows(name, batch, args.rounds if batch == 1 else max(5, args.rounds // 4))
         for row in made:
-            print(f'{row["question"]:22} {row["model"]:15} {row["batch"]:>5} {row["resolution"]:>15} {row["rs_ms"]:11.4f} '
-                  f'{row["other_ms"]:10.2f} {row["ratio"]:8.4f}', flush=True)
+            print(f'{row["question"]:22} {row["model"]:15} {row["batch"]:>5} {row["resolution"]:>15} '
+                  f'{row["rs_ms"]:11.4f} {row["other_ms"]:10.2f} {row["ratio"]:8.4f}', flush=True)
         rows += [dict(row, **environment) for row in made]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open('w', newline='') as stream:

@@ -98,7 +98,8 @@ def print_tables(
     width = 20
     print(f'{"photograph":20} {"label":{width}} ' + ' '.join(f'{f"top-1 at {r}":{width}}' for r in RESOLUTIONS))
     for index, photograph in enumerate(photographs):
-        cells = [('  ' if classes[r][index] == photograph.label else '! ') + name(classes[r][index]) for r in RESOLUTIONS]
+        found = [classes[r][index] for r in RESOLUTIONS]
+        cells = [('  ' if c == photograph.label else '! ') + name(c) for c in found]
         print(f'{photograph.path.stem:20} {name(photograph.label)[:width]:{width}} '
               + ' '.join(f'{cell[:width]:{width}}' for cell in cells))
     print('(! differs from the label)\n')

@@ -134,7 +134,7 @@ def test_a_set_can_be_fed_with_smaller_images():
     task = MREDTask(network())
     task(images, target)['loss'].backward()
     model = task.get_eval_model()
-    for resolution, size in zip(RESOLUTIONS, (32, 24, 16)):
+    for resolution in RESOLUTIONS:
         with rs_timm.use_resolution(network().train(), resolution) as fresh:
             fresh(images[resolution])
         ours, theirs = model.bn1.set_for(resolution), fresh.bn1.set_for(resolution)
