@@ -16,8 +16,9 @@ import argparse
 import csv
 import itertools
 import random
+from collections import Counter
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import timm
 import torch
@@ -153,7 +154,7 @@ def write_table(path: Path, table: Table) -> None:
     temporary.replace(path)
 
 
-def expectations(table: Table, test_images: str = '500', dtype: str = 'bfloat16') -> List[str]:
+def expectations(table: Table, test_images: str = '500', dtype: str = 'float32') -> List[str]:
     """The table in the docstring of `recalibrate`: top-1 / top-1 among the folder's classes, in percent."""
     lines = []
     for source, crop, images, prior in SUMMARY:
@@ -172,28 +173,43 @@ def plot(rows: Sequence[Dict[str, str]], path: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot
     resolutions = sorted({int(row['resolution']) for row in rows}, reverse=True)
+    counts = sorted({int(row['images']) for row in rows} - {0})
+    colours = {count: f'C{index}' for index, count in enumerate(counts)}
     size = 3.2 * len(resolutions), 6
     figure, axes = pyplot.subplots(2, len(resolutions), figsize=size, squeeze=False, sharey='row')
     titles = {'top1': 'all 1000 classes', 'top1_of_folder_classes': "the folder's classes"}
     for (kind, title), line in zip(titles.items(), axes):
         for resolution, axis in zip(resolutions, line):
-            _panel(axis, [row for row in rows if int(row['resolution']) == resolution], kind)
+            _panel(axis, [row for row in rows if int(row['resolution']) == resolution], kind, colours)
             axis.set_title(f'{resolution} px, {title}', fontsize=9)
         line[0].set_ylabel('change of top-1, points')
-    axes[0][0].legend(title='pictures', fontsize=7, title_fontsize=8)
-    figure.suptitle(f"{MODEL}, BatchNorm statistics from few classes; {rows[0]['test_images']} test pictures, "
-                    f"{rows[0]['dtype']}")
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines() if line.get_label()[0] != '_'}
+    lines = dict(sorted(lines.items(), key=lambda item: int(item[0])))
+    axes[0][0].legend(lines.values(), lines.keys(), title='pictures', fontsize=7, title_fontsize=8)
+    figure.suptitle(f'{MODEL}, BatchNorm statistics from pictures of few classes, centre crops; '
+                    f"{rows[0]['test_images']} test pictures, {rows[0]['dtype']}")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
 
-def _panel(axis: object, rows: List[Dict[str, str]], kind: str) -> None:
+def _sweep(table: Table) -> List[Dict[str, str]]:
+    """The rows of the largest sweep: statistics of the training split, centre crops, in one dtype."""
+    rows = [row for row in table.values() if (row['source'], row['crop']) in (('none', 'none'), ('train', 'centre'))]
+    (dtype, test_images), _ = Counter((row['dtype'], row['test_images']) for row in rows).most_common(1)[0]
+    return [row for row in rows if (row['dtype'], row['test_images']) == (dtype, test_images)]
+
+
+def _panel(axis: Any, rows: List[Dict[str, str]], kind: str, colours: Dict[int, str]) -> None:
     untouched = next(float(row[kind]) for row in rows if row['images'] == '0')
-    for count in sorted({int(row['images']) for row in rows} - {0}):
-        points = sorted((float(row['prior_images']), float(row[kind])) for row in rows if int(row['images']) == count)
-        axis.plot([p for p, _ in points], [y - untouched for _, y in points], marker='.', label=str(count))
+    for count, colour in colours.items():
+        points = sorted((int(row['prior_images']), float(row[kind])) for row in rows if int(row['images']) == count)
+        if len(points) > 1:
+            axis.plot([p for p, _ in points], [y - untouched for _, y in points], '.-', color=colour, label=str(count))
     axis.axhline(0, color='black', linewidth=0.8)
     axis.set_xscale('symlog', linthresh=1000)
+    axis.set_xlim(-100, 130000)
+    axis.set_xticks([0, 1000, 10000, 100000], ['0', '1k', '10k', '100k'])
+    axis.minorticks_off()
     axis.set_xlabel('prior_images', fontsize=8)
     axis.annotate(f'untouched: {untouched:.1f} %', (0.97, 0.03), xycoords='axes fraction', ha='right', fontsize=8)
     axis.grid(alpha=0.3)
@@ -224,8 +240,7 @@ def main() -> None:
                 table[tuple(row[key] for key in KEYS)] = row
                 write_table(path, table)
                 print(' '.join(f'{key}={row[key]}' for key in SHOWN), flush=True)
-    plot([row for row in table.values() if row['dtype'] == args.dtype and row['test_images'] == str(args.test_images)
-          and (row['source'], row['crop']) in (('none', 'none'), ('train', 'centre'))], path.with_suffix('.png'))
+    plot(_sweep(table), path.with_suffix('.png'))
 
 
 if __name__ == '__main__':
