@@ -86,7 +86,7 @@ def test_killed_stopped_and_resumed_ends_as_if_it_had_not_been(data, tmp_path):
 @pytest.mark.parametrize('sched', ['cosine', 'onecycle', 'multistep'])
 def test_every_schedule_resumes(data, tmp_path, sched):
     """A run that ends after an epoch because its evaluation fails, and goes on."""
-    settings = dict(sched=sched, decay_milestones=(1,), progressive=0, progressive_resolutions=())
+    settings = dict(sched=sched, decay_milestones=(1,), progressive=0.)
     expected = run(data, tmp_path / 'whole', **settings).rows
     from rs_timm.training import loop
 
@@ -106,17 +106,17 @@ def test_every_schedule_resumes(data, tmp_path, sched):
 
 
 def test_a_complete_run_is_not_started_again(data, tmp_path):
-    first = run(data, tmp_path / 'run', epochs=1, progressive=0, progressive_resolutions=())
+    first = run(data, tmp_path / 'run', epochs=1, progressive=0.)
     written = (tmp_path / 'run/last.pth').read_bytes()
-    again = run(data, tmp_path / 'run', resume=True, epochs=1, progressive=0, progressive_resolutions=())
+    again = run(data, tmp_path / 'run', resume=True, epochs=1, progressive=0.)
     assert_same(first.rows, again.rows)
     assert (tmp_path / 'run/last.pth').read_bytes() == written
     with pytest.raises(ValueError, match='--resume'):
         run(data, tmp_path / 'run')
     with pytest.raises(ValueError, match=r'other settings \(epochs 1, now 2, lr 0.02, now 0.5\)'):
-        run(data, tmp_path / 'run', resume=True, epochs=2, lr=0.5, progressive=0, progressive_resolutions=())
+        run(data, tmp_path / 'run', resume=True, epochs=2, lr=0.5, progressive=0.)
     with pytest.raises(ValueError, match='another network'):
-        run(data, tmp_path / 'run', resume=True, epochs=1, progressive=0, progressive_resolutions=(), model='test_efficientnet')
+        run(data, tmp_path / 'run', resume=True, epochs=1, progressive=0., model='test_efficientnet')
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(data, tmp_path):
@@ -151,7 +151,7 @@ def test_a_full_disk_within_an_epoch_is_survived(data, tmp_path, caplog):
 
     loop.save_checkpoint = save_with_luck
     try:
-        run(data, tmp_path / 'run', minutes=0., epochs=1, progressive=0, progressive_resolutions=())
+        run(data, tmp_path / 'run', minutes=0., epochs=1, progressive=0.)
     finally:
         loop.save_checkpoint = save
     assert len(failures) == 1 and 'the one before it is still there' in caplog.text

@@ -87,7 +87,7 @@ def data(tmp_path_factory):
 
 
 TORCHRUN = ('torch.distributed.run', '--nproc-per-node', '2', '--master-addr', '127.0.0.1', '--master-port')
-SAME_STEPS = dict(model_args=(), opt='sgd', progressive=0, progressive_resolutions=(), epochs=1)
+SAME_STEPS = dict(model_args=(), opt='sgd', progressive=0., epochs=1)
 
 
 def finish(process):

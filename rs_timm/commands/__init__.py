@@ -1,7 +1,7 @@
 """The commands of `rs-timm`: one module each, with `register(subparsers)`, which sets `run(args) -> exit status`."""
-from . import convert, eval, extract, info, listing, predict, push, recalibrate
+from . import convert, eval, extract, info, listing, predict, push, recalibrate, train
 from ._shell import run_command
 
 __all__ = ['COMMANDS', 'run_command']
 
-COMMANDS = (listing, info, predict, eval, convert, extract, recalibrate, push)
+COMMANDS = (listing, info, predict, train, eval, convert, extract, recalibrate, push)

@@ -1,7 +1,8 @@
 """Train and evaluate RS-Nets: the task, the loop, checkpoints and recipes."""
 from .evaluate import evaluate, results_rows, results_table, write_results_csv
 from .loop import NonFiniteError, Trainer
-from .recipes import RECIPES, Recipe, get_recipe
+from .recipe import Recipe
+from .recipes import RECIPES, get_recipe
 from .signals import Stopped
 from .task import MREDTask
 from .train import Options, Trained, train

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rs_timm.layers import extract, is_switchable, pack
 from rs_timm.models import switchable
 
-from .recipes import Recipe
+from .recipe import Recipe
 
 __all__ = ['build_model', 'create_optimizer', 'freeze', 'resized']
 
@@ -41,7 +41,23 @@ def build_model(name: str, recipe: Recipe, num_classes: int) -> nn.Module:
         _load_init(model, recipe.init)
     if recipe.shared_bn:
         model = extract(model, max(recipe.resolutions))
+    _describe_input(model, recipe)
     return freeze(model, recipe.train)
+
+
+def _describe_input(model: nn.Module, recipe: Recipe) -> None:
+    """Write the preprocessing of training where timm looks for it."""
+    side = max(recipe.resolutions)
+    model.pretrained_cfg = model.default_cfg = dict(
+        model.pretrained_cfg,
+        input_size=(3, side, side),
+        test_input_size=None,
+        crop_pct=recipe.crop_pct,
+        test_crop_pct=None,
+        interpolation=recipe.interpolation,
+        mean=recipe.mean,
+        std=recipe.std,
+    )
 
 
 def _load_init(model: nn.Module, init: str) -> None:

@@ -1,4 +1,5 @@
 """The loaders of a run, made from its recipe: one pair for each phase of progressive training."""
+import os
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
@@ -7,7 +8,7 @@ from timm.data import Mixup
 from rs_timm.data import MultiResLoader, create_multires_loader
 
 from .processes import process_count, process_rank
-from .recipes import Recipe
+from .recipe import Recipe
 
 __all__ = ['Loaders']
 
@@ -31,12 +32,12 @@ class Loaders:
             self,
             data: str,
             recipe: Recipe,
-            splits: Tuple[str, str] = ('train', 'val'),
+            splits: Tuple[str, ...] = ('train', 'val'),
             device: torch.device = torch.device('cpu'),
             workers: int = 4,
             skip_corrupt: bool = False,
     ) -> None:
-        self.data, self.recipe, self.splits = data, recipe, splits
+        self.data, self.recipe, self.splits = os.path.normpath(data), recipe, splits
         shares = process_count() * recipe.accumulate
         if recipe.batch_size % shares:
             raise ValueError(f'batch_size {recipe.batch_size} is no multiple of {shares}: each of {process_count()} process(es) '
@@ -64,15 +65,19 @@ class Loaders:
     def _class_names(self) -> List[str]:
         """Names of the classes, in the order of their indices; those of the evaluation split must agree."""
         names = []
-        for loader in (self.evaluation(self.recipe.resolutions), self.training(0)):
-            indices = getattr(getattr(loader.dataset, 'reader', None), 'class_to_idx', None)
+        for split, loader in zip(self.splits, (self.training(0), self.evaluation(self.recipe.resolutions))):
+            reader = getattr(loader.dataset, 'reader', None)
+            if getattr(reader, 'root', None) == self.data:  # timm then takes all pictures, those of other splits too
+                raise ValueError(f'{self.data}: it has no folder for the split {split!r}; expected {self.data}/{split}/CLASS/'
+                                 'PICTURE.')
+            indices = getattr(reader, 'class_to_idx', None)
             if not indices:
-                raise ValueError(f'{self.data}: its classes are not known; expected {self.data}/SPLIT/CLASS/PICTURE.')
+                raise ValueError(f'{self.data}: its classes are not known; expected {self.data}/{split}/CLASS/PICTURE.')
             names.append(sorted(indices, key=indices.get))
         if names[0] != names[1]:
-            raise ValueError(f'{self.data}: the splits {self.splits} differ in their classes ({len(names[1])} and '
-                             f'{len(names[0])}): they need the same sub-folders.')
-        return names[1]
+            raise ValueError(f'{self.data}: the splits {self.splits} differ in their classes ({len(names[0])} and '
+                             f'{len(names[1])}): they need the same sub-folders.')
+        return names[0]
 
     def training(self, epoch: int) -> MultiResLoader:
         """The loader for the sizes of `epoch`; set its epoch before use."""

@@ -18,7 +18,7 @@ from .checkpoint import load_checkpoint, random_state, save_checkpoint, set_rand
 from .evaluate import evaluate
 from .loaders import Loaders
 from .processes import gather, is_first_process, process_count, process_rank
-from .recipes import Recipe
+from .recipe import Recipe
 from .report import LOSSES, Reporter
 from .schedule import OneCycle
 from .signals import StopSignals, Stopped

@@ -1,4 +1,5 @@
 """The processes of a distributed run; alone, a process is the first of one."""
+import os
 from typing import Any, List
 
 import torch
@@ -28,7 +29,7 @@ def process_count() -> int:
 
 
 def process_rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get('RANK', 0))
 
 
 def is_first_process() -> bool:

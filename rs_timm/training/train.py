@@ -15,7 +15,7 @@ from .checkpoint import write_atomically
 from .loaders import Loaders
 from .loop import Trainer
 from .processes import is_first_process, join_processes, process_rank
-from .recipes import Recipe
+from .recipe import Recipe
 from .report import Reporter, plot_curves
 from .schedule import create_schedule
 from .task import MREDTask
@@ -27,16 +27,31 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how a run takes place; unlike the recipe, free to change when it goes on."""
+    """Where and how a run takes place; unlike the recipe, free to change when it goes on.
 
-    device: str = 'auto'  # cpu, cuda; auto takes CUDA if there is any
-    workers: int = 4  # processes that read pictures, per training process
-    splits: Tuple[str, str] = ('train', 'val')  # to train and to evaluate on
-    checkpoint_minutes: float = 5.  # between checkpoints within an epoch
-    compile: bool = False  # torch.compile
-    skip_corrupt: bool = False  # go on at pictures that cannot be read, and count them
-    tensorboard: bool = False  # write event files
-    progress: bool = True  # a bar on a terminal, else a line a minute
+    Args:
+        device: cpu, cuda, or auto for CUDA if there is any
+        workers: processes that read pictures, per training process
+        splits: names of the splits to train and to evaluate on
+        checkpoint_minutes: time between checkpoints within an epoch
+        compile: use torch.compile
+        skip_corrupt: go on at pictures that cannot be read, and count them
+        tensorboard: write event files
+        progress: a bar on a terminal, else a line a minute
+    """
+
+    device: str = 'auto'
+    workers: int = 4
+    splits: Tuple[str, ...] = ('train', 'val')
+    checkpoint_minutes: float = 5.
+    compile: bool = False
+    skip_corrupt: bool = False
+    tensorboard: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.splits) != 2:
+            raise ValueError(f'splits {self.splits}: name two, to train and to evaluate on.')
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,80 @@
+"""rs-timm train: a network on a folder of pictures; every field of a recipe is an option."""
+import argparse
+import logging
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Dict, get_args, get_origin, get_type_hints
+
+from rs_timm.hub import save_pretrained
+from rs_timm.layers import is_switchable
+from rs_timm.training import RECIPES, Options, Recipe, Trained, get_recipe, train
+from rs_timm.training.processes import is_first_process, process_rank
+
+__all__ = ['register', 'run']
+
+
+def register(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        'train',
+        help='a network on a folder of pictures',
+        description='Train MODEL with private BatchNorms and MRED. On several GPUs: torchrun --nproc-per-node N -m rs_timm '
+                    'train MODEL ... SIGTERM and Ctrl-C save and stop; the same command with --resume goes on.',
+    )
+    parser.add_argument('model', metavar='MODEL', help="a name of 'rs-timm list', or any BatchNorm network of timm")
+    parser.add_argument('--data', required=True, metavar='DIR', help='folder with train/CLASS/* and val/CLASS/*')
+    parser.add_argument('--out', metavar='DIR', help='folder to write (default: runs/MODEL)')
+    parser.add_argument('--resume', action='store_true', help='go on from the checkpoint in --out, if there is one')
+    parser.add_argument('--recipe', default='imagenette', choices=list(RECIPES), help='(default: %(default)s)')
+    parser.add_argument('--debug-twin', action='store_true',
+                        help='the same path in a minute: two epochs of a few steps on small pictures')
+    _add_fields(parser.add_argument_group('where and how'), Options)
+    _add_fields(parser.add_argument_group('the recipe', 'each replaces a value of --recipe'), Recipe)
+    parser.set_defaults(run=run)
+
+
+def _add_fields(group: Any, cls: type) -> None:
+    hints, helps = get_type_hints(cls), _field_helps(cls)
+    for field in fields(cls):  # type: ignore[arg-type]
+        kind, option = hints[field.name], '--' + field.name.replace('_', '-')
+        arguments: Dict[str, Any] = dict(default=None, dest=field.name, help=helps[field.name].replace('%', '%%'))
+        if kind is bool:
+            group.add_argument(option, action=argparse.BooleanOptionalAction, **arguments)
+        elif get_origin(kind) is tuple:
+            group.add_argument(option, nargs='*', type=get_args(kind)[0], metavar=field.name[0].upper(), **arguments)
+        elif field.name == 'progressive':
+            group.add_argument(option, nargs='?', const=_PROGRESSIVE, type=kind, metavar='SHARE', **arguments)
+        else:
+            group.add_argument(option, type=kind, metavar=kind.__name__.upper(), **arguments)
+
+
+_PROGRESSIVE = 0.8  # what --progressive without a value means: four fifths of the epochs
+
+
+def _field_helps(cls: type) -> Dict[str, str]:
+    """Field -> its line under Args in the docstring."""
+    lines = re.findall(r'^ {8}(\w+): (.+)$', cls.__doc__ or '', flags=re.MULTILINE)
+    return {field.name: dict(lines).get(field.name, '') for field in fields(cls)}  # type: ignore[arg-type]
+
+
+def _given(args: argparse.Namespace, cls: type) -> Dict[str, Any]:
+    values = {field.name: getattr(args, field.name) for field in fields(cls)}  # type: ignore[arg-type]
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if v is not None}
+
+
+def run(args: argparse.Namespace) -> int:
+    level = logging.WARNING if process_rank() else logging.INFO
+    logging.basicConfig(level=level, format='%(asctime)s %(message)s', datefmt='%H:%M:%S')
+    recipe = get_recipe(args.recipe, debug=args.debug_twin, **_given(args, Recipe))
+    out = Path(args.out or Path('runs') / args.model)
+    trained = train(args.model, args.data, recipe, str(out), args.resume, Options(**_given(args, Options)))
+    if is_first_process():
+        _save(trained, out / 'model')
+    return 0
+
+
+def _save(trained: Trained, folder: Path) -> None:
+    if not is_switchable(trained.model):
+        return
+    save_pretrained(trained.model, folder, model_config=dict(label_names=trained.class_names))
+    print(f'load it: import rs_timm; timm.create_model({f"local-dir:{folder}"!r}, pretrained=True)')

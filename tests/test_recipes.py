@@ -1,0 +1,257 @@
+"""Recipes: the paper's to the letter, their twins, every field from the command line, and what they build."""
+import csv
+import inspect
+from dataclasses import FrozenInstanceError, fields, replace
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import rs_timm
+from rs_timm.cli import main
+from rs_timm.training import RECIPES, MREDTask, Options, Recipe, get_recipe
+from rs_timm.training.build import build_model, create_optimizer, resized
+from rs_timm.training.schedule import create_schedule
+from training_run import MODEL, make_pictures, run, tiny_recipe
+
+PAPER = [name for name in RECIPES if name.endswith('_in1k')]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp('pictures'), train_each=6, val_each=3)
+
+
+@pytest.mark.parametrize('name, epochs, lr, weight_decay', [
+    ('rs_resnet18_in1k', 120, 0.1, 1e-4), ('rs_resnet50_in1k', 120, 0.1, 1e-4), ('rs_mobilenetv2_in1k', 150, 0.05, 4e-5)])
+def test_the_papers_recipes_are_section_4_1(name, epochs, lr, weight_decay):
+    recipe = get_recipe(name)
+    assert recipe.resolutions == (224, 192, 160, 128, 96) and recipe.mred == 'full' and not recipe.init
+    assert (recipe.epochs, recipe.lr, recipe.weight_decay, recipe.batch_size) == (epochs, lr, weight_decay, 256)
+    assert recipe.crop_scale == (0.08, 1) and recipe.crop_ratio == (3 / 4, 4 / 3) and recipe.crop_pct == 0.875
+    assert recipe.interpolation == 'bilinear' and recipe.hflip == 0.5
+    task = MREDTask(build_model('rs_resnet18', recipe, 1000))
+    optimizer = create_optimizer(task, recipe)
+    assert type(optimizer) is torch.optim.SGD
+    for group in optimizer.param_groups:
+        assert group['momentum'] == 0.9 and not group['nesterov'] and group['weight_decay'] == weight_decay
+    assert sum(len(group['params']) for group in optimizer.param_groups) == len(list(task.parameters()))
+    schedule = create_schedule(optimizer, recipe, updates_per_epoch=10)
+    rates = []
+    for update in (0, 5 * epochs, 10 * epochs - 1):
+        schedule.step_update(update)
+        rates.append(optimizer.param_groups[0]['lr'])
+    assert rates[0] == pytest.approx(lr) and rates[1] == pytest.approx(lr / 2) and rates[2] < 1e-4 * lr
+
+
+def test_the_papers_resnets_are_not_zero_initialised():
+    last = build_model('rs_resnet18', get_recipe('rs_resnet18_in1k'), 10).layer1[0].bn2.set_for(96)
+    assert last.weight.eq(1).all()
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_run_cards(name):
+    card = inspect.getdoc(RECIPES[name])
+    for entry in ('Run card', 'command', 'expected', 'reached'):
+        assert entry in card
+    assert name in card
+    with pytest.raises(FrozenInstanceError):
+        RECIPES[name]().epochs = 1
+
+
+def test_every_field_is_explained():
+    for cls in (Recipe, Options):
+        for field in fields(cls):
+            assert f'\n        {field.name}: ' in cls.__doc__, field.name
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_debug_twins_keep_the_path(name):
+    recipe, twin = get_recipe(name), get_recipe(name, debug=True)
+    small = {'resolutions', 'epochs', 'progressive', 'batch_size', 'warmup_epochs', 'limit_batches'}
+    assert set(twin.differences(dict(vars(recipe)))) <= small
+    assert bool(twin.small_epochs) == bool(recipe.small_epochs) and twin.small_epochs < twin.epochs
+    assert twin.limit_batches * twin.epochs <= 10 and max(twin.resolutions) <= 64
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_debug_twins_run(name, data, tmp_path, capsys):
+    out = tmp_path / 'run'
+    model = 'test_efficientnet' if 'mobilenetv2' in name else MODEL
+    assert main(['train', model, '--data', str(data), '--out', str(out), '--recipe', name, '--debug-twin', '--workers', '0',
+                 '--device', 'cpu', '--no-progress']) == 0
+    rows = list(csv.DictReader((out / 'log.csv').open()))
+    assert [row['resolution'] for row in rows] == ['56', '48', '40', '32', '24', 'ensemble'] * 2
+    assert (out / 'curves.png').read_bytes().startswith(b'\x89PNG')
+    capsys.readouterr()
+    model = timm.create_model(f'local-dir:{out}/model', pretrained=True)
+    assert model.resolutions == (56, 48, 40, 32, 24) and model.num_classes == 2
+    assert model.pretrained_cfg['label_names'] == ['class0', 'class1']
+    assert tuple(model.pretrained_cfg['mean']) == get_recipe(name).mean
+
+
+def test_any_field_from_the_command_line(data, tmp_path):
+    """A train command as in the issue, and the folder's recipe.json says what ran."""
+    import json
+    out = tmp_path / 'run'
+    assert main(['train', MODEL, '--data', str(data), '--out', str(out), '--resolutions', '32', '48', '--epochs', '3',
+                 '--progressive', '--mred', 'vanilla', '--no-channels-last', '--precision', 'float32', '--batch-size', '4',
+                 '--model-args', 'drop_rate=0.1', '--workers', '0', '--device', 'cpu', '--lr', '1e-3', '--smoothing', '0']) == 0
+    ran = json.loads((out / 'recipe.json').read_text())
+    assert ran['model'] == MODEL and ran['resolutions'] == [48, 32] and ran['epochs'] == 3 and ran['mred'] == 'vanilla'
+    assert ran['lr'] == 1e-3 and ran['progressive'] == 0.8 and ran['channels_last'] is False
+    sizes = [row['size'] for row in csv.DictReader((out / 'log.csv').open())]
+    assert sizes == ['28', '19', 'ensemble'] * 2 + ['48', '32', 'ensemble']  # 4/7 of 48 and 32, rounded up
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--epochs', '0'], 'epochs 0: it must be in'),
+    (['--mred', 'half'], "mred 'half' is unknown"),
+    (['--crop-scale', '0.5'], 'crop_scale (0.5,): it takes 2 numbers'),
+    (['--progressive', '1.0'], 'leaves none of the'),
+    (['--batch-size', '6', '--accumulate', '4'], 'batch_size 6 is no multiple of 4'),
+    (['--batch-size', '4096'], 'batch_size 4096'),
+    (['--init', 'nothing.pth'], 'neither a file nor a model name'),
+    (['--model-args', 'drop_rate'], 'expected NAME=VALUE'),
+    (['--splits', 'train', 'test'], 'no folder'),
+    (['--device', 'cuda'], 'no CUDA device'),
+])
+def test_wrong_options_are_one_line(data, tmp_path, capsys, arguments, message):
+    if '--device' in arguments and torch.cuda.is_available():
+        arguments, message = ['--device', 'tpu'], 'tpu'
+    status = main(['train', MODEL, '--data', str(data), '--out', str(tmp_path / 'run'), '--workers', '0', '--batch-size', '4',
+                   *arguments])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2 and error.startswith('rs-timm: error: ') and message in error
+
+
+def test_unknown_names_are_refused_with_the_known_ones(data, tmp_path):
+    with pytest.raises(ValueError, match='use one of rs_resnet18_in1k'):
+        get_recipe('resnet')
+    with pytest.raises(ValueError, match="no field 'epoch': it has resolutions"):
+        get_recipe('imagenette', epoch=1)
+    with pytest.raises(ValueError, match='rs_resnet18'):
+        run(data, tmp_path, model='rs_resnet19')
+
+
+def test_sizes_of_progressive_training():
+    recipe = Recipe(epochs=10, progressive=0.5)
+    assert list(recipe.sizes(4).values()) == [128, 112, 96, 80, 64]
+    assert recipe.sizes(5) == {r: r for r in recipe.resolutions}
+    own = replace(recipe, resolutions=(96, 64), progressive_resolutions=(32, 48))
+    assert own.sizes(0) == {96: 48, 64: 32}
+    with pytest.raises(ValueError, match='one size for each'):
+        replace(recipe, progressive_resolutions=(64,))
+
+
+def test_the_model_that_is_measured_during_progressive_training(random_statistics):
+    """Each set stands under the size that it is fed with."""
+    model = random_statistics(rs_timm.switchable(MODEL, (64, 48)))
+    small = resized(model, {64: 40, 48: 24}).eval()
+    assert rs_timm.get_resolutions(small) == (40, 24) and resized(model, {64: 64, 48: 48}) is model
+    x = torch.randn(2, 3, 24, 24)
+    with rs_timm.use_resolution(model, 48):
+        expected = model(x)
+    assert torch.equal(small(x), expected)
+
+
+def test_one_resolution_is_an_ordinary_network(data, tmp_path):
+    trained = run(data, tmp_path / 'run', resolutions=(32,), progressive=0., progressive_resolutions=(), epochs=1)
+    assert trained.model.resolutions == (32,)
+    assert [row['resolution'] for row in trained.rows] == [32]
+
+
+def test_shared_batch_norm_is_the_stock_network(data, tmp_path):
+    trained = run(data, tmp_path / 'run', shared_bn=True)
+    assert not rs_timm.is_switchable(trained.model) and type(trained.model) is type(timm.create_model(MODEL))
+    assert [row['resolution'] for row in trained.rows] == [48, 32, 'ensemble'] * 2
+
+
+@pytest.mark.parametrize('train', ['bn', 'head', 'all'])
+def test_the_ladder_of_fine_tuning(data, tmp_path, train):
+    """What changes in a run is what its rung names; convolutions of 'bn' and 'head' keep every bit."""
+    recipe = tiny_recipe(train=train)
+    before = {name: p.detach().clone() for name, p in build_model(MODEL, replace(recipe, train='all'), 2).named_parameters()}
+    torch.save(build_state(recipe), tmp_path / 'init.pth')
+    trained = run(data, tmp_path / 'run', train=train, init=str(tmp_path / 'init.pth'), progressive=0., lr=0.1)
+    initial = torch.load(tmp_path / 'init.pth')
+    changed = {name for name, p in trained.model.named_parameters() if not torch.equal(p, initial[name])}
+    norms = {f'{name}.{key}' for name, m in trained.model.named_modules() if isinstance(m, _BatchNorm)
+             for key, _ in m.named_parameters()}
+    head = {'fc.weight', 'fc.bias'}
+    expected = {'bn': norms, 'head': norms | head, 'all': set(before)}[train]
+    assert changed == expected
+
+
+def build_state(recipe):
+    torch.manual_seed(5)
+    model = build_model(MODEL, replace(recipe, train='all', model_args=('zero_init_last=False',)), 2)
+    return model.state_dict()
+
+
+def test_init_from_plain_and_from_switchable_weights(tmp_path):
+    recipe = Recipe(resolutions=(48, 32))
+    plain = timm.create_model(MODEL, num_classes=7)
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    model = build_model(MODEL, replace(recipe, init=str(tmp_path / 'plain.pth')), 7)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.eval()(x), plain.eval()(x))
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'own.pth')
+    again = build_model(MODEL, replace(recipe, init=str(tmp_path / 'own.pth')), 7)
+    assert torch.equal(again.eval()(x), plain(x))
+
+
+def test_init_for_other_classes_starts_the_classifier_anew(tmp_path, caplog):
+    plain = timm.create_model(MODEL, num_classes=7)
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    model = build_model(MODEL, Recipe(resolutions=(48, 32), init=str(tmp_path / 'plain.pth')), 3)
+    assert model.fc.out_features == 3 and 'it starts anew' in caplog.text
+    assert torch.equal(model.conv1[0].weight, plain.conv1[0].weight)
+
+
+def test_init_that_does_not_fit_is_named(tmp_path):
+    torch.save({'other.weight': torch.zeros(1)}, tmp_path / 'other.pth')
+    with pytest.raises(ValueError, match='other.pth: does not fit'):
+        build_model(MODEL, Recipe(resolutions=(48, 32), init=str(tmp_path / 'other.pth')), 3)
+
+
+def test_corrupt_pictures_stop_or_are_counted(tmp_path, caplog):
+    data = make_pictures(tmp_path / 'pictures', train_each=6, val_each=3)
+    broken = data / 'train/class1/3.png'
+    broken.write_bytes(b'not a picture')
+    settings = dict(epochs=1, progressive=0.)
+    with pytest.raises(ValueError, match='3.png'):
+        run(data, tmp_path / 'stops', **settings)
+    from rs_timm.training import train
+    options = Options(device='cpu', workers=0, skip_corrupt=True, progress=False)
+    train(MODEL, str(data), tiny_recipe(**settings), str(tmp_path / 'counts'), options=options)
+    assert '1 pictures could not be read' in caplog.text and '3.png' in caplog.text
+
+
+def test_splits_with_other_classes_are_refused(tmp_path):
+    data = make_pictures(tmp_path / 'pictures', train_each=4, val_each=2)
+    extra = data / 'val/class0b'
+    extra.mkdir()
+    Image.new('RGB', (40, 40)).save(extra / '0.png')
+    with pytest.raises(ValueError, match='differ in their classes'):
+        run(data, tmp_path / 'run')
+
+
+def test_bfloat16_channels_last_lean_run(data, tmp_path):
+    rows = run(data, tmp_path / 'run', precision='bfloat16', channels_last=True, lean=True, epochs=1, progressive=0.).rows
+    assert all(torch.tensor(row['train_loss']).isfinite() for row in rows)
+
+
+def test_training_learns(data, tmp_path):
+    """Two classes that differ in their colour."""
+    rows = run(data, tmp_path / 'run', epochs=6, model_args=(), opt='adamw', lr=3e-3, sched='cosine', warmup_epochs=0.).rows
+    assert rows[-1]['top1'] == 100 and rows[-1]['train_classification'] < 0.8 * rows[0]['train_classification']
+
+
+def test_the_norms_of_a_network_without_a_paper_name_count_too():
+    model = build_model('test_efficientnet', Recipe(resolutions=(48, 32), train='bn'), 3)
+    trainable = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    assert trainable and all(isinstance(m, _BatchNorm) for m in trainable) and isinstance(model, nn.Module)
