@@ -30,7 +30,7 @@ from torchvision import transforms
 
 import rs_timm
 from benchmarks.environment import RESULTS, describe
-from rs_timm.calibration import blend, measure, sets_of, statistics_of, write_statistics
+from rs_timm.calibration.recalibration import blend, measure, sets_of, statistics_of, write_statistics
 from rs_timm.data import image_transform, open_image
 
 MODEL = 'tf_efficientnet_lite0'

@@ -33,7 +33,7 @@ def adapt_bn_keys(state_dict: Dict[str, Any], prefix: str, resolutions: Sequence
     if set(sets) == set(resolutions):
         return None
     return (f'the checkpoint has BatchNorm sets for {tuple(sorted(sets, reverse=True))}, the model for '
-            f'{tuple(resolutions)}: equal ones were taken, the others interpolated. Recalibrate or fine-tune for the '
+            f'{tuple(resolutions)}: equal ones were taken, the others interpolated. Fine-tune for the '
             'best accuracy.')
 
 

@@ -38,7 +38,7 @@ def switchable_cfgs(name: str, stock_name: str, default_tag: str, paper_weights:
 
 def _broadcast_cfg(stock_cfg: Any, stock_tag: str) -> Dict[str, Any]:
     description = (f'The plain weights of timm/{stock_tag}, trained for one resolution, given to every BatchNorm set: '
-                   'a start for fine-tuning or recalibration, not a trained RS-Net.')
+                   'a start for fine-tuning, not a trained RS-Net.')
     return asdict(replace(stock_cfg, description=description, architecture=None, tag=None))
 
 

@@ -90,8 +90,7 @@ def switchable(
 ) -> nn.Module:
     """Make any BatchNorm network of timm resolution-switchable.
 
-    All BatchNorm sets start equal: accuracy at the sizes that the weights were not made for comes from `recalibrate` or
-    from training.
+    All BatchNorm sets start equal: accuracy at the sizes that the weights were not made for comes from training.
 
     >>> import rs_timm
     >>> model = rs_timm.switchable('tf_efficientnet_lite0', resolutions=(224, 160, 96))

@@ -4,7 +4,7 @@ from typing import Any, Callable, Iterable, Iterator, List, Mapping, Optional, U
 import torch
 import torch.nn.functional as F
 
-from .layers import input_resolution
+from rs_timm.layers import input_resolution
 
 __all__ = ['Images', 'pictures', 'rebatch']
 

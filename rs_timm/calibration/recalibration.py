@@ -6,10 +6,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, T
 import torch
 from torch import nn
 
-from ._calibration_images import Images, pictures, rebatch
-from ._moments import Moments, moments_of
-from ._undisturbed import eager, evaluating, random_state_kept
-from .layers import (
+from rs_timm.layers import (
     SwitchableBatchNorm2d,
     check_resolutions,
     get_resolutions,
@@ -17,6 +14,10 @@ from .layers import (
     remove_resolution,
     use_resolution,
 )
+
+from .images import Images, pictures, rebatch
+from .moments import Moments, moments_of
+from .undisturbed import eager, evaluating, random_state_kept
 
 __all__ = ['add_resolution', 'recalibrate']
 

@@ -1,0 +1,4 @@
+"""BatchNorm statistics from pictures."""
+from .recalibration import add_resolution, recalibrate
+
+__all__ = ['add_resolution', 'recalibrate']
