@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from training_run import make_pictures, run, start
 
 from rs_timm.training import NonFiniteError
 from rs_timm.training.checkpoint import (
@@ -17,10 +18,10 @@ from rs_timm.training.checkpoint import (
     set_random_state,
     write_atomically,
 )
-from training_run import make_pictures, run, start
 
 # as much of what is random, or has a memory, as fits in one run
-EVERYTHING = dict(accumulate=2, ema=0.9, mixup=0.2, cutmix=0.2, re_prob=0.3, color_jitter=0.2, clip_grad=5., decay_norm=True)
+EVERYTHING = dict(
+    accumulate=2, ema=0.9, mixup=0.2, cutmix=0.2, re_prob=0.3, color_jitter=0.2, clip_grad=5., decay_norm=True)
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +57,7 @@ def assert_same(a, b, where=''):
 
 
 def test_killed_stopped_and_resumed_ends_as_if_it_had_not_been(data, tmp_path):
-    """SIGKILL in the first epoch, SIGTERM to the whole group in the second; bit by bit, with another number of readers."""
+    """SIGKILL in the first epoch, SIGTERM to the group in the second; bit by bit, with other numbers of readers."""
     whole, output = tmp_path / 'whole', tmp_path / 'broken'
     torch.set_num_threads(1)
     run(data, whole, **EVERYTHING)
@@ -163,7 +164,12 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path, monkeypatch)
     write_atomically(path, b'old')
     seen = []
     replace = os.replace
-    monkeypatch.setattr(os, 'replace', lambda a, b: (seen.append((path.read_bytes(), open(a, 'rb').read())), replace(a, b)))
+
+    def watch(source, target):
+        seen.append((path.read_bytes(), source.read_bytes()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', watch)
     write_atomically(path, b'new')
     assert seen == [(b'old', b'new')] and path.read_bytes() == b'new'
 

@@ -1,4 +1,4 @@
-"""Two gloo processes against one: the same batches, loss and gradients; each picture is evaluated once; exact resume."""
+"""Two gloo processes against one: same batches, loss and gradients; each picture is evaluated once; exact resume."""
 import socket
 import time
 
@@ -7,13 +7,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.utils import random_seed
+from training_run import MODEL, make_pictures, run, start, tiny_recipe
 
 import rs_timm
-
 from rs_timm.training import MREDTask
 from rs_timm.training.build import build_model
 from rs_timm.training.checkpoint import load_checkpoint
-from training_run import MODEL, make_pictures, run, start, tiny_recipe
 
 RESOLUTIONS = (48, 32)
 
@@ -63,10 +62,11 @@ def one_rank(rank, port, path, training, lean, parts):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize('training, lean, parts', [(False, False, 1), (True, False, 1), (True, True, 1), (False, False, 2)])
+@pytest.mark.parametrize('training, lean, parts', [
+    (False, False, 1), (True, False, 1), (True, True, 1), (False, False, 2)])
 def test_two_processes_are_one_with_the_joint_batch(tmp_path, training, lean, parts):
-    """With BatchNorm in evaluation mode one forward of the joint batch; in training mode, where each process has its own
-    statistics, the mean over the two halves."""
+    """With BatchNorm in evaluation mode one forward of the joint batch; in training mode, where each process has
+    statistics of its own, the mean over the two halves."""
     mp.spawn(one_rank, (free_port(), str(tmp_path), training, lean, parts), nprocs=2)
     task = make_task(training)
     images, target = make_batch()
@@ -97,7 +97,8 @@ def finish(process):
 
 def test_a_torchrun_run_is_a_run_in_two_parts(data, tmp_path):
     """Two processes see what one process sees that takes the same batches in two parts; odd shards are counted once."""
-    settings = dict(SAME_STEPS, batch_size=16, lr=1e-3, model_args=('zero_init_last=False',))  # few and small steps: rounding has no time to grow
+    # few and small steps: rounding has no time to grow
+    settings = dict(SAME_STEPS, batch_size=16, lr=1e-3, model_args=('zero_init_last=False',))
     finish(start(data, tmp_path / 'two', launcher=(*TORCHRUN, str(free_port())), **settings))
     one = run(data, tmp_path / 'one', accumulate=2, **settings)
     two = load_checkpoint(tmp_path / 'two/last.pth')

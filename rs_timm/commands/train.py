@@ -18,8 +18,8 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         'train',
         help='a network on a folder of pictures',
-        description='Train MODEL with private BatchNorms and MRED. On several GPUs: torchrun --nproc-per-node N -m rs_timm '
-                    'train MODEL ... SIGTERM and Ctrl-C save and stop; the same command with --resume goes on.',
+        description='Train MODEL with private BatchNorms and MRED. On several GPUs: torchrun --nproc-per-node N -m '
+                    'rs_timm train MODEL ... SIGTERM and Ctrl-C save and stop; the same command with --resume goes on.',
     )
     parser.add_argument('model', metavar='MODEL', help="a name of 'rs-timm list', or any BatchNorm network of timm")
     parser.add_argument('--data', required=True, metavar='DIR', help='folder with train/CLASS/* and val/CLASS/*')

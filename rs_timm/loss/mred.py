@@ -39,8 +39,8 @@ def mred_loss(
 ) -> Dict[str, torch.Tensor]:
     """The training loss of an RS-Net, the sum of its three parts (Equation 9).
 
-    The ensemble loss moves `alpha` alone and is part of every mode, so that the ensemble of any network can be measured.
-    With one resolution the gradient is that of plain cross-entropy.
+    The ensemble loss moves `alpha` alone and is part of every mode, so that the ensemble of any network can be
+    measured. With one resolution the gradient is that of plain cross-entropy.
 
     >>> logits = {160: torch.randn(4, 10), 96: torch.randn(4, 10)}
     >>> losses = mred_loss(logits, torch.tensor([1, 0, 2, 9]), alpha=torch.zeros(2))
@@ -161,7 +161,8 @@ def _check(logits: Logits, target: torch.Tensor, alpha: torch.Tensor, mode: str)
         raise ValueError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}.")
     shapes = {r: tuple(z.shape) for r, z in logits.items()}
     if not shapes or len(set(shapes.values())) != 1 or any(len(shape) != 2 for shape in shapes.values()):
-        raise ValueError(f'logits {shapes}: expected resolution -> [N, C], one shape for all; flatten positions into N.')
+        raise ValueError(f'logits {shapes}: expected resolution -> [N, C], one shape for all; flatten positions into '
+                         'N.')
     n, c = next(iter(shapes.values()))
     if tuple(target.shape) not in ((n,), (n, c)):
         raise ValueError(f'target {tuple(target.shape)}: expected class indices ({n},) or probabilities ({n}, {c}).')

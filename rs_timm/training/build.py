@@ -35,8 +35,8 @@ def build_model(name: str, recipe: Recipe, num_classes: int) -> nn.Module:
     try:
         model = create(name, resolutions=recipe.resolutions, num_classes=num_classes, **recipe.model_kwargs())
     except RuntimeError as error:  # timm's 'Unknown model'
-        raise ValueError(f'model {name!r}: {error}. rs_timm has {", ".join(timm.list_models("rs_*"))}, and converts any '
-                         'BatchNorm network of timm.list_models().') from error
+        raise ValueError(f'model {name!r}: {error}. rs_timm has {", ".join(timm.list_models("rs_*"))}, and converts '
+                         'any BatchNorm network of timm.list_models().') from error
     if recipe.init:
         _load_init(model, recipe.init)
     if recipe.shared_bn:
@@ -73,7 +73,8 @@ def _load_init(model: nn.Module, init: str) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise ValueError(f'{init}: does not fit {type(model).__name__}: {str(error).splitlines()[-1].strip()}') from error
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f'{init}: does not fit {type(model).__name__}: {reason}') from error
 
 
 def _read_init(init: str) -> Dict[str, Any]:
@@ -99,7 +100,7 @@ def freeze(model: nn.Module, train: str) -> nn.Module:
 
 
 def resized(model: nn.Module, sizes: Mapping[int, int]) -> nn.Module:
-    """A copy of `model` whose BatchNorm sets stand under the sizes that they are fed with; itself where those are equal."""
+    """A copy of `model` whose BatchNorm sets stand under the sizes that they are fed with; itself if all are equal."""
     if not is_switchable(model) or all(resolution == size for resolution, size in sizes.items()):
         return model
     return pack({size: extract(model, resolution) for resolution, size in sizes.items()})

@@ -13,11 +13,11 @@ __all__ = ['load_checkpoint', 'random_state', 'save_checkpoint', 'set_random_sta
 PathOrStr = Union[str, 'os.PathLike[str]']
 
 
-def write_atomically(path: PathOrStr, content: bytes) -> None:
+def write_atomically(path: PathOrStr, content: Union[bytes, memoryview]) -> None:
     """Replace the file at `path` by one with `content`, or leave it as it was.
 
-    The bytes go to a file beside it, reach the disk, and take its name in one step. A process killed on the way leaves the
-    old file; a full disk raises OSError and leaves the old file.
+    The bytes go to a file beside it, reach the disk, and take its name in one step. A process killed on the way leaves
+    the old file; a full disk raises OSError and leaves the old file.
     """
     path = Path(path)
     partial = path.with_name(f'.{path.name}.partial')
@@ -80,10 +80,10 @@ def load_checkpoint(path: PathOrStr) -> Dict[str, Any]:
 
 def random_state() -> Dict[str, Any]:
     """The states of the generators of python, numpy, torch and every CUDA device."""
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = np.random.get_state(legacy=True)
     return dict(
         python=random.getstate(),
-        numpy=(name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        numpy=(name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
         torch=torch.get_rng_state(),
         cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     )

@@ -20,7 +20,7 @@ class Loaders:
         data: folder with a sub-folder for each split.
         recipe: augmentation, sizes, batch size, seed.
         splits: names of the splits to train and to evaluate on.
-        device: where the batches go.
+        device: where the batches go; the CPU by default.
         workers: processes that read pictures.
         skip_corrupt: leave out pictures that cannot be read.
 
@@ -33,15 +33,15 @@ class Loaders:
             data: str,
             recipe: Recipe,
             splits: Tuple[str, ...] = ('train', 'val'),
-            device: torch.device = torch.device('cpu'),
+            device: Optional[torch.device] = None,
             workers: int = 4,
             skip_corrupt: bool = False,
     ) -> None:
         self.data, self.recipe, self.splits = os.path.normpath(data), recipe, splits
         shares = process_count() * recipe.accumulate
         if recipe.batch_size % shares:
-            raise ValueError(f'batch_size {recipe.batch_size} is no multiple of {shares}: each of {process_count()} process(es) '
-                             f'takes its share of each of {recipe.accumulate} part(s) (accumulate).')
+            raise ValueError(f'batch_size {recipe.batch_size} is no multiple of {shares}: each of {process_count()} '
+                             f'process(es) takes its share of each of {recipe.accumulate} part(s) (accumulate).')
         self.common: Dict[str, Any] = dict(
             batch_size=recipe.batch_size // shares,
             seed=recipe.seed,
@@ -50,7 +50,7 @@ class Loaders:
             std=recipe.std,
             interpolation=recipe.interpolation,
             mode=recipe.resize,
-            device=device,
+            device=device or torch.device('cpu'),
             channels_last=recipe.channels_last,
             skip_corrupt=skip_corrupt,
             rank=process_rank(),
@@ -68,8 +68,8 @@ class Loaders:
         for split, loader in zip(self.splits, (self.training(0), self.evaluation(self.recipe.resolutions))):
             reader = getattr(loader.dataset, 'reader', None)
             if getattr(reader, 'root', None) == self.data:  # timm then takes all pictures, those of other splits too
-                raise ValueError(f'{self.data}: it has no folder for the split {split!r}; expected {self.data}/{split}/CLASS/'
-                                 'PICTURE.')
+                raise ValueError(f'{self.data}: it has no folder for the split {split!r}; expected {self.data}/{split}/'
+                                 'CLASS/PICTURE.')
             indices = getattr(reader, 'class_to_idx', None)
             if not indices:
                 raise ValueError(f'{self.data}: its classes are not known; expected {self.data}/{split}/CLASS/PICTURE.')

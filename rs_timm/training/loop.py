@@ -5,7 +5,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from .processes import gather, is_first_process, process_count, process_rank
 from .recipe import Recipe
 from .report import LOSSES, Reporter
 from .schedule import OneCycle
-from .signals import StopSignals, Stopped
+from .signals import Stopped, StopSignals
 from .task import MREDTask
 
 __all__ = ['NonFiniteError', 'Position', 'Trainer']
@@ -273,10 +273,12 @@ class Trainer:
         differences = self.recipe.differences(state['recipe'])
         if differences:
             changes = ', '.join(f'{name} {theirs!r}, now {mine!r}' for name, (mine, theirs) in differences.items())
-            raise ValueError(f'{self.path} is of a run with other settings ({changes}): use those, or another output folder.')
-        own = self.task.get_eval_model().state_dict()
+            raise ValueError(f'{self.path} is of a run with other settings ({changes}): use those, or another output '
+                             'folder.')
+        own = self.task.get_checkpoint_state()['state_dict']
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state['state_dict'].items()}:
-            raise ValueError(f'{self.path} is of another network, or of data with other classes: use another output folder.')
+            raise ValueError(f'{self.path} is of another network, or of data with other classes: use another output '
+                             'folder.')
         if len(state['random']) != process_count():
             raise ValueError(f"{self.path} is of a run with {len(state['random'])} process(es), this one has "
                              f'{process_count()}: start as many.')

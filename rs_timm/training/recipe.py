@@ -18,7 +18,8 @@ _MANY = 1e9
 _RANGES = {
     'epochs': (1, _MANY), 'batch_size': (1, _MANY), 'accumulate': (1, _MANY), 'limit_batches': (0, _MANY),
     'lr': (0, _MANY), 'weight_decay': (0, _MANY), 'clip_grad': (0, _MANY), 'warmup_epochs': (0, _MANY),
-    'smoothing': (0, 1), 'ema': (0, 1), 'progressive': (0, 1), 'hflip': (0, 1), 're_prob': (0, 1), 'crop_pct': (0.01, 1),
+    'smoothing': (0, 1), 'ema': (0, 1), 'progressive': (0, 1), 'hflip': (0, 1), 're_prob': (0, 1),
+    'crop_pct': (0.01, 1),
 }
 
 
@@ -146,7 +147,8 @@ class Recipe:
                 raise ValueError(f'{field} {getattr(self, field)}: it takes {length} numbers.')
         object.__setattr__(self, 'resolutions', check_resolutions(self.resolutions))
         if self.small_epochs == self.epochs:
-            raise ValueError(f'progressive {self.progressive}: it leaves none of the {self.epochs} epochs at the real sizes.')
+            raise ValueError(f'progressive {self.progressive}: it leaves none of the {self.epochs} epochs at the real '
+                             'sizes.')
         if self.progressive_resolutions:
             small = check_resolutions(self.progressive_resolutions)
             if len(small) != len(self.resolutions):

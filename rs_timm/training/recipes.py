@@ -15,7 +15,7 @@ class RSResNet18ImageNet(Recipe):
     BatchNorm of a block, and decays BatchNorm parameters and alpha too.
 
     Run card:
-        command   torchrun --nproc-per-node 8 -m rs_timm train rs_resnet18 --data IMAGENET --recipe rs_resnet18_in1k
+        command   torchrun --nproc-per-node 8 -m rs_timm train rs_resnet18 --data DIR --recipe rs_resnet18_in1k
         expected  top-1 73.1 / 72.2 / 71.1 / 68.7 / 64.1 at 224 / 192 / 160 / 128 / 96 (paper, Table 2)
         reached   not run
     """
@@ -32,7 +32,7 @@ class RSResNet50ImageNet(RSResNet18ImageNet):
     """rs_resnet50 on ImageNet, with the settings of `RSResNet18ImageNet`.
 
     Run card:
-        command   torchrun --nproc-per-node 8 -m rs_timm train rs_resnet50 --data IMAGENET --recipe rs_resnet50_in1k
+        command   torchrun --nproc-per-node 8 -m rs_timm train rs_resnet50 --data DIR --recipe rs_resnet50_in1k
         expected  top-1 79.3 / 78.8 / 77.9 / 76.3 / 72.7 at 224 / 192 / 160 / 128 / 96 (paper, Table 2)
         reached   not run
     """
@@ -43,7 +43,7 @@ class RSMobileNetV2ImageNet(RSResNet18ImageNet):
     """rs_mobilenetv2 on ImageNet: 150 epochs from 0.05, weight decay 4e-5 (Section 4.1).
 
     Run card:
-        command   torchrun --nproc-per-node 8 -m rs_timm train rs_mobilenetv2 --data IMAGENET --recipe rs_mobilenetv2_in1k
+        command   torchrun --nproc-per-node 8 -m rs_timm train rs_mobilenetv2 --data DIR --recipe rs_mobilenetv2_in1k
         expected  top-1 73.0 / 72.2 / 71.1 / 68.8 / 63.9 at 224 / 192 / 160 / 128 / 96 (paper, Table 2)
         reached   not run
     """
@@ -72,7 +72,7 @@ class Imagenette(Recipe):
     progressive: float = 15 / 19
     batch_size: int = 64
     opt: str = 'sgd'
-    lr: float = 0.03
+    lr: float = 0.015
     weight_decay: float = 5e-4
     sched: str = 'onecycle'
     warmup_epochs: float = 4.
@@ -103,6 +103,7 @@ def get_recipe(name: str, debug: bool = False, **changes: Any) -> Recipe:
         raise ValueError(f"recipe {name!r} is unknown: use one of {', '.join(RECIPES)}.")
     unknown = sorted(set(changes) - {field.name for field in fields(Recipe)})
     if unknown:
-        raise ValueError(f"a recipe has no field {unknown[0]!r}: it has {', '.join(field.name for field in fields(Recipe))}.")
+        known = ', '.join(field.name for field in fields(Recipe))
+        raise ValueError(f'a recipe has no field {unknown[0]!r}: it has {known}.')
     recipe = RECIPES[name]()
     return replace(recipe.debug() if debug else recipe, **changes)

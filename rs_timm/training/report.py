@@ -73,7 +73,8 @@ def _event_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError('TensorBoard is not installed: pip install tensorboard, or leave out --tensorboard.') from error
+        raise ValueError('TensorBoard is not installed: pip install tensorboard, or do without --tensorboard.'
+                         ) from error
     return SummaryWriter(str(folder))
 
 
@@ -95,7 +96,8 @@ def epoch_line(rows: Rows) -> str:
     last = _last_epoch(rows)
     parts = ', '.join(f"{name} {last[0][f'train_{name}']:.3f}" for name in LOSSES[1:])
     top1 = '  '.join(f"{row['resolution']}{_fed_with(row)}: {row['top1']:.2f}" for row in last)
-    return f"epoch {last[0]['epoch']}  {last[0]['seconds']:.0f} s  loss {last[0]['train_loss']:.3f} ({parts})  top-1 {top1}"
+    loss = f"{last[0]['train_loss']:.3f} ({parts})"
+    return f"epoch {last[0]['epoch']}  {last[0]['seconds']:.0f} s  loss {loss}  top-1 {top1}"
 
 
 def _fed_with(row: Dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ class MREDTask(TrainingTask):
         return dict(zip(self.resolutions, ensemble_weights(self._branches(ema).alpha.detach()).tolist()))
 
     def prepare_distributed(self, device_ids: Optional[list] = None, **ddp_kwargs: Any) -> 'MREDTask':
-        """Wrap network and alpha in DDP; each process keeps running statistics of its own, to be averaged when needed."""
+        """Wrap network and alpha in DDP; each process keeps running statistics of its own, to be averaged later."""
         known = signature(DistributedDataParallel).parameters
         name = 'forward_sync_buffers' if 'forward_sync_buffers' in known else 'broadcast_buffers'
         ddp_kwargs = {name: False, **ddp_kwargs}
@@ -122,7 +122,7 @@ class MREDTask(TrainingTask):
     ) -> None:
         if state is None:
             if strict:
-                raise ValueError('the checkpoint has no task state, which holds alpha: use strict=False to start it anew.')
+                raise ValueError('the checkpoint has no task state, which holds alpha: strict=False starts it anew.')
             return
         with torch.no_grad():
             self._branches(ema).alpha.copy_(state['alpha'])
@@ -186,9 +186,10 @@ def _resolutions(model: nn.Module, resolutions: Optional[Iterable[int]]) -> Tupl
     if is_switchable(model):
         own = get_resolutions(model)
         if resolutions is not None and check_resolutions(resolutions) != own:
-            raise ValueError(f'the network has the resolutions {own}, the task was given {tuple(resolutions)}: leave them out.')
+            raise ValueError(f'the network has the resolutions {own}, the task was given {tuple(resolutions)}: leave '
+                             'them out.')
         return own
     if resolutions is None:
-        raise ValueError(f'{type(model).__name__} has no switchable BatchNorm: pass the resolutions that it is to share them '
-                         'for, or convert it with rs_timm.convert_switchable_bn(model, resolutions).')
+        raise ValueError(f'{type(model).__name__} has no switchable BatchNorm: pass the resolutions that it is to '
+                         'share them for, or convert it with rs_timm.convert_switchable_bn(model, resolutions).')
     return check_resolutions(resolutions)

@@ -154,6 +154,6 @@ def _create_task(name: str, recipe: Recipe, num_classes: int, device: torch.devi
 
 def _trained_model(task: MREDTask) -> nn.Module:
     """The network that was measured last; it knows its ensemble."""
-    model = task.get_eval_model(ema=task.has_ema())
+    model: Any = task.get_eval_model(ema=task.has_ema())
     model.checkpoint_metadata = {'alpha': task.ensemble_weights(ema=task.has_ema())}
     return model.eval()
