@@ -14,7 +14,7 @@ _CHOICES = {
     'sched': ('cosine', 'onecycle', 'step', 'multistep', 'poly', 'tanh'),
     'precision': ('float32', 'bfloat16', 'float16'),
 }
-_MANY = 1e9
+_MANY = float('inf')
 _RANGES = {
     'epochs': (1, _MANY), 'batch_size': (1, _MANY), 'accumulate': (1, _MANY), 'limit_batches': (0, _MANY),
     'lr': (0, _MANY), 'weight_decay': (0, _MANY), 'clip_grad': (0, _MANY), 'warmup_epochs': (0, _MANY),
