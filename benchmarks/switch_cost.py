@@ -2,7 +2,9 @@
 
 (a) `set_resolution` against loading another network of the same size from disk, which is what a set of individual
 networks has to do. (b) The forward pass of a switchable network against stock timm at equal resolution, eager.
-Both sides are timed in turn, in one run; quoted are the median over the rounds and the median of the ratios.
+Both sides are timed in turn, in one run; quoted are the median over the rounds and the median of the ratios. Where
+a network lies in memory moves its time by some percent (of two equal stock networks, too), so half of the rounds take a
+pair of which the switchable network was made first, and half one of which the stock network was.
 
     python -m benchmarks.switch_cost [--models rs_resnet18 ...] [--rounds 30]
 """
@@ -11,6 +13,7 @@ import csv
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, List, Tuple
 
@@ -25,24 +28,34 @@ MODELS = ('rs_resnet18', 'rs_resnet50', 'rs_mobilenetv2')
 UNSEEN = 144
 
 
-def seconds(call: Callable[[], object]) -> float:
+Pairs = List[Tuple[float, float]]
+
+
+def seconds(call: Callable[[], object], times: int) -> float:
+    """Mean seconds of a call, over `times` calls in a row."""
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - start) / times
 
 
-def paired(first: Callable[[], object], second: Callable[[], object], rounds: int) -> Tuple[float, float, float]:
-    """Median seconds of each and the median ratio first / second, the two in turn and in alternating order."""
-    pairs: List[Tuple[float, float]] = []
+def paired(first: Callable[[], object], second: Callable[[], object], rounds: int, times: int = 1) -> Pairs:
+    """Seconds of both, round by round, in alternating order."""
+    pairs: Pairs = []
     first(), second()
     for index in range(rounds):
         if index % 2:
-            b, a = seconds(second), seconds(first)
+            b, a = seconds(second, times), seconds(first, times)
         else:
-            a, b = seconds(first), seconds(second)
+            a, b = seconds(first, times), seconds(second, times)
         pairs.append((a, b))
-    ratios = [a / b for a, b in pairs]
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), statistics.median(ratios)
+    return pairs
+
+
+def medians(pairs: Pairs) -> Tuple[float, float, float]:
+    """Median of the first, of the second, and of the ratio first / second."""
+    first, second = zip(*pairs)
+    return statistics.median(first), statistics.median(second), statistics.median(a / b for a, b in pairs)
 
 
 def switch_rows(name: str, rounds: int) -> List[Dict[str, object]]:
@@ -63,7 +76,7 @@ def switch_rows(name: str, rounds: int) -> List[Dict[str, object]]:
                 for size in switches:
                     rs_timm.set_resolution(model, size)
 
-            four, loading, _ = paired(switch, load, rounds)
+            four, loading, _ = medians(paired(switch, load, rounds))
             per_switch = four / len(switches)
             rows.append(dict(
                 question='switch against load', model=name, batch='', resolution=kind, rs_ms=per_switch * 1e3,
@@ -71,19 +84,29 @@ def switch_rows(name: str, rounds: int) -> List[Dict[str, object]]:
     return rows
 
 
+def model_pairs(name: str) -> List[Tuple[torch.nn.Module, torch.nn.Module]]:
+    """(switchable, stock) twice: the switchable one made first, the stock one made first."""
+    ours = timm.create_model(name).eval()
+    stock_name = ours.stock_architecture
+    theirs, theirs_first = timm.create_model(stock_name).eval(), timm.create_model(stock_name).eval()
+    return [(ours, theirs), (timm.create_model(name).eval(), theirs_first)]
+
+
 def forward_rows(name: str, batch: int, rounds: int) -> List[Dict[str, object]]:
     rows = []
-    model = timm.create_model(name).eval()
-    stock = timm.create_model(model.stock_architecture).eval()
+    models = model_pairs(name)
     for mode in ('following', 'pinned'):
         for resolution in (224, 96):
             x = torch.randn(batch, 3, resolution, resolution)
-            rs_timm.set_resolution(model, resolution if mode == 'pinned' else None)
-            with torch.inference_mode():
-                ours, theirs, ratio = paired(lambda x=x: model(x), lambda x=x: stock(x), rounds)
+            pairs: Pairs = []
+            for ours, theirs in models:
+                rs_timm.set_resolution(ours, resolution if mode == 'pinned' else None)
+                with torch.inference_mode():
+                    pairs += paired(partial(ours, x), partial(theirs, x), rounds // 2, times=10 if batch == 1 else 1)
+            rs, other, ratio = medians(pairs)
             rows.append(dict(
-                question=f'forward, {mode}', model=name, batch=batch, resolution=resolution, rs_ms=ours * 1e3,
-                other_ms=theirs * 1e3, ratio=ratio))
+                question=f'forward, {mode}', model=name, batch=batch, resolution=resolution, rs_ms=rs * 1e3,
+                other_ms=other * 1e3, ratio=ratio))
     return rows
 
 
@@ -91,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', default=MODELS)
     parser.add_argument('--batches', nargs='+', type=int, default=(1, 32))
-    parser.add_argument('--rounds', type=int, default=40, help='at batch 1; larger batches take a quarter')
+    parser.add_argument('--rounds', type=int, default=40, help='at batch 1, ten calls each; larger batches: a quarter')
     parser.add_argument('--out', type=Path, default=RESULTS / 'switch_cost.csv')
     args = parser.parse_args()
     rows: List[Dict[str, object]] = []
@@ -101,7 +124,7 @@ def main() -> None:
     for name in args.models:
         made = switch_rows(name, args.rounds)
         for batch in args.batches:
-            made += forward_rows(name, batch, args.rounds if batch == 1 else max(5, args.rounds // 4))
+            made += forward_rows(name, batch, args.rounds if batch == 1 else max(6, args.rounds // 4))
         for row in made:
             print(f'{row["question"]:22} {row["model"]:15} {row["batch"]:>5} {row["resolution"]:>15} '
                   f'{row["rs_ms"]:11.4f} {row["other_ms"]:10.2f} {row["ratio"]:8.4f}', flush=True)

@@ -147,3 +147,22 @@ def test_the_selector_tells_its_state():
     assert selector.current() == 64 and 'follows the input' in repr(selector)
     selector.pin(48)
     assert selector.current() == 48 and 'pinned at 48' in repr(selector)
+
+
+@pytest.mark.parametrize('where', ['layer', 'set', 'global'])
+def test_hooks_run_in_inference_too(model, where):
+    layer, seen = model.bn1, []
+
+    def hook(module, *args):
+        seen.append(module)
+
+    if where == 'global':
+        handle = torch.nn.modules.module.register_module_forward_hook(hook)
+    else:
+        handle = (layer if where == 'layer' else layer['48']).register_forward_hook(hook)
+    try:
+        with torch.inference_mode():
+            model(image(48))
+    finally:
+        handle.remove()
+    assert (layer['48'] if where == 'set' else layer) in seen
