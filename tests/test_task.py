@@ -180,7 +180,9 @@ def test_soft_targets():
 @pytest.mark.parametrize('lean', [False, True])
 def test_bfloat16_autocast_and_channels_last(lean):
     images, target = batch()
-    task = MREDTask(network().to(memory_format=torch.channels_last), lean=lean)
+    # not test_resnet: its 48 channels sometimes give nan gradients in bfloat16 (torch 2.14.1 on a CPU)
+    model = timm.create_model('rs_resnet18', num_classes=5, resolutions=RESOLUTIONS)
+    task = MREDTask(model.to(memory_format=torch.channels_last), lean=lean)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         losses = task({r: x.to(memory_format=torch.channels_last) for r, x in images.items()}, target)
     losses['loss'].backward()
