@@ -1,5 +1,4 @@
 """What a saved network consists of: the config that timm writes, the weights, and the proof that they restore it."""
-import hashlib
 import json
 import re
 from copy import copy
@@ -19,6 +18,7 @@ from torch import nn
 
 from rs_timm.layers import get_resolutions, is_switchable
 from rs_timm.layers.selector import selectors_of
+from rs_timm.models import file_sha256
 
 from .errors import HubError
 
@@ -258,17 +258,9 @@ def check_weights(path: Path, repo_id: str, local: bool) -> None:
         problem = f'{error}'
     blob = path.resolve()  # the cache names a file by the hash that the hub gave
     if problem is None and not local and re.fullmatch(r'[0-9a-f]{64}', blob.name):
-        found = _sha256(blob)
+        found = file_sha256(blob)
         problem = f'its sha256 is {found}, the hub announced {blob.name}' if found != blob.name else None
     if problem:
         remedy = 'save it again' if local else (
             f'delete {blob} or call rs_timm.from_pretrained({repo_id!r}, force_download=True) to load it again')
         raise HubError(f'{WEIGHTS} of {repo_id} is damaged ({problem}): {remedy}.')
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open('rb') as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,5 +1,4 @@
 """Build a registered model through timm's own builder, with the checks that timm leaves to its hub."""
-import hashlib
 import traceback
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,7 +13,7 @@ from torch import nn
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions
 
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, weights_origin
-from ._manifest import manifest_cfgs, manifest_entry_of_file
+from ._manifest import file_sha256, manifest_cfgs, manifest_entry_of_file
 
 __all__ = ['build_switchable', 'switchable_cfgs']
 
@@ -139,17 +138,9 @@ def _check_source(variant: str, cfg: Any) -> None:
             kind = 'a directory' if path.is_dir() else 'no such file'
             raise FileNotFoundError(f'{path}: {kind}; expected the weights of {variant} (.safetensors, .pth).')
         entry = manifest_entry_of_file(path)
-        if entry and (found := _sha256(path)) != entry['sha256']:
+        if entry and (found := file_sha256(path)) != entry['sha256']:
             raise ValueError(f'{path}: sha256 is {found}, the manifest has {entry["sha256"]}: the file is damaged or '
                              'was exchanged. Reinstall rs_timm.')
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open('rb') as stream:
-        for block in iter(lambda: stream.read(1 << 20), b''):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _damaged_download(repo_id: str, error: Exception) -> str:

@@ -1,10 +1,11 @@
 """weights/manifest.json: what the project ships, where it comes from, and its hash."""
+import hashlib
 import json
 from functools import cache
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-__all__ = ['manifest', 'manifest_cfgs', 'manifest_entry_of_file', 'weights_dir']
+__all__ = ['file_sha256', 'manifest', 'manifest_cfgs', 'manifest_entry_of_file', 'weights_dir']
 
 
 def weights_dir() -> Path:
@@ -35,3 +36,12 @@ def manifest_entry_of_file(path: Path) -> Optional[Dict[str, Any]]:
     """The entry that describes the file at `path`, if the project ships it."""
     path = path.resolve()
     return next((e for e in manifest().values() if (weights_dir() / e['file']).resolve() == path), None)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open('rb') as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
