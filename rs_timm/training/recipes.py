@@ -73,7 +73,7 @@ class Imagenette(Recipe):
     batch_size: int = 64
     opt: str = 'sgd'
     lr: float = 0.015
-    weight_decay: float = 5e-4
+    weight_decay: float = 2e-3
     sched: str = 'onecycle'
     warmup_epochs: float = 4.
     smoothing: float = 0.1
