@@ -10,7 +10,9 @@ PACKAGE = Path(__file__).resolve().parent.parent / 'rs_timm'
 
 # part -> the parts that it may import; a part is a subpackage or a module of the top level
 ALLOWED = {
-    'layers': set(),
+    '_register': {'models'},
+    'resolutions': set(),
+    'layers': {'resolutions'},
     'loss': set(),
     'data': set(),
     'models': {'layers'},
@@ -78,9 +80,27 @@ def test_importing_the_package_is_light():
     assert not [name for name in loaded if name.startswith(heavy)]
 
 
-def test_importing_registers_and_says_nothing():
-    code = "import rs_timm, timm; print(len(timm.list_models('rs_*')))"
+FIRST = (
+    'import rs_timm, timm',
+    'import timm, rs_timm',
+    'import rs_timm; rs_timm.set_resolution; import timm',
+    'import rs_timm; rs_timm.hub; import timm',
+    'import rs_timm.layers; import timm',
+    'from rs_timm.training import train; import timm',
+    'import rs_timm; from timm.models import create_model; import timm',
+)
+
+
+@pytest.mark.parametrize('first', FIRST)
+def test_importing_registers_and_says_nothing(first):
+    code = f"{first}; assert timm.__loader__ is timm.__spec__.loader; print(len(timm.list_models('rs_*')))"
     out = subprocess.run(
         [sys.executable, '-W', 'error::UserWarning', '-c', code], capture_output=True, text=True, check=True,
         cwd=PACKAGE.parent)
     assert int(out.stdout) >= 6 and not out.stderr
+
+
+def test_importing_alone_leaves_torch_out():
+    code = "import sys, rs_timm; dir(rs_timm); print([m for m in ('torch', 'timm') if m in sys.modules])"
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert out.stdout.strip() == '[]'

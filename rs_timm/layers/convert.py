@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .selector import ResolutionSelector, check_resolutions, follow_input, selectors_of
+from rs_timm.resolutions import check_resolutions
+
+from .selector import ResolutionSelector, follow_input, selectors_of
 from .switch import get_resolutions
 from .switchable_bn import SwitchableBatchNorm2d, switchable_layers
 

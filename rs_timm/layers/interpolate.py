@@ -1,35 +1,13 @@
 """BatchNorm sets for sizes that were not trained (Section 4.3 of the paper): pure functions of tensors."""
-from typing import Dict, Sequence, Tuple
+from typing import Dict
 
 import torch
 
-__all__ = ['BN_TENSORS', 'bracket', 'interpolate_bn']
+__all__ = ['BN_TENSORS', 'interpolate_bn']
 
 BN_TENSORS = ('weight', 'bias', 'running_mean', 'running_var')
 
 BNState = Dict[str, torch.Tensor]
-
-
-def bracket(resolutions: Sequence[int], resolution: int) -> Tuple[int, int, float]:
-    """Return (upper, lower, t): the neighbours of `resolution` and the share of the lower one, 0 <= t <= 1.
-
-    Outside the range both are the nearest one and t is 0.
-
-    >>> bracket((224, 192, 160), 168)
-    (192, 160, 0.75)
-    >>> bracket((224, 192, 160), 64)
-    (160, 160, 0.0)
-    """
-    ordered = sorted(resolutions)
-    if resolution <= ordered[0]:
-        return ordered[0], ordered[0], 0.
-    if resolution >= ordered[-1]:
-        return ordered[-1], ordered[-1], 0.
-    upper = next(r for r in ordered if r >= resolution)
-    if upper == resolution:
-        return upper, upper, 0.
-    lower = ordered[ordered.index(upper) - 1]
-    return upper, lower, (upper - resolution) / (upper - lower)
 
 
 def _affine(bn: BNState, eps: float) -> BNState:

@@ -3,52 +3,15 @@
 One `ResolutionSelector` is shared by every switchable layer of a network, so that a switch is one assignment,
 however deep the network is.
 """
-import math
 import threading
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
 from torch import nn
 
-__all__ = ['ResolutionSelector', 'check_resolutions', 'follow_input', 'input_resolution', 'INTERPOLATIONS']
+from rs_timm.resolutions import INTERPOLATIONS, check_resolutions, input_resolution
 
-INTERPOLATIONS = ('params', 'affine', 'nearest')
-
-
-def check_resolutions(resolutions: Iterable[int]) -> Tuple[int, ...]:
-    """Return `resolutions` as a tuple of distinct positive ints, largest first, or raise ValueError.
-
-    >>> check_resolutions([96, 224, 160])
-    (224, 160, 96)
-    """
-    if isinstance(resolutions, int):
-        resolutions = (resolutions,)
-    values = list(resolutions)
-    if not values:
-        raise ValueError('resolutions is empty: name at least one size in pixels, as in (224, 192, 160, 128, 96).')
-    for value in values:
-        if not _is_size(value):
-            raise ValueError(f'resolution {value!r} is not a positive whole number of pixels.')
-    ints = [int(value) for value in values]
-    if len(set(ints)) != len(ints):
-        raise ValueError(f'resolutions {tuple(ints)} has duplicates: each resolution owns exactly one BatchNorm set.')
-    return tuple(sorted(ints, reverse=True))
-
-
-def _is_size(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and int(value) == value and value > 0
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def input_resolution(height: int, width: int) -> int:
-    """The resolution of an image in pixels: its side, or for a non-square image the side of the square of equal area.
-
-    >>> input_resolution(224, 224), input_resolution(128, 200)
-    (224, 160)
-    """
-    return int(height) if height == width else round(math.sqrt(height * width))
+__all__ = ['ResolutionSelector', 'follow_input']
 
 
 class _Followed(threading.local):

@@ -10,9 +10,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
+from rs_timm.resolutions import bracket
+
 from ._state_dict import adapt_bn_keys
 from .idle import install_step_hook, touch_idle
-from .interpolate import BN_TENSORS, BNState, bracket, interpolate_bn
+from .interpolate import BN_TENSORS, BNState, interpolate_bn
 from .selector import ResolutionSelector
 
 __all__ = ['SwitchableBatchNorm2d', 'bn_state']

@@ -1,0 +1,64 @@
+"""Registers the `rs_*` models: at once if timm is loaded, else as soon as it is.
+
+timm's registry is a dictionary inside timm, so that somebody has to import timm first; `rs_timm.runtime`, which serves
+exported files where there is no torch, must not be the one.
+"""
+import sys
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Optional
+
+__all__ = ['WITHOUT_TORCH', 'register_models']
+
+WITHOUT_TORCH = ('_register', 'resolutions', 'runtime')  # the parts that never import torch or timm
+
+
+def register_models() -> None:
+    """Import the registering modules now, or once timm or a part of this package that uses it has been imported."""
+    if 'timm' in sys.modules:
+        import_module('rs_timm.models')
+    elif not any(isinstance(finder, _AfterTimm) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterTimm())
+
+
+class _AfterTimm(MetaPathFinder):
+    """Lets the other finders find the first module of interest, adds one thing to do after it, and leaves."""
+
+    def find_spec(self, fullname: str, path: Any, target: Optional[ModuleType] = None) -> Optional[ModuleSpec]:
+        if fullname != 'timm' and not _needs_timm(fullname):
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenRegister(spec.loader)
+        else:
+            sys.meta_path.insert(0, self)  # not there: a later import may find it
+        return spec
+
+
+def _needs_timm(fullname: str) -> bool:
+    package, _, rest = fullname.partition('.')
+    return package == 'rs_timm' and rest.partition('.')[0] not in WITHOUT_TORCH
+
+
+class _ThenRegister(Loader):
+    """The module's own loader, with our models imported when it is done."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> Optional[ModuleType]:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.loader  # resources and inspect see the real one
+        self.loader.exec_module(module)
+        import_module('rs_timm.models')
+
+    def __getattr__(self, name: str) -> Any:
+        """What runpy (`python -m`) and others ask of a loader, the module's own one answers."""
+        return getattr(self.loader, name)
