@@ -91,8 +91,18 @@ def build_switchable(
     model.stock_architecture = stock_name
     if pretrained:
         model.derived_from = weights_origin(model.pretrained_cfg, pretrained_cfg_overlay)
+        _restore_alpha(model)
     model._model_args = dict(resolutions=get_resolutions(model))
     return model
+
+
+def _restore_alpha(model: nn.Module) -> None:
+    """The ensemble weights that the manifest has for shipped weights, where `evaluate` looks for them."""
+    file = model.pretrained_cfg.get('file')
+    entry = manifest_entry_of_file(Path(file)) if file else None
+    if entry and 'alpha' in entry:
+        alpha = {int(resolution): weight for resolution, weight in entry['alpha'].items()}
+        model.checkpoint_metadata = {'alpha': alpha}  # type: ignore[assignment]
 
 
 def _while_loading(error: Exception) -> bool:

@@ -1,0 +1,131 @@
+"""Put the weights of a finished training run into weights/ and its manifest, with the top-1 that they reach.
+
+    python -m benchmarks.ship_weights rs_resnet18.mred_imagenette --run runs/rs_resnet18 --data DIR
+
+Stored are float16 convolutions and float32 BatchNorms; what is measured is what is stored. The entry holds the settings
+of the run, which the model card prints, so that the same command gives the same kind of weights again.
+"""
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Dict
+
+import timm
+import torch
+from timm.data import ImageNetInfo
+
+import rs_timm
+from benchmarks.environment import describe
+from rs_timm.data import create_multires_loader
+from rs_timm.hub.files import write_weights
+from rs_timm.layers import get_resolutions
+from rs_timm.models import file_sha256, weights_dir
+from rs_timm.training import RECIPES, Recipe, evaluate
+
+ORIGIN = 'https://github.com/fastai/imagenette'
+LICENSE = 'apache-2.0'
+DESCRIPTION = ('Trained from random initialisation with MRED on Imagenette, ten classes of ImageNet, whose pictures '
+               'are for research and teaching.')
+# what of the run's pretrained_cfg describes the network; the rest says where weights come from
+CFG_FIELDS = ('num_classes', 'input_size', 'fixed_input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std',
+              'pool_size', 'first_conv', 'classifier', 'label_names')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('name', metavar='MODEL.TAG')
+    parser.add_argument('--run', required=True, type=Path, help="output folder of 'rs-timm train'")
+    parser.add_argument('--data', required=True, help='the pictures that it was trained on; val is measured')
+    parser.add_argument('--workers', type=int, default=1)
+    args = parser.parse_args()
+    if '.' not in args.name:
+        parser.error(f"{args.name!r} has no tag: name it as in 'rs_resnet18.mred_imagenette'.")
+    entry = ship(args.name, args.run, args.data, args.workers)
+    print(json.dumps({key: entry[key] for key in ('file', 'sha256', 'top1', 'measured')}, indent=2))
+
+
+def ship(name: str, run: Path, data: str, workers: int) -> Dict[str, Any]:
+    """Write the file and its entry, and return the entry."""
+    model = rs_timm.from_pretrained(str(run / 'model')).eval()
+    if model.pretrained_cfg['architecture'] != name.split('.')[0]:
+        raise ValueError(f"{run} holds a {model.pretrained_cfg['architecture']}, not a {name.split('.')[0]}.")
+    path = weights_dir() / f'{name}.safetensors'
+    _write_half(model, path)
+    results = measure(model, path, data, workers)
+    alpha = model.checkpoint_metadata['alpha']
+    entry = dict(
+        file=path.name,
+        sha256=file_sha256(path),
+        origin=ORIGIN,
+        license=LICENSE,
+        resolutions=list(get_resolutions(model)),
+        cfg=_cfg(model),
+        alpha={str(r): round(float(weight), 4) for r, weight in alpha.items()},
+        top1={str(row): round(result['top1'], 2) for row, result in results.items()},
+        top5={str(row): round(result['top5'], 2) for row, result in results.items()},
+        measured=dict(data='Imagenette, val', pictures=results[model.resolutions[0]]['count'], **describe()),
+        recipe=_recipe(run),
+    )
+    _add_to_manifest(name, entry)
+    return entry
+
+
+def _write_half(model: torch.nn.Module, path: Path) -> None:
+    folder = path.parent / f'.{path.stem}'
+    folder.mkdir(exist_ok=True)
+    write_weights(model, folder, half=True)
+    (folder / 'model.safetensors').replace(path)
+    folder.rmdir()
+
+
+def measure(model: torch.nn.Module, path: Path, data: str, workers: int) -> Dict[Any, Dict[str, float]]:
+    """Top-1 and top-5 in float32 of the weights as stored, at each trained size and of the ensemble."""
+    timm.models.load_checkpoint(model, str(path))
+    cfg = model.pretrained_cfg
+    loader = create_multires_loader(
+        data,
+        get_resolutions(model),
+        split='val',
+        is_training=False,
+        batch_size=32,
+        num_workers=workers,
+        mean=cfg['mean'],
+        std=cfg['std'],
+        interpolation=cfg['interpolation'],
+        crop_pct=cfg['crop_pct'],
+    )
+    return evaluate(model.float().eval(), loader)
+
+
+def _cfg(model: torch.nn.Module) -> Dict[str, Any]:
+    cfg = {key: model.pretrained_cfg[key] for key in CFG_FIELDS if model.pretrained_cfg.get(key) is not None}
+    info = ImageNetInfo()
+    synsets = set(info.label_names())
+    names = {label: info.label_name_to_description(label, detailed=False).split(',')[0]
+             for label in cfg['label_names'] if label in synsets}
+    return dict(cfg, label_descriptions=names or None, description=DESCRIPTION)
+
+
+def _recipe(run: Path) -> Dict[str, Any]:
+    """The settings of the run that are not the defaults, and the name of the closest recipe."""
+    ran = json.loads((run / 'recipe.json').read_text())
+    ran.pop('model')
+    settings = {key: value for key, value in ran.items() if json.dumps(asdict(Recipe())[key]) != json.dumps(value)}
+    closest = min(RECIPES, key=lambda name: len(RECIPES[name]().differences(_tuples(ran))))
+    return dict(name=closest, settings=settings)
+
+
+def _tuples(settings: Dict[str, Any]) -> Dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+def _add_to_manifest(name: str, entry: Dict[str, Any]) -> None:
+    path = weights_dir() / 'manifest.json'
+    content = json.loads(path.read_text(encoding='utf-8'))
+    content['weights'][name] = entry
+    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
