@@ -7,13 +7,12 @@ import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Optional
 
 __all__ = ['WITHOUT_TORCH', 'register_models']
 
-WITHOUT_TORCH = ('_register', 'resolutions', 'runtime')  # the parts that never import torch or timm
+WITHOUT_TORCH = ('_register', 'pictures', 'resolutions', 'runtime')  # the parts that never import torch or timm
 
 
 def register_models() -> None:
@@ -25,17 +24,15 @@ def register_models() -> None:
 
 
 class _AfterTimm(MetaPathFinder):
-    """Lets the other finders find the first module of interest, adds one thing to do after it, and leaves."""
+    """Adds one thing to do after the first module of interest that is run; finding it is left to the others."""
 
     def find_spec(self, fullname: str, path: Any, target: Optional[ModuleType] = None) -> Optional[ModuleSpec]:
         if fullname != 'timm' and not _needs_timm(fullname):
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _ThenRegister(spec.loader)
-        else:
-            sys.meta_path.insert(0, self)  # not there: a later import may find it
+            spec.loader = _ThenRegister(spec.loader, self)
         return spec
 
 
@@ -47,18 +44,21 @@ def _needs_timm(fullname: str) -> bool:
 class _ThenRegister(Loader):
     """The module's own loader, with our models imported when it is done."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, finder: _AfterTimm) -> None:
         self.loader = loader
+        self.finder = finder
 
     def create_module(self, spec: ModuleSpec) -> Optional[ModuleType]:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
         module.__spec__.loader = module.__loader__ = self.loader  # resources and inspect see the real one
         self.loader.exec_module(module)
         import_module('rs_timm.models')
 
     def __getattr__(self, name: str) -> Any:
-        """What runpy (`python -m`) and others ask of a loader, the module's own one answers."""
+        """What runpy (`python -m`, which runs the code by itself) and others ask of a loader."""
         return getattr(self.loader, name)

@@ -13,8 +13,10 @@ ALLOWED = {
     '_register': {'models'},
     'resolutions': set(),
     'layers': {'resolutions'},
+    'pictures': set(),
+    'runtime': {'resolutions', 'pictures'},
     'loss': set(),
-    'data': set(),
+    'data': {'pictures'},
     'models': {'layers'},
     'analysis': {'layers'},
     'calibration': {'layers'},
@@ -88,6 +90,7 @@ FIRST = (
     'import rs_timm.layers; import timm',
     'from rs_timm.training import train; import timm',
     'import rs_timm; from timm.models import create_model; import timm',
+    'import importlib.util as u, rs_timm; u.find_spec("timm"), u.find_spec("rs_timm.layers"); import timm',
 )
 
 

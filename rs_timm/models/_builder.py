@@ -13,10 +13,11 @@ from torch import nn
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions
 
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, weights_origin
-from ._manifest import file_sha256, manifest_cfgs, manifest_entry_of_file
+from ._manifest import file_sha256, manifest, manifest_cfgs, manifest_entry_of_file
 
 __all__ = ['build_switchable', 'switchable_cfgs']
 
+_SOURCES = frozenset(('file', 'url', 'hf_hub_id', 'state_dict'))
 _PAPER_CODE = 'https://github.com/yikaiw/RS-Nets'
 
 
@@ -69,6 +70,8 @@ def build_switchable(
         **kwargs: Any,
 ) -> nn.Module:
     """`timm.models.build_model_with_cfg`, with checkpoint filter, hash check and errors that name the file."""
+    if pretrained_cfg is None and not (pretrained and _SOURCES.isdisjoint(pretrained_cfg_overlay or {})):
+        pretrained_cfg = _imagenet_tag(variant)
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, dict(pretrained_cfg_overlay or {}))
     if pretrained:
         _check_source(variant, cfg)
@@ -94,6 +97,16 @@ def build_switchable(
         _restore_alpha(model)
     model._model_args = dict(resolutions=get_resolutions(model))
     return model
+
+
+def _imagenet_tag(variant: str) -> str:
+    """The first tag of weights that the project does not ship itself.
+
+    A name without a tag means the shipped weights, with the classes that they were trained on, where these are loaded.
+    A network with random weights, or with the user's own file, is the architecture as everybody knows it: 1000 classes.
+    """
+    names = timm.models.get_arch_pretrained_cfgs(variant)
+    return next(name.partition('.')[2] for name in names if name not in manifest())
 
 
 def _restore_alpha(model: nn.Module) -> None:
