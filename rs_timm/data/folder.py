@@ -8,7 +8,7 @@ from typing import Callable, Iterator, List, Optional, Union
 import torch
 from PIL import Image
 
-from .images import ImageError, open_image
+from rs_timm.pictures import ImageError, open_image
 
 __all__ = ['ImageFiles']
 

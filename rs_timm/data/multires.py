@@ -10,8 +10,9 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_pil_interp
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from rs_timm.pictures import ImageError
+
 from .device import REDUCTIONS, BatchFinisher, Images, prefetched
-from .images import ImageError
 from .order import EpochBatches
 from .samples import MultiResDataset, ViewBatch, collate_views
 from .views import FLIPS, RESIZERS, EvalViews, TrainViews

@@ -7,7 +7,8 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import Dataset, default_collate
 
-from .images import ImageError, _reason
+from rs_timm.pictures import ImageError, reason
+
 from .order import seeded
 from .views import Erasure, Views
 
@@ -92,7 +93,7 @@ class MultiResDataset(Dataset[Sample]):
         try:
             return read()
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Image.open raises
-            raise ImageError(_reason(error)) from error
+            raise ImageError(reason(error)) from error
 
     def filename(self, index: int) -> str:
         """The file of a picture, as far as the data set knows it."""

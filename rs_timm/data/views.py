@@ -14,7 +14,7 @@ from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpola
 from torch.nn import functional as F
 from torchvision import transforms
 
-from .images import ImageError, _reason
+from rs_timm.pictures import ImageError, reason
 
 __all__ = ['Erasure', 'EvalViews', 'FLIPS', 'RESIZERS', 'TrainViews', 'Views', 'draw_erasures']
 
@@ -78,7 +78,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image if image.mode == 'RGB' else image.convert('RGB')
     except Exception as error:  # on damaged files, decoders raise whatever they met
-        raise ImageError(_reason(error)) from error
+        raise ImageError(reason(error)) from error
 
 
 class TrainViews:
