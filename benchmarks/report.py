@@ -6,13 +6,14 @@ benchmarks/results/*.csv; what nobody measured says so.
 import csv
 import re
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Sequence
+from typing import Callable, Dict, Iterable, List, Optional, Sequence
 
 import timm
 
 import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.environment import RESULTS
 from rs_timm.analysis import madds, parameter_counts
+from rs_timm.models import manifest, weights_dir
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ('README.md', 'MODEL_CARD.md')
@@ -29,7 +30,7 @@ def cost_section() -> str:
     """Multiply-adds and parameters of the registered models; counted, not measured."""
     rows = []
     for name in MODELS:
-        model = timm.create_model(name, device='meta')
+        model = timm.create_model(name, device='meta', num_classes=1000)
         counts = parameter_counts(model)
         rows.append([
             f'`{name}`',
@@ -40,6 +41,24 @@ def cost_section() -> str:
     header = ['model', *(f'{r} px' for r in model.resolutions), 'parameters, millions (2^20)', 'in private BatchNorms']
     return ('Multiply-adds per image in millions (convolutions and linear layers), and parameters with 1000 classes:\n'
             '\n' + table(header, rows))
+
+
+def weights_section() -> str:
+    """The shipped weights and the top-1 that benchmarks/ship_weights.py measured of each file."""
+    entries = manifest()
+    if not entries:
+        return 'None yet.'
+    sizes = sorted({int(r) for entry in entries.values() for r in entry['top1'] if r != 'ensemble'}, reverse=True)
+    rows = [[f'`{name}`', *(_percent(entry['top1'].get(str(r))) for r in sizes), _percent(entry['top1'].get('ensemble')),
+             f"{(weights_dir() / entry['file']).stat().st_size / 1e6:.1f} MB"] for name, entry in entries.items()]
+    header = ['weights', *(f'{r} px' for r in sizes), 'ensemble of all sizes', 'file']
+    measured = next(iter(entries.values()))['measured']
+    return (f"{table(header, rows)}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} pictures, ten "
+            f'classes); the weights as shipped, in float16, run in {environment_of(measured)}.')
+
+
+def _percent(value: Optional[float]) -> str:
+    return NOT_MEASURED if value is None else f'{value:.1f}'
 
 
 def read_results(name: str) -> List[Dict[str, str]]:
@@ -74,7 +93,11 @@ def switch_section() -> str:
     return '\n\n'.join(parts)
 
 
-SECTIONS: Dict[str, Callable[[], str]] = {'cost': cost_section, 'switch': switch_section}
+SECTIONS: Dict[str, Callable[[], str]] = {
+    'cost': cost_section,
+    'weights': weights_section,
+    'switch': switch_section,
+}
 
 
 def render(text: str) -> str:
