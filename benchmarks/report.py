@@ -49,8 +49,11 @@ def weights_section() -> str:
     if not entries:
         return 'None yet.'
     sizes = sorted({int(r) for entry in entries.values() for r in entry['top1'] if r != 'ensemble'}, reverse=True)
-    rows = [[f'`{name}`', *(_percent(entry['top1'].get(str(r))) for r in sizes), _percent(entry['top1'].get('ensemble')),
-             f"{(weights_dir() / entry['file']).stat().st_size / 1e6:.1f} MB"] for name, entry in entries.items()]
+    rows = [[
+        f'`{name}`',
+        *(_percent(entry['top1'].get(str(row))) for row in (*sizes, 'ensemble')),
+        f"{(weights_dir() / entry['file']).stat().st_size / 1e6:.1f} MB",
+    ] for name, entry in entries.items()]
     header = ['weights', *(f'{r} px' for r in sizes), 'ensemble of all sizes', 'file']
     measured = next(iter(entries.values()))['measured']
     return (f"{table(header, rows)}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} pictures, ten "
