@@ -16,6 +16,7 @@ from ._register import register_models
 
 if TYPE_CHECKING:
     from .calibration import add_resolution, recalibrate
+    from .export import export_onnx
     from .hub import from_pretrained, push_to_hub, save_pretrained
     from .layers import (
         SwitchableBatchNorm2d,
@@ -38,6 +39,7 @@ __all__ = [
     'SwitchableBatchNorm2d',
     'add_resolution',
     'convert_switchable_bn',
+    'export_onnx',
     'extract',
     'from_pretrained',
     'get_resolution',
@@ -56,10 +58,11 @@ __all__ = [
 
 _HOMES = {  # part of the package -> the public names that live there; everything else lives in layers
     'calibration': ('add_resolution', 'recalibrate'),
+    'export': ('export_onnx',),
     'hub': ('from_pretrained', 'push_to_hub', 'save_pretrained'),
     'models': ('switchable',),
 }
-_PARTS = ('analysis', 'calibration', 'data', 'hub', 'layers', 'loss', 'models', 'runtime', 'training')
+_PARTS = ('analysis', 'calibration', 'data', 'export', 'hub', 'layers', 'loss', 'models', 'runtime', 'training')
 _HOME_OF = {name: part for part, names in _HOMES.items() for name in names}
 
 

@@ -23,9 +23,11 @@ ALLOWED = {
     'card': {'layers', 'analysis'},
     'hub': {'layers', 'models', 'card', 'analysis'},
     'training': {'layers', 'models', 'data', 'loss', 'calibration', 'analysis'},
+    'export': {'layers', 'resolutions', 'analysis', 'runtime'},
     'run': set(),
     'cli': {'commands'},
-    'commands': {'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'hub', 'loss', 'training'},
+    'commands': {
+        'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'hub', 'loss', 'runtime', 'training'},
     '__main__': {'cli'},
 }
 

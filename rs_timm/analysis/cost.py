@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rs_timm.layers import get_resolutions, is_switchable, set_resolution, switchable_layers
 
-__all__ = ['ParameterCounts', 'activations', 'madds', 'parameter_counts']
+__all__ = ['ParameterCounts', 'activations', 'image_channels', 'madds', 'parameter_counts']
 
 
 def madds(model: nn.Module, resolution: int, batch: int = 1) -> int:
@@ -82,13 +82,13 @@ def _forward_on_meta(model: nn.Module, resolution: int, batch: int, counter: Any
     copy = deepcopy(model, memo).eval()
     if is_switchable(copy):
         set_resolution(copy, get_resolutions(copy)[0])  # all sets cost the same
-    x = torch.empty(batch, _channels(model), resolution, resolution, device='meta', dtype=_dtype(model))
+    x = torch.empty(batch, image_channels(model), resolution, resolution, device='meta', dtype=_dtype(model))
     with torch.no_grad(), counter:
         copy(x)
 
 
-def _channels(model: nn.Module) -> int:
-    """Channels of the image, from the first convolution or the space-to-depth in front of it."""
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images that `model` takes, from the first convolution or the space-to-depth in front of it."""
     fold = 1
     for module in model.modules():
         if type(module).__name__ == 'SpaceToDepth':

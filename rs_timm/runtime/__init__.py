@@ -1,0 +1,35 @@
+"""Serving an exported network without torch: what the file says, its plain network per resolution, and engines.
+
+Names are imported when they are first asked for, so that each use needs no more than its own packages.
+"""
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, List
+
+if TYPE_CHECKING:
+    from .graph import read_info, read_model, specialise
+    from .info import ModelInfo
+
+__all__ = [
+    'ModelInfo',
+    'read_info',
+    'read_model',
+    'specialise',
+]
+
+_HOMES = {  # module -> the public names that live there
+    'graph': ('read_info', 'read_model', 'specialise'),
+    'info': ('ModelInfo',),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the home of a public name when it is first asked for (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = globals()[name] = getattr(import_module(f'{__name__}.{_HOME_OF[name]}'), name)
+    return value
+
+
+def __dir__() -> List[str]:
+    return sorted({*globals(), *__all__})
