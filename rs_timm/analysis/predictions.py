@@ -127,7 +127,8 @@ def predict(
     sizes = sorted(resolutions, reverse=True)
     device = next((p.device for p in model.parameters()), torch.device('cpu'))
     targets: List[torch.Tensor] = []
-    parts: Dict[Row, List[Tuple[torch.Tensor, ...]]] = {row: [] for row in (*sizes, *([ENSEMBLE] if alpha else []))}
+    rows: List[Row] = [*sizes, *([ENSEMBLE] if alpha else [])]
+    parts: Dict[Row, List[Tuple[torch.Tensor, ...]]] = {row: [] for row in rows}
     was_training = model.training
     model.eval()
     try:
