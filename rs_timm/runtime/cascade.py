@@ -1,0 +1,156 @@
+"""Small pictures first, larger ones for those that need it: a confident answer ends the matter."""
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from rs_timm.resolutions import check_resolutions
+
+from .cascade_fit import CascadeFit, fit_cascade
+from .confidence import COMBINATIONS, combine_logits, confidence, stage_weights
+
+__all__ = ['Cascade', 'CascadeFit', 'CascadeResult', 'fit_cascade']
+
+
+@dataclass(frozen=True)
+class CascadeResult:
+    """Logits [N, K], and for each picture the resolution that answered, int64 [N]."""
+
+    logits: np.ndarray
+    answered: np.ndarray
+
+    def shares(self) -> Dict[int, float]:
+        """Resolution -> share of the pictures that it answered."""
+        sizes, counts = np.unique(self.answered, return_counts=True)
+        return {int(size): int(count) / len(self.answered) for size, count in zip(sizes, counts)}
+
+
+class Cascade:
+    """Classifies at the smallest resolution, and goes on to the next with the pictures that are not confident.
+
+    Those that go on are gathered into smaller batches, and only they are preprocessed at the next resolution.
+
+    >>> fit = fit_cascade(logits, targets, budget=1.2e9, costs=session.info.madds)      # doctest: +SKIP
+    >>> cascade = Cascade.fitted(session, fit)                                          # doctest: +SKIP
+    >>> cascade(['cat.jpg', 'dog.jpg']).answered                                        # doctest: +SKIP
+    array([ 96, 224])
+
+    Args:
+        session: a `Session`; or anything with its `preprocess` and `run`.
+        resolutions: sizes in pixels; they are used from the smallest to the largest.
+        thresholds: resolution -> the probability of the first class at which it answers, for all but the largest; one
+            number for all. Above 1: it never answers.
+        temperatures: resolution -> what its logits are divided by before the probability is taken; one number for all.
+        combine: of a picture's logits so far: 'last' takes the last, 'mean' their mean, 'alpha' their mean weighted
+            with `alpha`.
+        alpha: resolution -> weight in the ensemble (Equation 5 of the paper); None: `session.info.alpha`.
+        max_batch: pictures in one call of the network. Batches are powers of two up to this, so that an engine that
+            compiles for a batch size compiles few; the same power is used for what remains.
+
+    Raises:
+        ValueError: resolutions, thresholds or weights that do not fit together.
+    """
+
+    def __init__(
+            self,
+            session: Any,
+            resolutions: Sequence[int] = (96, 160, 224),
+            thresholds: Any = 0.8,
+            temperatures: Any = 1.,
+            combine: str = 'last',
+            alpha: Optional[Mapping[int, float]] = None,
+            max_batch: int = 32,
+    ) -> None:
+        self.session = session
+        self.resolutions: Tuple[int, ...] = check_resolutions(resolutions)[::-1]
+        self.thresholds = _by_size('thresholds', thresholds, self.resolutions[:-1])
+        self.temperatures = _by_size('temperatures', temperatures, self.resolutions)
+        if combine not in COMBINATIONS:
+            raise ValueError(f"combine {combine!r}: choose among {', '.join(map(repr, COMBINATIONS))}.")
+        if max_batch < 1:
+            raise ValueError(f'max_batch {max_batch}: at least 1.')
+        if combine == 'alpha' and alpha is None:
+            alpha = getattr(session.info, 'alpha', None)
+        self.combine = combine
+        self.weights = stage_weights(self.resolutions, combine, alpha)
+        self.max_batch = max_batch
+
+    @classmethod
+    def fitted(cls, session: Any, fit: CascadeFit, max_batch: int = 32) -> 'Cascade':
+        """The cascade that `fit_cascade` chose."""
+        return cls(session, fit.resolutions, fit.thresholds, fit.temperatures, fit.combine, fit.alpha, max_batch)
+
+    def __call__(self, images: Any) -> CascadeResult:
+        """Classify pictures: one or a list of what `session.preprocess` takes (file, PIL, uint8 array)."""
+        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        return self._climb(len(pictures), lambda size, chosen: self.session.preprocess(
+            [pictures[index] for index in chosen], size))
+
+    def run(self, tensors: Mapping[int, np.ndarray]) -> CascadeResult:
+        """Classify ready tensors, float32 [N, 3, r, r] for each resolution r."""
+        missing = [size for size in self.resolutions if size not in tensors]
+        if missing:
+            raise ValueError(f'tensors for {missing} px are missing: the cascade uses {self.resolutions}.')
+        counts = {size: len(tensors[size]) for size in self.resolutions}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f'the tensors differ in their number of pictures: {counts}.')
+        return self._climb(counts[self.resolutions[0]], lambda size, chosen: tensors[size][chosen])
+
+    def _climb(self, count: int, pictures_at: Callable[[int, np.ndarray], np.ndarray]) -> CascadeResult:
+        """`pictures_at(resolution, indices)` gives the tensor of those pictures."""
+        if not count:
+            raise ValueError('there are no pictures to classify.')
+        waiting = np.arange(count)
+        answered = np.zeros(count, np.int64)
+        logits: Optional[np.ndarray] = None
+        seen: List[np.ndarray] = []  # logits of the waiting pictures at each resolution so far
+        for size in self.resolutions:
+            seen.append(self._network(size, waiting, pictures_at))
+            combined = combine_logits(seen, self.weights)
+            logits = np.empty((count, combined.shape[1]), combined.dtype) if logits is None else logits
+            done = self._is_confident(size, combined)
+            logits[waiting[done]] = combined[done]
+            answered[waiting[done]] = size
+            waiting, seen = waiting[~done], [part[~done] for part in seen]
+            if not len(waiting):
+                break
+        assert logits is not None and not len(waiting)
+        return CascadeResult(logits, answered)
+
+    def _is_confident(self, size: int, logits: np.ndarray) -> np.ndarray:
+        if size == self.resolutions[-1]:
+            return np.ones(len(logits), bool)
+        return confidence(logits, self.temperatures[size]) >= self.thresholds[size]
+
+    def _network(
+            self,
+            size: int,
+            waiting: np.ndarray,
+            pictures_at: Callable[[int, np.ndarray], np.ndarray],
+    ) -> np.ndarray:
+        """Logits of the waiting pictures, in batches whose sizes are powers of two."""
+        parts, start = [], 0
+        while start < len(waiting):
+            batch = _power_of_two(min(self.max_batch, len(waiting) - start))
+            parts.append(self.session.run(pictures_at(size, waiting[start:start + batch]), size))
+            start += batch
+        return np.concatenate(parts)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest one that is not above `number`."""
+    return 1 << (number.bit_length() - 1)
+
+
+def _by_size(name: str, values: Any, sizes: Sequence[int]) -> Dict[int, float]:
+    """{resolution: value} for exactly these sizes; one number stands for all."""
+    if not isinstance(values, Mapping):
+        values = {size: values for size in sizes}
+    wrong = sorted({*sizes} ^ {*values})
+    if wrong:
+        raise ValueError(f'{name} {dict(values)}: one for each of {tuple(sizes)} is needed; {wrong} differ.')
+    chosen = {size: float(values[size]) for size in sizes}
+    for size, value in chosen.items():
+        if not value > 0.:
+            raise ValueError(f'{name} {value} at {size} px: it must be positive.')
+    return chosen
