@@ -134,6 +134,35 @@ def test_flips_are_shared_or_drawn_per_resolution(mode):
     assert not flips('shared', hflip=0.).any() and flips('per_resolution', hflip=1.).all()
 
 
+@pytest.mark.parametrize('same_size', [0, 40])
+def test_a_crop_of_its_own_for_each_size(same_size):
+    """Table 6, multi-crop: the boxes are independent draws, and with `same_size` every view has that side."""
+    pictures = Pictures([ramp(250, 200)] * 60)
+    (images, _), = create(pictures, crop='per_resolution', same_size=same_size, batch_size=60, seed=5, **RAW)
+    assert {size: view.shape[-1] for size, view in images.items()} == {size: same_size or size for size in SIZES}
+    edges = []
+    for view in images.values():
+        values = view[:, 0].mean(1).numpy() + 0.5
+        edges.append([sorted(line(row)) for row in values])  # a flipped view has them the other way round
+    edges = np.array(edges)  # [S, 60, 2]
+    assert (edges > -1).all() and (edges < 251).all()
+    widths = edges[..., 1] - edges[..., 0]
+    assert np.abs(np.corrcoef(widths) - np.eye(len(SIZES))).max() < 0.4  # of one crop, they would be equal
+    again, = create(pictures, crop='per_resolution', same_size=same_size, batch_size=60, seed=5, num_workers=1, **RAW)
+    assert all(torch.equal(again[0][size], images[size]) for size in SIZES)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(same_size=40), "use crop='per_resolution'"),
+    (dict(crop='per_resolution', mode='device'), "needs mode='loader'"),
+    (dict(crop='per_resolution', draft=True), 'without draft'),
+    (dict(crop='several'), "crop 'several' is unknown: use one of shared, per_resolution"),
+])
+def test_crops_that_cannot_be_made_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        create(Pictures([ramp(50, 50)] * 4), **arguments)
+
+
 def test_the_decoder_scales_down_where_the_crop_still_covers_the_largest_size(tmp_path):
     path = tmp_path / 'train' / 'a' / 'ramp.jpg'
     path.parent.mkdir(parents=True)

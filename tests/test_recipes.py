@@ -153,12 +153,28 @@ def test_sizes_of_progressive_training():
 def test_the_model_that_is_measured_during_progressive_training(random_statistics):
     """Each set stands under the size that it is fed with."""
     model = random_statistics(rs_timm.switchable(MODEL, (64, 48)))
-    small = resized(model, {64: 40, 48: 24}).eval()
+    small = resized(model, {40: 64, 24: 48}).eval()
     assert rs_timm.get_resolutions(small) == (40, 24) and resized(model, {64: 64, 48: 48}) is model
     x = torch.randn(2, 3, 24, 24)
     with rs_timm.use_resolution(model, 48):
         expected = model(x)
     assert torch.equal(small(x), expected)
+
+
+def test_several_sets_of_one_size(data, tmp_path):
+    """Table 6, single-resolution: what is measured is the first set, at that size."""
+    recipe = tiny_recipe(progressive=0., progressive_resolutions=(), crop='per_resolution', same_size=40)
+    assert recipe.sizes(1) == {48: 40, 32: 40} and recipe.measured_sets(1) == {40: 48}
+    settings = dict(progressive=0., progressive_resolutions=(), crop='per_resolution', same_size=40)
+    trained = run(data, tmp_path / 'run', **settings)
+    assert trained.model.resolutions == (48, 32)
+    assert [(row['resolution'], row['size']) for row in trained.rows] == [(48, 40)] * 2
+    from rs_timm.training.loaders import Loaders
+    images, _ = next(iter(Loaders(str(data), recipe, workers=0).training(0)))
+    assert {r: view.shape[-1] for r, view in images.items()} == {48: 40, 32: 40}
+    assert not torch.equal(images[48], images[32])
+    with pytest.raises(ValueError, match='same_size 40 with progressive 0.5'):
+        replace(recipe, epochs=4, progressive=0.5)
 
 
 def test_one_resolution_is_an_ordinary_network(data, tmp_path):

@@ -114,8 +114,8 @@ def mix(mixup: Mixup, images: Images, target: torch.Tensor) -> Tuple[Images, tor
         elif lam < 1.:
             blend[rows] = lam
         share[rows] = lam
-    for size, view in images.items():
-        _mix_view(view, size, blend, boxes)
+    for view in images.values():
+        _mix_view(view, blend, boxes)
     newer = dict(multi_label=True) if getattr(mixup, 'multi_label', False) else {}  # older timm has none
     target = mixup_target(target, mixup.num_classes, share.to(target.device), mixup.label_smoothing, **newer)
     return images, target
@@ -133,8 +133,8 @@ def _draws(mixup: Mixup, count: int) -> Iterator[Tuple[List[int], float, bool]]:
         yield ([row, count - 1 - row] if pairs else [row]), float(lam), bool(is_cutmix)
 
 
-def _mix_view(view: torch.Tensor, size: int, blend: torch.Tensor, boxes: Sequence[Optional[Tuple[float, ...]]]) -> None:
-    partner = view.flip(0)
+def _mix_view(view: torch.Tensor, blend: torch.Tensor, boxes: Sequence[Optional[Tuple[float, ...]]]) -> None:
+    partner, size = view.flip(0), view.shape[-1]
     if bool((blend < 1.).any()):
         weight = blend.to(view.device, view.dtype)[:, None, None, None]
         view.mul_(weight).add_(partner * (1. - weight))
@@ -146,10 +146,10 @@ def _mix_view(view: torch.Tensor, size: int, blend: torch.Tensor, boxes: Sequenc
 
 def erase(images: Images, erasures: Sequence[Sequence[Erasure]]) -> None:
     """Fill the rectangles of picture n, erasures[n], at every size; in place."""
-    for size, view in images.items():
+    for view in images.values():
         for picture, rectangles in zip(view, erasures):
             for rectangle in rectangles:
-                rows, columns = rectangle.slices(size)
+                rows, columns = rectangle.slices(view.shape[-1])
                 patch = picture[:, rows, columns]
                 patch.copy_(_fill(rectangle, patch))
 

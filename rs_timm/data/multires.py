@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from rs_timm.pictures import ImageError
 
+from .crops import CROPS, SeparateCrops, check_crop
 from .device import REDUCTIONS, BatchFinisher, Images, prefetched
 from .order import EpochBatches
 from .samples import MultiResDataset, ViewBatch, collate_views
@@ -20,7 +21,7 @@ from .views import FLIPS, RESIZERS, EvalViews, TrainViews
 __all__ = ['MODES', 'MultiResLoader', 'create_multires_loader']
 
 MODES = ('loader', 'device')
-_CHOICES = dict(mode=MODES, flip=FLIPS, resizer=RESIZERS, crop_mode=('center', 'squash', 'border'))
+_CHOICES = dict(mode=MODES, flip=FLIPS, crop=CROPS, resizer=RESIZERS, crop_mode=('center', 'squash', 'border'))
 
 
 class MultiResLoader:
@@ -148,6 +149,8 @@ def create_multires_loader(
         hflip: float = 0.5,
         mode: str = 'loader',
         flip: str = 'shared',
+        crop: str = 'shared',
+        same_size: int = 0,
         resizer: Optional[str] = None,
         draft: bool = False,
         color_jitter: Union[None, float, Tuple[float, ...]] = None,
@@ -189,14 +192,15 @@ def create_multires_loader(
         mode: 'loader' resizes each size straight from the crop, as the paper does; 'device' makes the largest so, and
             reduces the others from that, antialiased, where the network is: faster.
         flip: 'shared' by all sizes, or drawn 'per_resolution', as the paper's public code does.
+        crop: likewise; drawn per resolution, and the flip with it, it is the 'multi-crop' of Table 6.
+        same_size: side in pixels of all training views, in place of their own (Table 6, 'single-resolution').
         resizer: in training, 'pillow', or 'torch', which is faster (vectorised) and, when bilinear, within one level of
             255 of it; by default the one for mode 'loader', the other for 'device'.
         draft: in training, let the JPEG decoder scale down by 2, 4 or 8 where the crop still covers the largest size.
         color_jitter, auto_augment: as in timm; applied to the crop before it is resized.
         re_prob, re_mode, re_count: timm's random erasing; the same relative rectangle at all sizes.
         mixup: timm's parameters of mixup and cutmix, the same draw for all sizes; targets are then [N, classes].
-        device: where the batches go.
-        channels_last: memory format of the images.
+        device, channels_last: where the batches go, and the memory format of the images.
         skip_corrupt: go on at pictures that cannot be read and count them in `loader.corrupt_count`; training takes
             the next picture instead, evaluation leaves them out. Otherwise they stop the pass with an `ImageError`.
         rank, world_size: the share of this process. Training shards are equal; evaluation shards hold each picture
@@ -211,7 +215,8 @@ def create_multires_loader(
     sizes = _check_sizes(resolutions)
     is_training = split == 'train' if is_training is None else is_training
     resizer = resizer or ('pillow' if mode == 'loader' else 'torch')
-    _check_choices(mode=mode, flip=flip, resizer=resizer, crop_mode=crop_mode)
+    _check_choices(mode=mode, flip=flip, crop=crop, resizer=resizer, crop_mode=crop_mode)
+    check_crop(crop, same_size, mode, draft)
     _check_interpolation(interpolation, is_training, on_torch=mode == 'device' or is_training and resizer == 'torch')
     _check_share(batch_size, rank, world_size)
     dataset = _dataset(root_or_dataset, split, dataset_kwargs)
@@ -220,12 +225,14 @@ def create_multires_loader(
         raise ValueError(f'batch_size {batch_size} on each of {world_size} process(es) is more than the {count} '
                          f'pictures there are: take at most {count // world_size}.')
     made = sizes if mode == 'loader' else sizes[:1]
-    transform: Union[TrainViews, EvalViews]
+    transform: Union[TrainViews, SeparateCrops, EvalViews]
     if is_training:
         eraser = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device='cpu') if re_prob > 0. else None
-        transform = TrainViews(
-            sizes, made, scale, ratio, hflip, flip, interpolation, resizer, draft, eraser,
+        drawing = dict(
+            scale=scale, ratio=ratio, hflip=hflip, interpolation=interpolation, resizer=resizer, eraser=eraser,
             color_jitter=color_jitter, auto_augment=auto_augment, mean=tuple(mean))
+        transform = (SeparateCrops(sizes, same_size, **drawing) if crop == 'per_resolution' else
+                     TrainViews(sizes, made, flip=flip, draft=draft, **drawing))  # type: ignore[arg-type]
     else:
         transform = EvalViews(made, crop_pct, interpolation, crop_mode=crop_mode, mean=tuple(mean))
     finisher = BatchFinisher(

@@ -99,11 +99,16 @@ def freeze(model: nn.Module, train: str) -> nn.Module:
     return model
 
 
-def resized(model: nn.Module, sizes: Mapping[int, int]) -> nn.Module:
-    """A copy of `model` whose BatchNorm sets stand under the sizes that they are fed with; itself if all are equal."""
-    if not is_switchable(model) or all(resolution == size for resolution, size in sizes.items()):
+def resized(model: nn.Module, sets: Mapping[int, int]) -> nn.Module:
+    """A copy of `model` whose BatchNorm sets stand under the sizes that they are fed with; itself if all are equal.
+
+    Args:
+        model: switchable, or plain.
+        sets: size in pixels -> resolution of the set, see `Recipe.measured_sets`.
+    """
+    if not is_switchable(model) or all(resolution == size for size, resolution in sets.items()):
         return model
-    return pack({size: extract(model, resolution) for resolution, size in sizes.items()})
+    return pack({size: extract(model, resolution) for size, resolution in sets.items()})
 
 
 def create_optimizer(task: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

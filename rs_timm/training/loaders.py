@@ -84,7 +84,9 @@ class Loaders:
         recipe = self.recipe
         return self._loader(
             True,
-            recipe.sizes(epoch).values(),
+            recipe.resolutions if recipe.same_size else recipe.sizes(epoch).values(),
+            crop=recipe.crop,
+            same_size=recipe.same_size,
             scale=recipe.crop_scale,
             ratio=recipe.crop_ratio,
             hflip=recipe.hflip,
@@ -108,7 +110,7 @@ class Loaders:
         return self._loader(False, sizes, crop_pct=self.recipe.crop_pct)
 
     def _loader(self, is_training: bool, sizes: Iterable[int], **kwargs: Any) -> MultiResLoader:
-        sizes = tuple(sorted(sizes, reverse=True))
+        sizes = tuple(sorted(set(sizes), reverse=True))
         made = self._made.get(is_training)
         if made is None or made.resolutions != sizes or made.mixup is not kwargs.get('mixup'):
             source = self.data if made is None else made.dataset  # the folder is listed once

@@ -108,7 +108,7 @@ class Trainer:
         self.task.train()
         batches, started = iter(loader), time.monotonic()
         for update in range(position.batch // parts, updates):
-            losses = self._update([next(batches) for _ in range(parts)])
+            losses = self.update([next(batches) for _ in range(parts)])
             for name, value in dict(losses, count=1.).items():
                 position.sums[name] = position.sums.get(name, 0.) + value
             position.batch += parts
@@ -121,8 +121,12 @@ class Trainer:
         if loader.corrupt_count:
             _logger.warning('%d pictures could not be read, the first: %s', loader.corrupt_count, loader.damaged[0])
 
-    def _update(self, parts: Sequence[Part]) -> Dict[str, float]:
-        """One step of the optimizer on a batch that comes in parts; returns the losses, means over the parts."""
+    def update(self, parts: Sequence[Part]) -> Dict[str, float]:
+        """One step of the optimizer on a batch that comes in parts; returns the losses, means over the parts.
+
+        Raises:
+            NonFiniteError: the loss is inf or nan; the weights are as they were.
+        """
         self.schedule.step_update(self.position.update)
         self.optimizer.zero_grad()
         total = torch.zeros(len(LOSSES), device=self.task.device)
@@ -159,19 +163,19 @@ class Trainer:
         if dist.is_initialized():
             for average in {False, ema}:
                 distribute_bn(self.task.get_eval_model(ema=average), dist.get_world_size(), reduce=True)
-        sizes = self.recipe.sizes(self.position.epoch)
+        sets = self.recipe.measured_sets(self.position.epoch)
         weights = self.task.ensemble_weights(ema=ema)
         with self._autocast():
             return evaluate(
-                resized(self.task.get_eval_model(ema=ema), sizes),
-                self.loaders.evaluation(sizes.values()),
-                alpha={sizes[r]: weight for r, weight in weights.items()} if len(weights) > 1 else {},
+                resized(self.task.get_eval_model(ema=ema), sets),
+                self.loaders.evaluation(sets),
+                alpha={size: weights[r] for size, r in sets.items()} if 1 < len(weights) == len(sets) else {},
                 limit_batches=self.recipe.limit_batches or None,
             )
 
     def _close_epoch(self, results: Mapping[Union[int, str], Mapping[str, float]]) -> None:
         position = self.position
-        sets: Dict[Any, Any] = {size: r for r, size in self.recipe.sizes(position.epoch).items()}
+        sets: Dict[Any, Any] = dict(self.recipe.measured_sets(position.epoch))
         weights = self.task.ensemble_weights(ema=self.task.has_ema())
         for size, measured in results.items():
             resolution = sets.get(size, size)

@@ -10,6 +10,7 @@ __all__ = ['Recipe']
 
 _CHOICES = {
     'train': ('all', 'head', 'bn'),
+    'crop': ('shared', 'per_resolution'),
     'mred': tuple(MODES),
     'sched': ('cosine', 'onecycle', 'step', 'multistep', 'poly', 'tanh'),
     'precision': ('float32', 'bfloat16', 'float16'),
@@ -19,7 +20,7 @@ _RANGES = {
     'epochs': (1, _MANY), 'batch_size': (1, _MANY), 'accumulate': (1, _MANY), 'limit_batches': (0, _MANY),
     'lr': (0, _MANY), 'weight_decay': (0, _MANY), 'clip_grad': (0, _MANY), 'warmup_epochs': (0, _MANY),
     'smoothing': (0, 1), 'ema': (0, 1), 'progressive': (0, 1), 'hflip': (0, 1), 're_prob': (0, 1),
-    'crop_pct': (0.01, 1),
+    'crop_pct': (0.01, 1), 'same_size': (0, _MANY),
 }
 
 
@@ -60,6 +61,8 @@ class Recipe:
         progressive_resolutions: sizes of those; by default 4/7 of the real ones
         crop_scale: area of the random crop / area of the picture, from and to
         crop_ratio: aspect ratio of the random crop, from and to
+        crop: shared by all sizes, or drawn per_resolution (Table 6, multi-crop)
+        same_size: size in pixels that all sets are trained with (Table 6, single-resolution); 0: each with its own
         hflip: probability of a horizontal flip
         flip: shared by all sizes, or drawn per_resolution, as in the paper's public code
         resize: loader: each size straight from the crop; device: from the largest size, on the device
@@ -115,6 +118,8 @@ class Recipe:
     # Data
     crop_scale: Tuple[float, ...] = (0.08, 1.)
     crop_ratio: Tuple[float, ...] = (3 / 4, 4 / 3)
+    crop: str = 'shared'
+    same_size: int = 0
     hflip: float = 0.5
     flip: str = 'shared'
     resize: str = 'loader'
@@ -154,6 +159,9 @@ class Recipe:
             if len(small) != len(self.resolutions):
                 raise ValueError(f'progressive_resolutions {small}: name one size for each of {self.resolutions}.')
             object.__setattr__(self, 'progressive_resolutions', small)
+        if self.same_size and self.progressive:
+            raise ValueError(f'same_size {self.same_size} with progressive {self.progressive}: the sizes of an epoch '
+                             'are those of one or the other.')
         self.model_kwargs()
 
     @property
@@ -168,13 +176,21 @@ class Recipe:
         {224: 128, 192: 112, 160: 96, 128: 80, 96: 64}
         """
         if epoch >= self.small_epochs:
-            return {r: r for r in self.resolutions}
+            return {r: self.same_size or r for r in self.resolutions}
         small = self.progressive_resolutions
         for multiple in () if small else (16, 1):  # whole feature maps where the sizes are large enough
             small = tuple(-(-r * 4 // (7 * multiple)) * multiple for r in self.resolutions)
             if len(set(small)) == len(small):
                 break
         return dict(zip(self.resolutions, small))
+
+    def measured_sets(self, epoch: int) -> Dict[int, int]:
+        """Size in pixels -> the BatchNorm set that is measured at it after `epoch`: of several, the first.
+
+        >>> Recipe(resolutions=(64, 48), same_size=32).measured_sets(0)
+        {32: 64}
+        """
+        return {size: resolution for resolution, size in reversed(list(self.sizes(epoch).items()))}
 
     def model_kwargs(self) -> Dict[str, Any]:
         """`model_args` as keyword arguments; values are Python literals, or strings."""
@@ -189,6 +205,7 @@ class Recipe:
         return replace(
             self,
             resolutions=tuple(r // 4 + 8 for r in self.resolutions),
+            same_size=self.same_size and self.same_size // 4 + 8,
             epochs=2,
             progressive=0.5 if self.progressive else 0.,
             progressive_resolutions=(),
