@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any, List
 
 if TYPE_CHECKING:
     from .graph import read_info, read_model, specialise
+    from .images import Preprocessing
     from .info import ModelInfo
+    from .session import Session
 
 __all__ = [
     'ModelInfo',
+    'Preprocessing',
+    'Session',
     'read_info',
     'read_model',
     'specialise',
@@ -18,7 +22,9 @@ __all__ = [
 
 _HOMES = {  # module -> the public names that live there
     'graph': ('read_info', 'read_model', 'specialise'),
+    'images': ('Preprocessing',),
     'info': ('ModelInfo',),
+    'session': ('Session',),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

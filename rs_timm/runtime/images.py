@@ -98,10 +98,10 @@ class Preprocessing:
         pictures = as_list(images)
         batch = np.empty((len(pictures), len(self.mean), resolution, resolution), np.float32)
         if self.threads > 1 and len(pictures) > 1:
-            list(self._pool.map(lambda item: self._into(*item, batch), enumerate(pictures)))
+            list(self._pool.map(self._into, range(len(pictures)), pictures, [batch] * len(pictures)))
         else:
-            for item in enumerate(pictures):
-                self._into(*item, batch)
+            for index, picture in enumerate(pictures):
+                self._into(index, picture, batch)
         return batch
 
     def _into(self, index: int, source: Source, batch: np.ndarray) -> None:
@@ -123,7 +123,7 @@ class Preprocessing:
         target = self._target(size, scaled)
         if not (whole and target == image.size):
             image = image.resize(target, INTERPOLATIONS[self.interpolation], box)
-        fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == 'border' else (0,) * len(self.mean)
+        fill = [round(255 * value) if self.crop_mode == 'border' else 0 for value in self.mean]
         return np.asarray(_centre(image, resolution, fill)).reshape(resolution, resolution, -1)
 
     def _target(self, size: Tuple[int, int], scaled: int) -> Tuple[int, int]:
@@ -174,12 +174,12 @@ def _from_array(array: Any, index: int) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else np.ascontiguousarray(pixels))
 
 
-def _centre(image: Image.Image, side: int, fill: Tuple[int, ...]) -> Image.Image:
+def _centre(image: Image.Image, side: int, fill: Sequence[int]) -> Image.Image:
     """The centre [side, side]; what lies outside the picture is filled. Rounds as torchvision's CenterCrop."""
     left, top = (_offset(length, side) for length in image.size)
     if min(left, top) >= 0:
         return image.crop((left, top, left + side, top + side))
-    canvas = Image.new(image.mode, (side, side), fill[0] if len(fill) == 1 else fill)
+    canvas = Image.new(image.mode, (side, side), fill[0] if len(fill) == 1 else (fill[0], fill[1], fill[2]))
     canvas.paste(image, (-left, -top))
     return canvas
 

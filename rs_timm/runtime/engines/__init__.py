@@ -1,0 +1,112 @@
+"""Engines that run a network of one resolution. They know nothing of resolutions: a Session keeps one network for each.
+
+Each has a `compile(network, batch)` that returns a function from images, float32 [N, C, r, r], to what the network
+gives, float32 [N, ...]. That function may be called from several threads at a time.
+"""
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Callable, Dict, NamedTuple, Optional, Protocol, Tuple
+
+import numpy as np
+
+__all__ = ['ENGINES', 'PRECISIONS', 'Engine', 'Network', 'check_precision', 'create_engine', 'installed_engines']
+
+ENGINES = ('openvino', 'onnxruntime', 'torch')  # the fastest on a CPU first: docs/serve.md has figures
+PRECISIONS = ('fp32', 'bf16', 'int8')
+Network = Callable[[np.ndarray], np.ndarray]
+
+
+class _Kind(NamedTuple):
+    class_name: str
+    precisions: Tuple[str, ...]
+    remedy: str
+
+
+_KINDS = {
+    'openvino': _Kind('OpenVinoEngine', ('fp32', 'bf16', 'int8'), "pip install 'rs_timm[openvino]'"),
+    'onnxruntime': _Kind('OnnxRuntimeEngine', ('fp32', 'int8'), "pip install 'rs_timm[onnxruntime]'"),
+    'torch': _Kind('TorchEngine', ('fp32', 'bf16'), 'pip install torch'),
+}
+
+
+class Engine(Protocol):
+    """What a Session needs of an engine; made with `create_engine`.
+
+    Attributes:
+        name: one of `ENGINES`.
+        any_batch: whether a network compiled without a batch is as fast as one compiled for its batch.
+    """
+
+    name: str
+    any_batch: bool
+
+    def versions(self) -> Dict[str, str]:
+        """Package -> version, of all that decides how fast it is."""
+
+    def compile(self, network: Any, batch: Optional[int]) -> Network:
+        """A function of images, float32 [N, C, r, r].
+
+        Args:
+            network: an `onnx.ModelProto` of static height and width, or the path of a network that this engine has
+                written; for the torch engine a module.
+            batch: N; None: any.
+        """
+
+
+def installed_engines() -> Tuple[str, ...]:
+    """Those of `ENGINES` that can be imported, in that order; nothing is imported to find out."""
+    return tuple(name for name in ENGINES if _is_installed(name))
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # sys.modules[name] is None, or has no __spec__: somebody has blocked it
+        return False
+
+
+def create_engine(name: Optional[str], precision: str, threads: Optional[int], of_torch: bool = False) -> Engine:
+    """The engine `name`, or the first of `ENGINES` that is installed and can do `precision`.
+
+    Args:
+        name: one of `ENGINES`, or None.
+        precision: one of `PRECISIONS`.
+        threads: per network; None leaves it to the engine.
+        of_torch: the network is a torch model, so that the torch engine can take it.
+
+    Raises:
+        ImportError: it, or any at all, is not installed; the message names the extra.
+        ValueError: no such engine; a precision that it cannot do; less than one thread.
+    """
+    check_precision(precision)
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ValueError(f'threads={threads!r}: give a positive whole number, or None to leave it to the engine.')
+    if name is None:
+        name = _choose(precision, of_torch)
+    if name not in _KINDS:
+        raise ValueError(f'engine {name!r} is unknown: choose one of {", ".join(ENGINES)}.')
+    kind = _KINDS[name]
+    if name == 'torch' and not of_torch:
+        raise ValueError("the torch engine runs torch models, not exported files: give the session the model itself, "
+                         "or take engine='openvino' or 'onnxruntime'.")
+    if precision not in kind.precisions:
+        raise ValueError(f'the engine {name} cannot run in {precision}: it can in {", ".join(kind.precisions)}.')
+    if not _is_installed(name):
+        raise ImportError(f'the engine {name} is not installed: {kind.remedy}.')
+    return getattr(import_module(f'{__name__}._{name}'), kind.class_name)(precision, threads)
+
+
+def check_precision(precision: str) -> None:
+    """Raise ValueError unless it is one of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise ValueError(f'precision {precision!r} is unknown: choose one of {", ".join(PRECISIONS)}.')
+
+
+def _choose(precision: str, of_torch: bool) -> str:
+    able = [name for name in installed_engines()
+            if precision in _KINDS[name].precisions and (of_torch or name != 'torch')]
+    if not able:
+        raise ImportError(
+            f"no engine is installed that runs {'this model' if of_torch else 'an exported file'} in {precision}: "
+            f"{_KINDS['openvino'].remedy} (the fastest on a CPU), or {_KINDS['onnxruntime'].remedy}.")
+    return able[0]

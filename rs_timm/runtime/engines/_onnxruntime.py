@@ -1,0 +1,44 @@
+"""ONNX Runtime on the CPU: a small package; one session for each resolution."""
+from os import PathLike, fspath
+from typing import Any, Dict, Optional
+
+import numpy as np
+import onnxruntime
+
+from . import Network
+
+__all__ = ['OnnxRuntimeEngine']
+
+
+class OnnxRuntimeEngine:
+    """One `InferenceSession` a network, all graph optimisations on.
+
+    Args:
+        precision: 'fp32', or 'int8' (of quantised networks).
+        threads: per network; None: all cores.
+    """
+
+    name = 'onnxruntime'
+    any_batch = True
+
+    def __init__(self, precision: str = 'fp32', threads: Optional[int] = None) -> None:
+        self._threads = threads
+
+    def versions(self) -> Dict[str, str]:
+        return {'onnxruntime': onnxruntime.__version__}
+
+    def compile(self, network: Any, batch: Optional[int]) -> Network:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads or 0
+        # the threads of one resolution must not spin while another runs: they would take its cores
+        options.add_session_config_entry('session.force_spinning_stop', '1')
+        if batch is not None:
+            options.add_free_dimension_override_by_name('batch', batch)
+        model = fspath(network) if isinstance(network, (str, PathLike)) else network.SerializeToString()
+        session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+        name = session.get_inputs()[0].name
+
+        def run(images: np.ndarray) -> np.ndarray:
+            return session.run(None, {name: images})[0]
+
+        return run

@@ -1,0 +1,68 @@
+"""OpenVINO: on a CPU the fastest of the engines; one compiled network for each static shape."""
+from collections import deque
+from os import PathLike, fspath
+from typing import Any, Deque, Dict, Optional
+
+import numpy as np
+import openvino
+
+from . import Network
+
+__all__ = ['OpenVinoEngine']
+
+_HINTS = {'fp32': 'f32', 'bf16': 'bf16', 'int8': 'f32'}  # of the parts of an int8 network that are not quantised
+
+
+class OpenVinoEngine:
+    """Compiles for latency: one stream, static shapes.
+
+    Args:
+        precision: 'fp32', 'bf16' (where the CPU has it) or 'int8' (of quantised networks).
+        threads: per network; None: all cores.
+
+    Raises:
+        ValueError: a precision that this CPU does not have.
+    """
+
+    name = 'openvino'
+    any_batch = False  # a network of dynamic shape is slower: docs/serve.md
+
+    def __init__(self, precision: str = 'fp32', threads: Optional[int] = None) -> None:
+        self._core = openvino.Core()
+        capabilities = self._core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+        if precision == 'bf16' and 'BF16' not in capabilities:
+            raise ValueError('this CPU has no bfloat16 arithmetic, so that OpenVINO cannot run in bf16: take fp32 or '
+                             'int8.')
+        self._config: Dict[str, Any] = {
+            'INFERENCE_PRECISION_HINT': _HINTS[precision], 'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1}
+        if threads is not None:
+            self._config['INFERENCE_NUM_THREADS'] = threads
+
+    def versions(self) -> Dict[str, str]:
+        return {'openvino': openvino.__version__}
+
+    def compile(self, network: Any, batch: Optional[int]) -> Network:
+        path = fspath(network) if isinstance(network, (str, PathLike)) else None
+        model = self._core.read_model(network.SerializeToString() if path is None else path)
+        shape = model.input(0).get_partial_shape()
+        shape[0] = -1 if batch is None else batch
+        model.reshape(shape)
+        return _Requests(self._core.compile_model(model, 'CPU', self._config))
+
+
+class _Requests:
+    """A compiled network with as many infer requests as there were calls at a time: one must not run twice at once."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._free: Deque[Any] = deque()
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        try:
+            request = self._free.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        try:
+            return request.infer([images], share_inputs=True)[0]
+        finally:
+            self._free.append(request)

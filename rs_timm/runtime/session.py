@@ -1,0 +1,223 @@
+"""A switchable network that serves: pictures in, logits out, the resolution a dial."""
+import os
+from functools import cached_property
+from os import PathLike
+from threading import Lock
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+import numpy as np
+
+from rs_timm.resolutions import check_resolutions
+
+from .engines import Network, create_engine
+from .images import Preprocessing, is_ready
+from .info import ModelInfo
+from .sources import ExportedFile, ExportedModel, Source, TorchModel, is_torch_model
+
+__all__ = ['Session']
+
+_LARGEST_BATCH = 32  # of the sizes that networks are compiled for, where an engine wants them exact
+
+
+class Session:
+    """Serves an exported file, or a torch model, on an engine; torch is needed for the latter only.
+
+    For each resolution the engine gets a plain network of its own, on first use or by `prepare`; from then on a switch
+    is a dictionary lookup. Sizes that were not trained get the interpolated BatchNorms, as in torch. Calls may come
+    from several threads.
+
+    >>> import timm, rs_timm
+    >>> model = timm.create_model('rs_resnet18', resolutions=(64, 48, 32), num_classes=10)
+    >>> session = Session(model)
+    >>> picture = np.zeros((300, 400, 3), np.uint8)
+    >>> session(picture, resolution=48).shape, session([picture, picture]).shape
+    ((1, 10), (2, 10))
+
+    Args:
+        model: the path of a file that `rs_timm.export_onnx` or `rs-timm export` wrote; or a torch model, of which the
+            session is a snapshot.
+        engine: 'openvino', 'onnxruntime' or 'torch' (torch models alone); None: the first that is installed and can do
+            the precision.
+        precision: 'fp32', 'bf16' or 'int8'; what an engine cannot do is an error.
+        threads: per network; None leaves it to the engine.
+        draft: let the JPEG decoder scale down by 2, 4 or 8 where that leaves more than the network needs.
+
+    Raises:
+        ImportError: the engine, or every engine, is not installed.
+        FileNotFoundError: no such file.
+        ValueError: an unknown engine or precision, or a precision that the engine or this CPU cannot do; a file that
+            rs_timm did not write; a network that gives several tensors.
+    """
+
+    def __init__(
+            self,
+            model: Any,
+            engine: Optional[str] = None,
+            precision: str = 'fp32',
+            threads: Optional[int] = None,
+            *,
+            draft: bool = True,
+    ) -> None:
+        of_torch = is_torch_model(model)
+        self._engine = create_engine(engine, precision, threads, of_torch)
+        self.precision = precision
+        self.threads = threads
+        self.draft = draft
+        self._source = _source(model, self._engine.name, precision, of_torch)
+        if self.info.task == 'features':
+            raise ValueError(f'{self.info.name} gives features, not one output: a session serves classifiers and '
+                             'segmentation networks.')
+        self._resolution = self.resolutions[0]
+        self._networks: Dict[Tuple[int, Optional[int]], Network] = {}
+        self._lock = Lock()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model says about itself."""
+        return self._source.info
+
+    @property
+    def resolutions(self) -> Tuple[int, ...]:
+        """Sizes in pixels with a BatchNorm set of their own, largest first."""
+        return self.info.resolutions
+
+    @property
+    def engine_name(self) -> str:
+        return self._engine.name
+
+    @property
+    def versions(self) -> Dict[str, str]:
+        """Package -> version, of what decides how fast the session is."""
+        return self._engine.versions()
+
+    @property
+    def graph(self) -> Any:
+        """The network with all its sets: an `onnx.ModelProto`, read or made anew each time."""
+        return self._source.graph()
+
+    @property
+    def resolution(self) -> int:
+        """Pixels that are used where a call does not say; at first the largest trained size."""
+        return self._resolution
+
+    def set_resolution(self, resolution: int) -> None:
+        """Use `resolution` pixels, trained or not, where a call does not say.
+
+        Raises:
+            ValueError: no positive whole number; a file of one resolution, and another one.
+        """
+        self._resolution = self._checked(resolution)
+
+    def _checked(self, resolution: int) -> int:
+        (resolution,) = check_resolutions((resolution,))
+        if self.info.choice == 'fixed' and resolution != self.resolutions[0]:
+            raise ValueError(f'the file is the plain network for {self.resolutions[0]} px alone, not for {resolution}: '
+                             'export the model with all its BatchNorm sets.')
+        return resolution
+
+    def __call__(self, images: Any, resolution: Optional[int] = None) -> np.ndarray:
+        """Logits, float32 [N, classes], of pictures.
+
+        Args:
+            images: one or a list of: a path, the bytes of a file, a PIL picture, a uint8 array [H, W, 3]; or a ready
+                batch as `run` takes it.
+            resolution: pixels, for this call; None: `session.resolution`, or that of a ready batch.
+
+        Raises:
+            ImageError: a file that is no readable picture; the message names it.
+            ValueError: no picture; a ready batch of another resolution.
+        """
+        if is_ready(images):
+            return self.run(images, resolution)
+        resolution = self._resolution if resolution is None else resolution
+        return self.run(self.preprocess(images, resolution), resolution)
+
+    def preprocess(self, images: Any, resolution: Optional[int] = None) -> np.ndarray:
+        """Pictures as the network expects them: float32 [N, C, resolution, resolution]. Arguments as for a call."""
+        resolution = self._checked(self._resolution if resolution is None else resolution)
+        return self._ready(images, resolution) if is_ready(images) else self._preprocessing(images, resolution)
+
+    @cached_property
+    def _preprocessing(self) -> Preprocessing:
+        info = self.info
+        return Preprocessing(
+            info.mean, info.std, info.crop_pct, info.resize_interpolation, info.crop_mode, self.draft,
+            threads=min(8, self.threads or os.cpu_count() or 1))
+
+    def run(self, x: np.ndarray, resolution: Optional[int] = None) -> np.ndarray:
+        """Logits, float32 [N, classes], of a batch that is ready: no preprocessing.
+
+        Args:
+            x: float32 [N, C, r, r], normalised.
+            resolution: r, to be sure of it; None: whatever x has.
+
+        Raises:
+            ValueError: another shape, or another resolution.
+        """
+        x = self._ready(x, resolution)
+        size = x.shape[-1]
+        if self._engine.any_batch:
+            return self._network(size, None)(x)
+        count = len(x)
+        network = self._networks.get((size, count))
+        if network is not None:
+            return network(x)
+        parts = [self._network(size, stop - start)(x[start:stop]) for start, stop in _parts(count)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _ready(self, x: Any, resolution: Optional[int]) -> np.ndarray:
+        x = np.ascontiguousarray(x, np.float32)
+        channels, size = self.info.channels, x.shape[-1] if x.ndim else 0
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] != size or not x.size:
+            raise ValueError(f'a ready batch of shape {list(x.shape)}: expected [N, {channels}, r, r], N, r positive.')
+        if resolution is not None and size != resolution:
+            raise ValueError(f'a ready batch of {size} px at resolution {resolution}: it would have to be resized; '
+                             f'give pictures, or resolution={size} or none.')
+        return x
+
+    def _network(self, resolution: int, batch: Optional[int]) -> Network:
+        key = (resolution, batch)
+        network = self._networks.get(key)
+        if network is None:
+            with self._lock:  # whoever comes second finds it made
+                network = self._networks.get(key)
+                if network is None:
+                    network = self._engine.compile(self._source.network(self._checked(resolution)), batch)
+                    self._networks[key] = network
+        return network
+
+    def prepare(self, resolutions: Optional[Iterable[int]] = None, batch: int = 1) -> None:
+        """Compile ahead what calls would compile on first use.
+
+        Args:
+            resolutions: pixels; None: all trained sizes.
+            batch: pictures in a call; some engines have a network for each.
+        """
+        check_resolutions((batch,))
+        for resolution in check_resolutions(self.resolutions if resolutions is None else resolutions):
+            for start, stop in ((0, batch),) if batch <= _LARGEST_BATCH else _parts(batch):
+                self._network(resolution, None if self._engine.any_batch else stop - start)
+
+
+def _source(model: Any, engine: str, precision: str, of_torch: bool) -> Source:
+    if engine == 'torch':
+        return TorchModel(model, precision)
+    if of_torch:
+        return ExportedModel(model)
+    if isinstance(model, (str, PathLike)):
+        return ExportedFile(model)
+    raise ValueError(f'a session takes the path of an exported file, or a torch model, not a {type(model).__name__}.')
+
+
+def _parts(count: int) -> List[Tuple[int, int]]:
+    """Cut a batch into powers of two, largest first, so that few networks serve all batches.
+
+    >>> _parts(37)
+    [(0, 32), (32, 36), (36, 37)]
+    """
+    parts, start = [], 0
+    while start < count:
+        size = min(_LARGEST_BATCH, 1 << (count - start).bit_length() - 1)
+        parts.append((start, start + size))
+        start += size
+    return parts
