@@ -6,24 +6,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, List
 
 if TYPE_CHECKING:
+    from .budget import choose_resolution
+    from .cascade import Cascade
+    from .cascade_fit import CascadeFit, fit_cascade
     from .graph import read_info, read_model, specialise
     from .images import Preprocessing
     from .info import ModelInfo
+    from .latency import LatencyTable, measure
+    from .load import LoadController
     from .session import Session
 
 __all__ = [
+    'Cascade',
+    'CascadeFit',
+    'LatencyTable',
+    'LoadController',
     'ModelInfo',
     'Preprocessing',
     'Session',
+    'choose_resolution',
+    'fit_cascade',
+    'measure',
     'read_info',
     'read_model',
     'specialise',
 ]
 
 _HOMES = {  # module -> the public names that live there
+    'budget': ('choose_resolution',),
+    'cascade': ('Cascade',),
+    'cascade_fit': ('CascadeFit', 'fit_cascade'),
     'graph': ('read_info', 'read_model', 'specialise'),
     'images': ('Preprocessing',),
     'info': ('ModelInfo',),
+    'latency': ('LatencyTable', 'measure'),
+    'load': ('LoadController',),
     'session': ('Session',),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

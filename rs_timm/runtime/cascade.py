@@ -8,6 +8,7 @@ from rs_timm.resolutions import check_resolutions
 
 from .cascade_fit import CascadeFit, fit_cascade
 from .confidence import COMBINATIONS, combine_logits, confidence, stage_weights
+from .images import as_list, is_ready
 
 __all__ = ['Cascade', 'CascadeFit', 'CascadeResult', 'fit_cascade']
 
@@ -28,7 +29,7 @@ class CascadeResult:
 class Cascade:
     """Classifies at the smallest resolution, and goes on to the next with the pictures that are not confident.
 
-    Those that go on are gathered into smaller batches, and only they are preprocessed at the next resolution.
+    Those that go on are gathered into a smaller batch, and only they are preprocessed at the next resolution.
 
     >>> fit = fit_cascade(logits, targets, budget=1.2e9, costs=session.info.madds)      # doctest: +SKIP
     >>> cascade = Cascade.fitted(session, fit)                                          # doctest: +SKIP
@@ -44,8 +45,7 @@ class Cascade:
         combine: of a picture's logits so far: 'last' takes the last, 'mean' their mean, 'alpha' their mean weighted
             with `alpha`.
         alpha: resolution -> weight in the ensemble (Equation 5 of the paper); None: `session.info.alpha`.
-        max_batch: pictures in one call of the network. Batches are powers of two up to this, so that an engine that
-            compiles for a batch size compiles few; the same power is used for what remains.
+        max_batch: pictures that are preprocessed and classified at a time: what bounds memory.
 
     Raises:
         ValueError: resolutions, thresholds or weights that do not fit together.
@@ -82,7 +82,10 @@ class Cascade:
 
     def __call__(self, images: Any) -> CascadeResult:
         """Classify pictures: one or a list of what `session.preprocess` takes (file, PIL, uint8 array)."""
-        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        if is_ready(images):
+            raise ValueError('a ready batch has one resolution, and a cascade needs several: use cascade.run({96: ..., '
+                             '224: ...}), or give pictures.')
+        pictures = as_list(images)
         return self._climb(len(pictures), lambda size, chosen: self.session.preprocess(
             [pictures[index] for index in chosen], size))
 
@@ -92,14 +95,12 @@ class Cascade:
         if missing:
             raise ValueError(f'tensors for {missing} px are missing: the cascade uses {self.resolutions}.')
         counts = {size: len(tensors[size]) for size in self.resolutions}
-        if len(set(counts.values())) != 1:
-            raise ValueError(f'the tensors differ in their number of pictures: {counts}.')
+        if len(set(counts.values())) != 1 or 0 in counts.values():
+            raise ValueError(f'the tensors are to have the same number of pictures, one or more: {counts}.')
         return self._climb(counts[self.resolutions[0]], lambda size, chosen: tensors[size][chosen])
 
     def _climb(self, count: int, pictures_at: Callable[[int, np.ndarray], np.ndarray]) -> CascadeResult:
         """`pictures_at(resolution, indices)` gives the tensor of those pictures."""
-        if not count:
-            raise ValueError('there are no pictures to classify.')
         waiting = np.arange(count)
         answered = np.zeros(count, np.int64)
         logits: Optional[np.ndarray] = None
@@ -128,24 +129,15 @@ class Cascade:
             waiting: np.ndarray,
             pictures_at: Callable[[int, np.ndarray], np.ndarray],
     ) -> np.ndarray:
-        """Logits of the waiting pictures, in batches whose sizes are powers of two."""
-        parts, start = [], 0
-        while start < len(waiting):
-            batch = _power_of_two(min(self.max_batch, len(waiting) - start))
-            parts.append(self.session.run(pictures_at(size, waiting[start:start + batch]), size))
-            start += batch
-        return np.concatenate(parts)
-
-
-def _power_of_two(number: int) -> int:
-    """The largest one that is not above `number`."""
-    return 1 << (number.bit_length() - 1)
+        """Logits of the waiting pictures, `max_batch` at a time."""
+        parts = [waiting[start:start + self.max_batch] for start in range(0, len(waiting), self.max_batch)]
+        return np.concatenate([self.session.run(pictures_at(size, part), size) for part in parts])
 
 
 def _by_size(name: str, values: Any, sizes: Sequence[int]) -> Dict[int, float]:
     """{resolution: value} for exactly these sizes; one number stands for all."""
     if not isinstance(values, Mapping):
-        values = {size: values for size in sizes}
+        values = dict.fromkeys(sizes, values)
     wrong = sorted({*sizes} ^ {*values})
     if wrong:
         raise ValueError(f'{name} {dict(values)}: one for each of {tuple(sizes)} is needed; {wrong} differ.')

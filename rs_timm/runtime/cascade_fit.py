@@ -230,4 +230,4 @@ def _unreachable(goal: Goal, builder: _Builder, chosen: List[Tuple[int, ...]], e
     assert best is not None and goal.correct is not None
     count = len(builder.targets)
     return (f'accuracy {100. * goal.correct / count:.2f} % is out of reach on these {count} pictures: the best cascade '
-            f'({best.resolutions} px) reaches {100. * best.correct / count:.2f} % at a cost of {best.cost:g} a picture.')
+            f'({best.resolutions} px) reaches {100. * best.correct / count:.2f} %, at a cost of {best.cost:g} each.')

@@ -26,10 +26,10 @@ class LoadController:
 
     A state machine: tell it of each request that was served, and serve the next one at the resolution that it returns.
     It lowers the resolution as soon as the requests that wait could not be served in time, or one was late and the p95
-    of those that came since the last change is beyond the target, or the queue is. It raises it by one step when it has been calm for
-    `patience_s` and the larger size, at the rate at which requests arrive, would keep `margin` of the target. A raise
-    that had to be taken back soon is tried again after twice the time, or when load has eased. So costs that are too
-    optimistic make it slow, not restless.
+    of those that came since the last change is beyond the target, or the queue is. It raises it by one step when it has
+    been calm for `patience_s` and the larger size, at the rate at which requests arrive, would keep `margin` of the
+    target. A raise that had to be taken back soon is tried again after twice the time, or when load has eased. So costs
+    that are too optimistic make it slow, not restless.
 
     >>> controller = LoadController({224: 12., 160: 7., 96: 3.}, target_ms=50.)
     >>> controller.observe(latency_ms=14., queue_length=0, now=0.)
@@ -145,7 +145,7 @@ class LoadController:
             if not in_time:
                 return sizes[-1]
             sizes = in_time
-        late = self.target_ms is not None and self._seen[-1].latency_ms > self.target_ms and self._p95() > self.target_ms
+        late = self.target_ms is not None and min(self._seen[-1].latency_ms, self._p95()) > self.target_ms
         full = self.target_queue is not None and queue > self.target_queue
         step_is_due = sizes[0] == self._resolution and (late or full)
         return sizes[min(1, len(sizes) - 1)] if step_is_due else sizes[0]

@@ -1,0 +1,138 @@
+"""Which resolution for this budget, on this machine: the largest one whose measured figures fit."""
+from dataclasses import dataclass
+from typing import Any, Callable, Optional, Sequence, Tuple
+
+from .latency import LatencyTable, measure
+from .limits import Limits, check_if_none, largest_within, no_resolution_fits
+from .madds import madds_of
+
+__all__ = ['Choice', 'Limits', 'choose_resolution', 'largest_within', 'size_grid']
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A resolution, and the table that it was chosen from: with what was measured on the way; None if nothing was."""
+
+    resolution: int
+    table: Optional[LatencyTable]
+
+
+def choose_resolution(
+        session: Any,
+        *,
+        ms: Optional[float] = None,
+        fps: Optional[float] = None,
+        madds: Optional[float] = None,
+        batch: int = 1,
+        part: str = 'network',
+        table: Optional[LatencyTable] = None,
+        step: Optional[int] = None,
+        if_none: str = 'error',
+        **measuring: Any,
+) -> Choice:
+    """The largest resolution of `session` that fits, measured now where the table does not say.
+
+    With `step`, sizes between the trained ones are candidates too (their BatchNorm sets are interpolated). Between the
+    largest size of the table that fits and the next one they are bisected: the result is measured and fits, and the
+    next larger candidate is measured and does not. Multiply-adds of such sizes are counted in the specialised graph.
+
+    >>> choose_resolution(session, ms=8., step=16).resolution       # doctest: +SKIP
+    144
+
+    Args:
+        session: a `Session`.
+        ms: milliseconds that a call may take, at its p95.
+        fps: pictures per second, one call after the other: a call may take batch / fps seconds, at its p95.
+        madds: multiply-adds per picture. Alone, it needs no measurement.
+        batch: pictures per call.
+        part: 'network', or 'total' to count preprocessing in (give `images`).
+        table: of an earlier measurement; None: the trained sizes are measured now.
+        step: distance of the candidates in pixels, from the smallest trained size to the largest; None: the sizes of
+            the table alone.
+        if_none: 'error', or 'smallest' to take the smallest resolution where none fits.
+        measuring: further arguments of `measure`: images, repeats, seconds, progress.
+
+    Raises:
+        ValueError: no limit given, a table of another session, or nothing fits (with what the smallest size takes).
+    """
+    check_if_none(if_none)
+    limits = Limits(ms, fps, madds, batch)
+    grid = size_grid(session.resolutions, step) if step is not None else ()
+    candidates = _Candidates(session, limits, part, table, measuring)
+    known = candidates.known()
+    fitting = [size for size in known if candidates.fits(size)]
+    if not fitting:
+        size = no_resolution_fits(limits, known[0], *candidates.figures(known[0]), if_none)
+        return Choice(size, candidates.table)
+    low = max(fitting)
+    above = [size for size in known if size > low]
+    if above:
+        low = _bisect(low, [size for size in grid if low < size < above[0]], candidates.fits)
+    return Choice(low, candidates.table)
+
+
+def size_grid(resolutions: Sequence[int], step: int) -> Tuple[int, ...]:
+    """Sizes from the smallest to the largest of `resolutions`, `step` pixels apart, and `resolutions` themselves.
+
+    >>> size_grid((224, 192, 160), 24)
+    (160, 184, 192, 208, 224)
+
+    Raises:
+        ValueError: a step that is not a positive whole number.
+    """
+    if isinstance(step, bool) or int(step) != step or step < 1:
+        raise ValueError(f'step {step!r}: it must be a positive whole number of pixels.')
+    smallest, largest = min(resolutions), max(resolutions)
+    return tuple(sorted({*range(smallest, largest + 1, int(step)), *resolutions}))
+
+
+def _bisect(low: int, between: Sequence[int], fits: Callable[[int], bool]) -> int:
+    """`low` or one of `between` (ascending, all above it) that fits and whose successor does not.
+
+    `low` fits, and what follows `between` does not. Where cost grows with size, the result is the largest that fits;
+    where it does not, the result fits all the same.
+    """
+    sizes = (low, *between)
+    first, beyond = 0, len(sizes)  # sizes[first] fits, sizes[beyond] does not
+    while beyond - first > 1:
+        middle = (first + beyond) // 2
+        if fits(sizes[middle]):
+            first = middle
+        else:
+            beyond = middle
+    return sizes[first]
+
+
+class _Candidates:
+    """Figures of sizes: from the table if they are there, else measured and added to it."""
+
+    def __init__(self, session: Any, limits: Limits, part: str, table: Optional[LatencyTable], measuring: Any) -> None:
+        self.session, self.limits, self.part, self.measuring = session, limits, part, measuring
+        self.timed = limits.milliseconds is not None
+        if self.timed and table is None:
+            table = measure(session, batches=(limits.batch,), **measuring)
+        elif self.timed and table is not None:
+            table.check(session)
+        self.table = table
+
+    def known(self) -> Sequence[int]:
+        """Sizes to start from, ascending: those of the table, or the trained ones where time does not matter."""
+        if not self.timed:
+            return sorted(self.session.resolutions)
+        assert self.table is not None
+        return sorted(self.table.at_batch(self.limits.batch))
+
+    def fits(self, size: int) -> bool:
+        return self.limits.allow(*self.figures(size))
+
+    def figures(self, size: int) -> Tuple[Optional[float], Optional[int]]:
+        """(p95 in milliseconds, multiply-adds), each None if there is no limit on it."""
+        p95 = self._p95(size) if self.timed else None
+        return p95, madds_of(self.session, size) if self.limits.madds is not None else None
+
+    def _p95(self, size: int) -> float:
+        assert self.table is not None
+        if size not in self.table.at_batch(self.limits.batch):
+            more = measure(self.session, (size,), batches=(self.limits.batch,), **self.measuring)
+            self.table = self.table.with_rows(more.rows)
+        return self.table.row(size, self.limits.batch).timing(self.part).p95_ms
