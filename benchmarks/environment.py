@@ -1,5 +1,6 @@
 """What every benchmark row states: device, dtype, threads and versions."""
 import platform
+import subprocess
 from pathlib import Path
 from typing import Dict
 
@@ -8,7 +9,7 @@ import torch
 
 import rs_timm
 
-__all__ = ['describe', 'RESULTS']
+__all__ = ['RESULTS', 'commit', 'describe']
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 
@@ -32,3 +33,15 @@ def describe(device: str = 'cpu', dtype: str = 'float32') -> Dict[str, str]:
         timm=timm.__version__,
         rs_timm=rs_timm.__version__,
     )
+
+
+def commit() -> str:
+    """The commit of the checkout, with a + behind it when files differ from it; 'unknown' outside of one."""
+    def git(*arguments: str) -> str:
+        done = subprocess.run(['git', *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    try:
+        return git('rev-parse', '--short=10', 'HEAD').strip() + ('+' if git('status', '--porcelain', '-uno') else '')
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'

@@ -1,0 +1,164 @@
+"""What is measured on the network of a finished run, and the rows that come of it."""
+import time
+from copy import deepcopy
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
+
+import torch
+from torch import nn
+
+from benchmarks.environment import describe
+from benchmarks.runs import Job, settings
+from benchmarks.store import ACCURACY, EPOCHS, FEATURES, NORMS, RIGHT, RUNS, Table, packed
+from rs_timm import add_resolution, extract, get_resolutions, is_switchable, pack, set_interpolation
+from rs_timm.analysis import (
+    Predictions,
+    distribution,
+    expected_calibration_error,
+    norm_means,
+    parameter_counts,
+    pooled_features,
+    predict,
+)
+from rs_timm.data import MultiResLoader, create_multires_loader
+from rs_timm.training import Recipe
+
+__all__ = ['Measured', 'Pictures', 'measure']
+
+Rows = List[Dict[str, Any]]
+Measured = Dict[Table, Rows]
+RECALIBRATION: Dict[str, Any] = dict(num_images=1000, prior_images=0)  # of sets for unseen sizes: statistics anew
+
+
+class Pictures:
+    """Loaders of the pictures of a run, as its recipe prepares them.
+
+    Args:
+        data: folder with train/CLASS/* and val/CLASS/*.
+        recipe: preprocessing, augmentation and batch size.
+        device, workers: as in training.
+    """
+
+    def __init__(self, data: str, recipe: Recipe, device: torch.device, workers: int) -> None:
+        self.data, self.recipe = data, recipe
+        self.amp_dtype = None if recipe.precision == 'float32' else getattr(torch, recipe.precision)
+        self.common: Dict[str, Any] = dict(
+            batch_size=min(recipe.batch_size, 64), num_workers=workers, mean=recipe.mean, std=recipe.std,
+            interpolation=recipe.interpolation, device=device, channels_last=recipe.channels_last, seed=recipe.seed)
+
+    def test(self, sizes: Sequence[int]) -> MultiResLoader:
+        """The test pictures, centrally cropped."""
+        return create_multires_loader(
+            self.data, sizes, split='val', is_training=False, crop_pct=self.recipe.crop_pct, **self.common)
+
+    def training_crops(self, sizes: Sequence[int], split: str) -> MultiResLoader:
+        """Pictures of a split, cropped as in training."""
+        return create_multires_loader(
+            self.data, sizes, split=split, is_training=True, scale=self.recipe.crop_scale,
+            ratio=self.recipe.crop_ratio, **self.common)
+
+
+def measure(
+        job: Job,
+        recipe: Recipe,
+        model: nn.Module,
+        pictures: Pictures,
+        dense: Sequence[int] = (),
+        compared: Sequence[int] = (),
+        epochs: Sequence[Mapping[str, Any]] = (),
+) -> Tuple[Measured, Predictions]:
+    """All rows about a network, and its predictions at the sizes of the run.
+
+    Args:
+        job: what was run.
+        recipe: its settings.
+        model: the network, switchable or with shared BatchNorms.
+        pictures: of the run.
+        dense: sizes to measure besides the trained ones, if the run wants them.
+        compared: sizes at which it is kept which pictures are right, as far as they are measured.
+        epochs: rows of the training log.
+    """
+    started = time.monotonic()
+    if recipe.same_size:  # equal sets: the first stands for them
+        model = pack({recipe.same_size: extract(model, recipe.resolutions[0])})
+    sizes = _trained_sizes(recipe)
+    every = sorted({*sizes, *(dense if job.run.dense else ())}, reverse=True)
+    several = is_switchable(model) and len(get_resolutions(model)) > 1
+    alpha = (getattr(model, 'checkpoint_metadata', None) or {}).get('alpha') if len(sizes) > 1 else None
+    said = predict(model, pictures.test(every), every, alpha, pictures.amp_dtype)
+    unseen = [size for size in every if size not in sizes]
+    accuracy = [_accuracy_row('params' if several and row in unseen else 'own', said, row) for row in said.at]
+    if several and unseen:
+        for sets, network in _variants(model, unseen, pictures):
+            other = predict(network, pictures.test(unseen), unseen, None, pictures.amp_dtype)
+            accuracy += [_accuracy_row(sets, other, row) for row in unseen]
+    measured: Measured = {
+        ACCURACY: accuracy,
+        RIGHT: [dict(resolution=r, pictures=len(said.target), right=packed(said.right(r)))
+                for r in every if r in sizes or r in compared],
+        EPOCHS: [{column: row[column] for column in EPOCHS.columns} for row in epochs],
+        NORMS: [dict(means, layer=layer, resolution=resolution) for layer, sets in norm_means(model).items()
+                for resolution, means in sets.items()] if several else [],
+        FEATURES: list(_feature_rows(model, (sizes[0], sizes[-1]), pictures)) if job.run.features else [],
+    }
+    run = _run_row(job, recipe, model, pictures, said, epochs)
+    measured[RUNS] = [dict(run, measure_seconds=round(time.monotonic() - started, 1))]
+    return measured, said
+
+
+def _trained_sizes(recipe: Recipe) -> List[int]:
+    return sorted(recipe.measured_sets(recipe.epochs - 1), reverse=True)
+
+
+def _accuracy_row(sets: str, said: Predictions, row: Any) -> Dict[str, Any]:
+    values = said.accuracy(row)
+    return dict(
+        sets=sets,
+        resolution=row,
+        **{name: round(values[name], 4) for name in ('top1', 'top5', 'loss')},
+        ece=round(expected_calibration_error(said.at[row].confidence, said.right(row)), 4),
+    )
+
+
+def _variants(model: nn.Module, unseen: Sequence[int], pictures: Pictures) -> Iterator[Tuple[str, nn.Module]]:
+    """(How the sets of unseen sizes are made, the network that has them), besides 'params'."""
+    network = deepcopy(model)
+    for mode in ('affine', 'nearest'):
+        set_interpolation(network, mode)
+        yield mode, network
+    set_interpolation(network, 'params')
+    with torch.autocast(pictures.common['device'].type, pictures.amp_dtype, enabled=pictures.amp_dtype is not None):
+        for size in unseen:
+            add_resolution(network, size, lambda r: pictures.training_crops((r,), 'train'), **RECALIBRATION)
+    yield 'recalibrated', network
+
+
+def _feature_rows(model: nn.Module, sizes: Sequence[int], pictures: Pictures) -> Iterator[Dict[str, Any]]:
+    """The distribution of the pooled features on the test pictures, cropped as in the test and as in training."""
+    for size in dict.fromkeys(sizes):
+        loaders = dict(test=pictures.test((size,)), train=pictures.training_crops((size,), 'val'))
+        for crops, loader in loaders.items():
+            features = pooled_features(model, (images[size] for images, _ in loader), size, pictures.amp_dtype)
+            for value, share in zip(*distribution(features)):
+                yield dict(resolution=size, crops=crops, share=round(float(share), 4), value=float(value))
+
+
+def _run_row(
+        job: Job,
+        recipe: Recipe,
+        model: nn.Module,
+        pictures: Pictures,
+        said: Predictions,
+        epochs: Sequence[Mapping[str, Any]],
+) -> Dict[str, Any]:
+    seconds: Dict[int, float] = {row['epoch']: row['seconds'] for row in epochs}
+    device = pictures.common['device'].type
+    return dict(
+        model=job.preset.model,
+        recipe=job.preset.recipe_name,
+        settings=settings(recipe),
+        epochs=recipe.epochs if job.run.trains else 0,
+        parameters=parameter_counts(model).total,
+        pictures=len(said.target),
+        train_seconds=round(sum(seconds.values()), 1),
+        **describe(device, recipe.precision),
+    )

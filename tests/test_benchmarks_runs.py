@@ -1,0 +1,233 @@
+"""The named runs: the paper's settings, fair learning rates, and a queue of debug twins that survives a kill."""
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_run import ROOT, make_pictures
+
+from benchmarks import presets, run, runs, store
+from benchmarks.presets import MEAN_DECAY, MEAN_LR, PRESETS
+from benchmarks.runs import GROUPS, jobs, settings
+from rs_timm.analysis import Predictions
+
+SMALL = PRESETS['small']
+
+
+def arguments(*given):
+    return run.parse([*map(str, given), '--device', 'cpu', '--workers', '0'])[1]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp('pictures'), classes=3, train_each=8, val_each=3)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The small preset with a tiny network; float32, since torch's bfloat16 kernels do not handle its channels."""
+    recipe = replace(SMALL.recipe, precision='float32', channels_last=False)
+    preset = replace(SMALL, model='test_resnet', recipe=recipe, dense=SMALL.dense[::4])
+    monkeypatch.setitem(presets.PRESETS, 'small', preset)
+
+
+# What the runs are
+
+def test_the_rows_of_the_papers_tables_have_a_run():
+    for name in ('small', 'imagenet_resnet18', 'imagenet_resnet50', 'imagenet_mobilenetv2'):
+        preset = PRESETS[name]
+        made = runs.runs(preset)
+        sizes = preset.resolutions
+        for size in sizes:
+            assert made[f'individual_{size}'].recipe(preset).resolutions == (size,)
+            assert made[f'single_resolution_{size}'].recipe(preset).same_size == size
+            assert made[f'crop30_individual_{size}'].recipe(preset).crop_scale == (0.3, 1.)
+        assert {made[kind].recipe(preset).mred for kind in ('parallel', 'rs_net', 'vanilla', 'largest', 'larger')} == {
+            'none', 'full', 'vanilla', 'largest', 'larger'}
+        assert made['shared_bn'].recipe(preset).shared_bn and made['shared_bn'].recipe(preset).mred == 'none'
+        assert made['multi_crop'].recipe(preset).crop == 'per_resolution'
+        assert len([run for run in made.values() if run.group == 'figure5']) == 6  # four pairs, three and four sizes
+        assert len([run for run in made.values() if run.group == 'figure9']) == 5 + 7
+        assert set(preset.far) <= set(preset.dense) and set(sizes) <= set(preset.dense)
+        assert {run.group for run in made.values()} <= set(GROUPS)
+
+
+@pytest.mark.parametrize('network', ['resnet18', 'resnet50', 'mobilenetv2'])
+def test_the_imagenet_runs_keep_the_papers_settings(network):
+    """Whatever a run changes, it is what its name says: learning rate and weight decay are those of Section 4.1."""
+    preset = PRESETS[f'imagenet_{network}']
+    allowed = {'resolutions', 'mred', 'shared_bn', 'crop', 'same_size', 'crop_scale'}
+    for made in runs.runs(preset).values():
+        assert set(made.recipe(preset).differences(vars(preset.recipe))) <= allowed
+
+
+def test_a_sum_of_losses_moves_as_far_as_their_mean():
+    """lr on the sum = lr on the mean / S, so that lr * gradient and lr * decay do not depend on S."""
+    for made in runs.runs(SMALL).values():
+        recipe = made.recipe(SMALL)
+        count = len(recipe.resolutions)
+        kind = 'individual' if count == 1 else 'parallel' if recipe.mred == 'none' else 'mred'
+        assert recipe.lr * count == pytest.approx(MEAN_LR[kind], rel=1e-4)
+        assert recipe.lr * recipe.weight_decay == pytest.approx(MEAN_LR[kind] * MEAN_DECAY, rel=1e-4)
+
+
+def _later_learning_rates_are_the_best_of_the_pilot():
+    """As far as the pilot was run."""
+    from benchmarks.paper_tables import pilot_choice
+    for kind, best in pilot_choice(run.RESULTS).items():
+        assert MEAN_LR[kind] == best, f'the pilot says MEAN_LR[{kind!r}] = {best}'
+
+
+def test_the_order_of_a_queue():
+    names = [str(job) for job in jobs(['small', 'ladder'])]
+    assert len(set(names)) == len(names)
+    first, second = names.index('small/rs_net-s0'), names.index('small/rs_net-s1')
+    assert {name.rpartition('-')[2] for name in names[:first + 1]} == {'s0'}  # a whole Table 2 before its second seed
+    assert first < second < names.index('small/shared_bn-s0') < names.index('small/vanilla-s0') < names.index(
+        'ladder/full-s0') < names.index('small/multi_crop-s0')
+    assert [str(job) for job in jobs(['small'], ['vanilla'], seed=7)] == ['small/vanilla-s7']
+    with pytest.raises(ValueError, match="'rs_nett' is unknown.*groups of them are pilot, table2"):
+        jobs(['small'], ['rs_nett'])
+
+
+def test_settings_tell_what_matters_and_nothing_else():
+    made = runs.runs(SMALL)['parallel']
+    text = settings(made.recipe(SMALL))
+    assert 'mred=none' in text and 'epochs=8' in text and 'seed' not in text
+    assert settings(made.recipe(SMALL, seed=3)) == text
+    assert settings(made.recipe(SMALL, epochs=9)) != text
+
+
+# The tables
+
+def test_rows_replace_those_of_the_same_job_alone(tmp_path):
+    table = store.Table('some', ('x',))
+    one, two = (dict(preset='small', run='parallel', seed=seed) for seed in '01')
+    store.put(table, tmp_path, two, [dict(x=3)])
+    store.put(table, tmp_path, one, [dict(x=0.12345678), dict(x='b')])
+    store.put(table, tmp_path, two, [dict(x=4), dict(x=5)])
+    assert [(row['seed'], row['x']) for row in store.read(table, tmp_path)] == [
+        ('0', '0.123457'), ('0', 'b'), ('1', '4'), ('1', '5')]
+    store.put(table, tmp_path, one, [])
+    assert [row['x'] for row in store.read(table, tmp_path)] == ['4', '5']
+
+
+def test_packed_booleans_come_back():
+    right = np.random.default_rng(0).random(1966) < 0.7
+    assert (store.unpacked(store.packed(right), 1966) == right).all()
+
+
+# The queue
+
+@pytest.mark.filterwarnings('ignore:BatchNorm statistics of only')
+def test_debug_twins_of_all_runs(data, tmp_path, tiny):
+    """Each run of the small preset, once: its rows are there, and agree with the training log."""
+    args = arguments('--all', '--preset', 'small', '--seed', 0, '--data', data, '--out', tmp_path, '--debug-twin')
+    todo = jobs(['small'], seed=0)
+    assert run.run_queue(todo, args) == []
+    assert all(run.state_of(job, args) == 'done' for job in todo)
+    results = tmp_path / 'results'
+    rows = store.read(store.RUNS, results)
+    assert {row['run'] for row in rows} == set(runs.runs(PRESETS['small']))
+    accuracy, epochs = store.read(store.ACCURACY, results), store.read(store.EPOCHS, results)
+    for job in todo:
+        own = {row['resolution']: row for row in store.by_columns(accuracy, run=job.run.name, sets='own')}
+        recipe = run.recipe_of(job, args)
+        last = [row for row in epochs if row['run'] == job.run.name and row['epoch'] == str(recipe.epochs)]
+        sizes = recipe.measured_sets(1)
+        assert {str(size) for size in sizes} <= set(own)
+        for row in last:
+            shown = row['resolution']
+            size = next((str(size) for size, r in sizes.items() if str(r) == shown), shown)
+            if recipe.limit_batches * recipe.batch_size >= 9:  # the log then saw all pictures
+                assert float(own[size]['top1']) == pytest.approx(float(row['top1']), abs=1e-3)
+        said = Predictions.load(run.folder_of(job, args) / 'predictions.npz')
+        for right in store.by_columns(store.read(store.RIGHT, results), run=job.run.name):
+            assert (store.unpacked(right['right'], 9) == said.right(int(right['resolution']))).all()
+    kinds = {row['sets'] for row in store.by_columns(accuracy, run='rs_net')}
+    assert kinds == {'own', 'params', 'affine', 'nearest', 'recalibrated'}
+    assert not (Path(run.RESULTS) / 'results').exists()
+    before = (results / 'paper_runs.csv').read_bytes()
+    assert run.run_queue(todo, args) == [] and (results / 'paper_runs.csv').read_bytes() == before  # nothing again
+
+
+def test_a_failure_does_not_stop_the_queue(data, tmp_path, tiny, monkeypatch):
+    execute, tried = run.execute, []
+
+    def fail_once(job, args, resume=True):
+        tried.append(job.run.name)
+        if job.run.name == 'vanilla':
+            raise RuntimeError('out of memory')
+        if tried.count('larger') == 1 and job.run.name == 'larger':
+            raise run.NonFiniteError('the loss is nan')
+        execute(job, args, resume)
+
+    monkeypatch.setattr(run, 'execute', fail_once)
+    args = arguments('table5', '--data', data, '--out', tmp_path, '--debug-twin')
+    failed = run.run_queue(jobs(['small'], ['table5']), args)
+    assert [job.run.name for job in failed] == ['vanilla']
+    assert tried == ['vanilla', 'largest', 'larger', 'larger']  # what was no number is tried again
+
+
+def start(data, out):
+    command = [sys.executable, '-m', 'benchmarks.run', 'table5', '--preset', 'small', '--data', data, '--out', out,
+               '--debug-twin', '--device', 'cpu', '--workers', '1']
+    return subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=dict(os.environ, OMP_NUM_THREADS='1'), start_new_session=True,
+        stderr=subprocess.DEVNULL)
+
+
+def test_killed_and_stopped_it_goes_on(data, tmp_path):
+    """SIGKILL in the first run, SIGTERM in what comes next; the log is one file, and another queue is kept out."""
+    process = start(data, tmp_path)
+    first = tmp_path / 'small/vanilla-s0'
+    wait_for(process, lambda: (first / 'log.csv').is_file())
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process = start(data, tmp_path)
+    wait_for(process, lambda: (tmp_path / 'results/paper_runs.csv').is_file())
+    second = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.run', 'table5', '--data', str(data), '--out', str(tmp_path)], cwd=ROOT,
+        capture_output=True, text=True)
+    assert second.returncode == 2 and 'is in use by another benchmarks.run' in second.stderr
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert run.main(['table5', '--preset', 'small', '--data', str(data), '--out', str(tmp_path), '--debug-twin',
+                     '--device', 'cpu', '--workers', '0']) == 0
+    rows = store.read(store.RUNS, tmp_path / 'results')
+    assert [row['run'] for row in rows] == ['larger', 'largest', 'vanilla']
+    log = (tmp_path / 'queue.log').read_text()
+    assert log.count('small/vanilla-s0 (1 of 3): starts') == 2 and log.count(': done after') == 3
+
+
+def wait_for(process, condition):
+    for _ in range(6000):
+        assert process.poll() is None, 'it ended before it could be stopped'
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError('it does not get there')
+
+
+def test_a_row_of_other_settings_is_not_done(data, tmp_path, tiny):
+    args = arguments('vanilla', '--data', data, '--out', tmp_path, '--debug-twin')
+    job, = jobs(['small'], ['vanilla'])
+    assert run.state_of(job, args) == 'waiting'
+    run.execute(job, args)
+    assert run.state_of(job, args) == 'done'
+    assert run.state_of(job, argparse.Namespace(**{**vars(args), 'epochs': 3})) == 'done with other settings'
+    assert run.main(['vanilla', '--data', str(data), '--out', str(tmp_path), '--debug-twin']) == 2  # is done
+    assert run.main(['vanilla', '--data', str(data), '--out', str(tmp_path), '--debug-twin', '--again', '--device',
+                     'cpu', '--workers', '0']) == 0
+
+
+def test_the_list_shows_what_there_is(tmp_path, capsys):
+    assert run.main(['--list', '--out', str(tmp_path), '--results', str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(jobs(run.QUEUED)) and all(line.endswith('waiting') for line in lines)
