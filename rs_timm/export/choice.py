@@ -5,7 +5,7 @@
 
 The resolution comes from the shape of the images, so that an engine that knows the shape folds all of it away.
 """
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 import onnx
@@ -21,12 +21,12 @@ RESOLUTION = 'resolution'  # of the explicit input
 
 
 def _scale_name(layer: str) -> str:
-    """The tensor, float32 [1, C, 1, 1], by which `layer` multiplies."""
+    """The tensor, float32 [1, C, 1, 1] where the layer has images, by which it multiplies."""
     return f'{layer}.scale'
 
 
 def _shift_name(layer: str) -> str:
-    """The tensor, float32 [1, C, 1, 1], that `layer` adds."""
+    """The tensor, of the same shape, that `layer` adds."""
     return f'{layer}.shift'
 
 
@@ -35,16 +35,17 @@ class Choice:
 
     Args:
         tables: the sets.
+        ranks: layer -> number of axes of what it normalises, 4 unless told otherwise.
         choice: 'shape': the resolution is that of the images; 'input': it is the input `RESOLUTION`, in pixels.
     """
 
-    def __init__(self, tables: Tables, choice: str) -> None:
+    def __init__(self, tables: Tables, ranks: Mapping[str, int], choice: str) -> None:
         self.nodes: List[onnx.NodeProto] = []
-        self.constants: List[onnx.TensorProto] = []
+        self.constants: Dict[str, onnx.TensorProto] = {}
         resolution = self._of_shape() if choice == 'shape' else RESOLUTION
         weights = self._one_set(resolution, tables) if tables.interpolation == 'nearest' else self._two_sets(
             resolution, tables)
-        self._split(self._scale_and_shift(weights, tables), tables.layers)
+        self._split(self._scale_and_shift(weights, tables), tables.layers, ranks)
 
     def _of_shape(self) -> str:
         """round(sqrt(height * width)): for a square image its side, exactly. Sizes below 2048 px are exact too."""
@@ -89,25 +90,30 @@ class Choice:
                 scale=scale, shift=self._add('Sub', blended['beta'], self._add('Mul', blended['mean'], scale)))
         return blended
 
-    def _split(self, vectors: Dict[str, str], layers: Dict[str, int]) -> None:
+    def _split(self, vectors: Dict[str, str], layers: Dict[str, int], ranks: Mapping[str, int]) -> None:
         channels = self._constant('channels', list(layers.values()), np.int64)
-        shape = self._constant('vector', [1, -1, 1, 1], np.int64)
+        shape = self._shape(4)
         for kind, name in (('scale', _scale_name), ('shift', _shift_name)):
-            self.nodes.append(helper.make_node(
-                'Split',
-                [self._add('Reshape', vectors[kind], shape), channels],
-                [name(layer) for layer in layers],
-                name=f'{PREFIX}split_{kind}',
-                axis=1,
-            ))
+            vector = self._add('Reshape', vectors[kind], shape)
+            others = {layer: rank for layer, rank in ranks.items() if rank != 4}
+            parts = [PREFIX + name(layer) if layer in others else name(layer) for layer in layers]
+            self._node('Split', [vector, channels], parts, f'split_{kind}', axis=1)
+            for layer, rank in others.items():
+                self._node('Reshape', [PREFIX + name(layer), self._shape(rank)], [name(layer)], name(layer))
+
+    def _shape(self, rank: int) -> str:
+        return self._constant(f'shape_{rank}', [1, -1, *[1] * (rank - 2)], np.int64)
 
     def _add(self, op: str, *inputs: str, **attributes: Any) -> str:
         name = f'{PREFIX}{op}_{len(self.nodes)}'
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        self._node(op, inputs, [name], f'{op}_{len(self.nodes)}', **attributes)
         return name
 
+    def _node(self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(op, inputs, outputs, name=PREFIX + name, **attributes))
+
     def _constant(self, name: str, values: Any, dtype: Any = np.float32) -> str:
-        self.constants.append(numpy_helper.from_array(np.asarray(values, dtype), PREFIX + name))
+        self.constants[name] = numpy_helper.from_array(np.asarray(values, dtype), PREFIX + name)
         return PREFIX + name
 
 

@@ -3,14 +3,33 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from timm.utils import unwrap_model
 from torch import nn
 
 from rs_timm.analysis import madds
-from rs_timm.layers import get_resolutions
+from rs_timm.analysis.cost import image_channels
+from rs_timm.layers import extract, get_resolutions
 from rs_timm.layers.selector import selectors_of
 from rs_timm.runtime.info import ModelInfo
 
-__all__ = ['describe']
+from .probe import probe
+
+__all__ = ['describe', 'model_info']
+
+
+def model_info(model: nn.Module, choice: str = 'shape') -> ModelInfo:
+    """The description of a switchable network, as its file has it, without a file.
+
+    >>> import rs_timm, timm
+    >>> model_info(timm.create_model('rs_resnet18', resolutions=(64, 48))).resolutions
+    (64, 48)
+    """
+    model = unwrap_model(model)
+    side = get_resolutions(model)[-1]
+    plain = extract(model, side).eval().float().cpu()
+    channels = image_channels(plain)
+    outputs = probe(plain, torch.zeros(2, channels, side, side)).outputs
+    return describe(model, channels, list(outputs.values()), choice)
 
 
 def describe(model: nn.Module, channels: int, outputs: Sequence[torch.Tensor], choice: str) -> ModelInfo:

@@ -7,24 +7,30 @@ from uuid import uuid4
 
 import onnx
 
-__all__ = ['write_model']
+__all__ = ['check_name', 'write_model']
 
 LIMIT = 2 ** 31 - 2 ** 20  # bytes of weights; protobuf ends at 2 GiB, and nodes and names need room too
+
+
+def check_name(path: Union[str, 'PathLike[str]']) -> Path:
+    """The file, if it can be one: ValueError for a directory, and for a name that does not end in .onnx."""
+    file = Path(path)
+    if file.is_dir() or file.suffix != '.onnx':
+        raise ValueError(f"{file} is {'a directory' if file.is_dir() else 'no name of an ONNX file'}: name a file that "
+                         'ends in .onnx.')
+    return file
 
 
 def write_model(model: onnx.ModelProto, path: Union[str, 'PathLike[str]']) -> Path:
     """Write `model`, and return the file; an earlier one stays until all is written.
 
-    Weights beyond `LIMIT` go to a second file beside it, NAME.data, which has to stay there.
+    Weights beyond `LIMIT` go to a second file beside it, NAME.onnx.data, which has to stay there.
 
     Raises:
-        ValueError: a directory, or a name that does not end in .onnx.
+        ValueError: as `check_name`.
         OSError: the disk's own.
     """
-    file = Path(path)
-    if file.is_dir() or file.suffix != '.onnx':
-        raise ValueError(f"{file} is {'a directory' if file.is_dir() else 'no name of an ONNX file'}: name a file that "
-                         'ends in .onnx.')
+    file = check_name(path)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary, data = file.with_name(f'.{file.name}.{uuid4().hex}'), file.with_name(f'{file.name}.data')
     temporary_data = temporary.with_name(f'{temporary.name}.data')

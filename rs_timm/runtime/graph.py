@@ -18,7 +18,7 @@ __all__ = ['IMAGES', 'PREFIX', 'info_of', 'read_info', 'read_model', 'set_info',
 
 IMAGES = 'images'
 PREFIX = 'rs_timm/'
-_Affine = Dict[str, np.ndarray]  # name of a scale or a shift -> float32 [1, C, 1, 1]
+_Affine = Dict[str, np.ndarray]  # name of a scale or a shift -> float32 [1, C, 1, 1], for images
 
 
 def read_model(path: Union[str, 'PathLike[str]']) -> Any:
@@ -121,10 +121,10 @@ def specialise(model: Any, resolution: int, batch: Optional[int] = None, fold: b
 
 
 def _affine(model: Any, info: ModelInfo, resolution: int) -> _Affine:
-    """Scale and shift of every layer at `resolution`, by the name under which the graph knows them."""
-    tables = dict(_tables(model))
+    """Scale and shift of every layer at `resolution`, by the name under which the layer reads them."""
     if info.choice == 'fixed':
         return {}
+    tables = dict(_tables(model))
     upper, lower, t = bracket(info.resolutions, resolution)
     if info.interpolation == 'nearest':
         t = float(t > 0.5)
@@ -135,7 +135,8 @@ def _affine(model: Any, info: ModelInfo, resolution: int) -> _Affine:
         shift = blended['beta'] - blended['mean'] * scale
     else:
         scale, shift = blended['scale'], blended['shift']
-    return dict(_split(model, dict(scale=scale, shift=shift)))
+    parts = dict(_split(model, dict(scale=scale, shift=shift)))
+    return {**parts, **dict(_reshaped(model, parts))}
 
 
 def _tables(model: Any) -> Iterator[Tuple[str, np.ndarray]]:
@@ -158,3 +159,12 @@ def _split(model: Any, vectors: Dict[str, np.ndarray]) -> Iterator[Tuple[str, np
         if kind in vectors:
             for name, part in zip(node.output, np.split(vectors[kind].astype(np.float32), ends)):
                 yield name, part.reshape(1, -1, 1, 1)
+
+
+def _reshaped(model: Any, parts: _Affine) -> Iterator[Tuple[str, np.ndarray]]:
+    """For the layers that normalise something else than images."""
+    for node in model.graph.node:
+        if node.op_type == 'Reshape' and node.name.startswith(PREFIX) and node.input[0] in parts:
+            part = parts[node.input[0]]
+            rank = int(node.input[1].rpartition('_')[2])
+            yield node.output[0], part.reshape(1, -1, *[1] * (rank - 2))

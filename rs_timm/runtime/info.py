@@ -117,8 +117,8 @@ class ModelInfo:
         except (TypeError, ValueError) as error:
             raise ValueError(f'the metadata {METADATA_KEY!r} is not a JSON object: {error}.') from error
         if data.get('format') != FORMAT:
-            raise ValueError(f"the metadata {METADATA_KEY!r} has format {data.get('format')!r}, this version of "
-                             f'rs_timm reads format {FORMAT}: export the file again, or install the version that wrote it.')
+            raise ValueError(f"the metadata {METADATA_KEY!r} has format {data.get('format')!r}, this rs_timm reads "
+                             f'format {FORMAT}: export the file again, or install the version that wrote it.')
         known = {f.name for f in fields(cls)}
         missing = sorted({'name', 'resolutions'} - set(data))
         if missing:
