@@ -6,9 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Dict, get_args, get_origin, get_type_hints
 
+import torch
+
 from rs_timm.hub import save_pretrained
 from rs_timm.layers import is_switchable
-from rs_timm.training import RECIPES, Options, Recipe, Trained, get_recipe, train
+from rs_timm.training import RECIPES, Options, Recipe, Trained, get_recipe, keep_freed_memory, train
 from rs_timm.training.processes import is_first_process, process_rank
 
 __all__ = ['register', 'run']
@@ -65,6 +67,8 @@ def _given(args: argparse.Namespace, cls: type) -> Dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     level = logging.WARNING if process_rank() else logging.INFO
     logging.basicConfig(level=level, format='%(asctime)s %(message)s', datefmt='%H:%M:%S')
+    if args.device == 'cpu' or not torch.cuda.is_available():
+        keep_freed_memory()
     recipe = get_recipe(args.recipe, debug=args.debug_twin, **_given(args, Recipe))
     out = Path(args.out or Path('runs') / args.model)
     trained = train(args.model, args.data, recipe, str(out), args.resume, Options(**_given(args, Options)))

@@ -1,6 +1,7 @@
 """Train and evaluate RS-Nets: the task, the loop, checkpoints and recipes."""
 from .evaluate import evaluate, results_rows, results_table, write_results_csv
 from .loop import NonFiniteError, Trainer
+from .memory import keep_freed_memory
 from .recipe import Recipe
 from .recipes import RECIPES, get_recipe
 from .signals import Stopped
@@ -18,6 +19,7 @@ __all__ = [
     'Trainer',
     'evaluate',
     'get_recipe',
+    'keep_freed_memory',
     'results_rows',
     'results_table',
     'train',
