@@ -28,9 +28,9 @@ def positive_int(text: str) -> int:
     return value
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, weights: bool = True) -> None:
-    """MODEL, --resolutions, and where the weights come from."""
-    parser.add_argument('model', metavar='MODEL', help=_MODEL_HELP)
+def add_model_arguments(parser: argparse.ArgumentParser, weights: bool = True, also: str = '') -> None:
+    """MODEL, --resolutions, and where the weights come from. `also` says what else the command takes as MODEL."""
+    parser.add_argument('model', metavar='MODEL', help=_MODEL_HELP + also)
     parser.add_argument('--resolutions', type=positive_int, nargs='+', metavar='R',
                         help='build the model with BatchNorm sets for these sizes (pixels)')
     if weights:

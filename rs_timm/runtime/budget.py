@@ -116,11 +116,8 @@ class _Candidates:
         self.table = table
 
     def known(self) -> Sequence[int]:
-        """Sizes to start from, ascending: those of the table, or the trained ones where time does not matter."""
-        if not self.timed:
-            return sorted(self.session.resolutions)
-        assert self.table is not None
-        return sorted(self.table.at_batch(self.limits.batch))
+        """Sizes to start from, ascending: those of the table, or the trained ones without one."""
+        return sorted(self.session.resolutions if self.table is None else self.table.at_batch(self.limits.batch))
 
     def fits(self, size: int) -> bool:
         return self.limits.allow(*self.figures(size))

@@ -29,6 +29,7 @@ class Measurable(Protocol):
 
     engine_name: str
     precision: str
+    memory: str
     threads: Optional[int]
 
     @property
@@ -100,9 +101,10 @@ def measure(
         case.forget()
     _take_turns(cases, repeats, seconds, random.Random(seed), progress, clock)
     return LatencyTable(
-        model=str(session.info.name),
+        model=session.info.name,
         engine=session.engine_name,
         precision=session.precision,
+        memory=session.memory,
         threads=session.threads,
         versions=dict(session.versions),
         machine=describe_machine(),

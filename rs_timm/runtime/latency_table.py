@@ -44,7 +44,7 @@ class Timing:
         low, high = p95_ranks(len(times))
         ranks = dict(p50_ms=_rank(0.5, len(times)), p95_ms=_rank(0.95, len(times)), p95_low_ms=low, p95_high_ms=high)
         chosen = {name: times[rank - 1] / 1e6 for name, rank in ranks.items()}
-        return cls(calls=len(times), mean_ms=sum(times) / len(times) / 1e6, **chosen)
+        return cls(calls=len(times), mean_ms=round(sum(times) / len(times)) / 1e6, **chosen)
 
 
 def _rank(share: float, count: int) -> int:
@@ -129,6 +129,7 @@ class LatencyTable:
     model: str
     engine: str
     precision: str
+    memory: str
     threads: Optional[int]
     versions: Mapping[str, str]
     machine: Mapping[str, Any]
@@ -169,12 +170,12 @@ class LatencyTable:
         """Compare the table with what it is to be used for.
 
         Raises:
-            ValueError: it is of another model, engine, precision or number of threads.
+            ValueError: it is of another model, engine, precision, kind of memory or number of threads.
 
         Warns where the machine or a version differs: then the milliseconds are another machine's.
         """
-        here = dict(model=str(session.info.name), engine=session.engine_name, precision=session.precision,
-                    threads=session.threads)
+        here = dict(model=session.info.name, engine=session.engine_name, precision=session.precision,
+                    memory=session.memory, threads=session.threads)
         wrong = [f'{key} {getattr(self, key)}, here {value}' for key, value in here.items()
                  if getattr(self, key) != value]
         if wrong:
