@@ -13,14 +13,20 @@ from typing import Any, Optional
 __all__ = ['WITHOUT_TORCH', 'register_models']
 
 WITHOUT_TORCH = ('_register', 'pictures', 'resolutions', 'runtime')  # the parts that never import torch or timm
+_PARTS_WITH_MODELS = ('models', 'segmentation')
 
 
 def register_models() -> None:
     """Import the registering modules now, or once timm or a part of this package that uses it has been imported."""
-    if 'timm' in sys.modules:
-        import_module('rs_timm.models')
+    if sys.modules.get('timm') is not None:  # None: somebody has blocked it
+        _import_models()
     elif not any(isinstance(finder, _AfterTimm) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterTimm())
+
+
+def _import_models() -> None:
+    for part in _PARTS_WITH_MODELS:
+        import_module(f'rs_timm.{part}')
 
 
 class _AfterTimm(MetaPathFinder):
@@ -57,7 +63,7 @@ class _ThenRegister(Loader):
             sys.meta_path.remove(self.finder)
         module.__spec__.loader = module.__loader__ = self.loader  # resources and inspect see the real one
         self.loader.exec_module(module)
-        import_module('rs_timm.models')
+        _import_models()
 
     def __getattr__(self, name: str) -> Any:
         """What runpy (`python -m`, which runs the code by itself) and others ask of a loader."""

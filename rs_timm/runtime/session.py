@@ -3,7 +3,7 @@ import os
 from functools import cached_property
 from os import PathLike
 from threading import Lock
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -12,10 +12,13 @@ from rs_timm.resolutions import check_resolutions
 from .engines import Network, create_engine
 from .images import Preprocessing, is_ready
 from .info import ModelInfo
+from .quantize import QuantisedFile
 from .sources import ExportedFile, ExportedModel, Source, TorchModel, is_torch_model
 
-__all__ = ['Session']
+__all__ = ['MEMORY', 'Session']
 
+MEMORY = ('speed', 'shared')
+_ALL_SIZES = (0, None)  # instead of a resolution and a batch
 _LARGEST_BATCH = 32  # of the sizes that networks are compiled for, where an engine wants them exact
 
 
@@ -40,7 +43,12 @@ class Session:
             the precision.
         precision: 'fp32', 'bf16' or 'int8'; what an engine cannot do is an error.
         threads: per network; None leaves it to the engine.
+        memory: 'speed' gives each resolution a network of its own; 'shared' runs the file's one graph at all sizes: one
+            copy of the weights, but slower, and a switch costs more (docs/serve.md has figures). The torch engine
+            always shares its weights.
         draft: let the JPEG decoder scale down by 2, 4 or 8 where that leaves more than the network needs.
+        calibration: for int8: some hundred pictures of those that will be served, as for a call.
+        cache_dir: for int8: a folder that keeps the calibrated networks; what is there is used as it is.
 
     Raises:
         ImportError: the engine, or every engine, is not installed.
@@ -56,20 +64,33 @@ class Session:
             precision: str = 'fp32',
             threads: Optional[int] = None,
             *,
+            memory: str = 'speed',
             draft: bool = True,
+            calibration: Optional[Sequence[Any]] = None,
+            cache_dir: Union[None, str, 'PathLike[str]'] = None,
     ) -> None:
+        _check_options(precision, memory, calibration, cache_dir)
         of_torch = is_torch_model(model)
         self._engine = create_engine(engine, precision, threads, of_torch)
+        self.engine_name = self._engine.name
         self.precision = precision
         self.threads = threads
+        self.memory = memory
         self.draft = draft
         self._source = _source(model, self._engine.name, precision, of_torch)
         if self.info.task == 'features':
             raise ValueError(f'{self.info.name} gives features, not one output: a session serves classifiers and '
                              'segmentation networks.')
+        if precision == 'int8':
+            assert isinstance(self._source, ExportedFile)
+            self._source = QuantisedFile(self._source, self._engine.name, calibration, self.preprocess, cache_dir)
+        self._one_network = memory == 'shared' and self._engine.name != 'torch'
+        if self._one_network:
+            _check_one_network(self.info)
         self._resolution = self.resolutions[0]
         self._networks: Dict[Tuple[int, Optional[int]], Network] = {}
         self._lock = Lock()
+        self.latency_table: Any = None  # of the last set_budget that measured
 
     @property
     def info(self) -> ModelInfo:
@@ -80,10 +101,6 @@ class Session:
     def resolutions(self) -> Tuple[int, ...]:
         """Sizes in pixels with a BatchNorm set of their own, largest first."""
         return self.info.resolutions
-
-    @property
-    def engine_name(self) -> str:
-        return self._engine.name
 
     @property
     def versions(self) -> Dict[str, str]:
@@ -155,10 +172,9 @@ class Session:
             ValueError: another shape, or another resolution.
         """
         x = self._ready(x, resolution)
-        size = x.shape[-1]
-        if self._engine.any_batch:
+        size, count = x.shape[-1], len(x)
+        if self._engine.any_batch or self._one_network:
             return self._network(size, None)(x)
-        count = len(x)
         network = self._networks.get((size, count))
         if network is not None:
             return network(x)
@@ -176,15 +192,22 @@ class Session:
         return x
 
     def _network(self, resolution: int, batch: Optional[int]) -> Network:
-        key = (resolution, batch)
+        key: Tuple[int, Optional[int]] = (resolution, batch)
+        if self._one_network:
+            self._checked(resolution)
+            key = _ALL_SIZES
         network = self._networks.get(key)
         if network is None:
             with self._lock:  # whoever comes second finds it made
                 network = self._networks.get(key)
                 if network is None:
-                    network = self._engine.compile(self._source.network(self._checked(resolution)), batch)
+                    network = self._engine.compile(self._plain(resolution), batch)
                     self._networks[key] = network
         return network
+
+    def _plain(self, resolution: int) -> Any:
+        resolution = self._checked(resolution)
+        return self._source.graph() if self._one_network else self._source.network(resolution)
 
     def prepare(self, resolutions: Optional[Iterable[int]] = None, batch: int = 1) -> None:
         """Compile ahead what calls would compile on first use.
@@ -195,8 +218,61 @@ class Session:
         """
         check_resolutions((batch,))
         for resolution in check_resolutions(self.resolutions if resolutions is None else resolutions):
+            if self._engine.any_batch or self._one_network:
+                self._network(resolution, None)
+                continue
             for start, stop in ((0, batch),) if batch <= _LARGEST_BATCH else _parts(batch):
-                self._network(resolution, None if self._engine.any_batch else stop - start)
+                self._network(resolution, stop - start)
+
+    def set_budget(
+            self,
+            ms: Optional[float] = None,
+            madds: Optional[float] = None,
+            fps: Optional[float] = None,
+            table: Any = None,
+            step: Optional[int] = None,
+            if_none: str = 'error',
+            **options: Any,
+    ) -> int:
+        """Set, and return, the largest resolution that keeps a budget on this machine.
+
+        Latency is measured now, unless a table says it. What was measured stays in `latency_table`.
+
+        Args:
+            ms: milliseconds that a call may take, at its p95.
+            madds: multiply-adds per picture.
+            fps: pictures per second, one call after the other.
+            table: a `LatencyTable` of an earlier measurement, such as 'rs-timm bench' writes.
+            step: candidates every so many pixels, trained or not; None: the trained sizes.
+            if_none: 'error', or 'smallest' to take the smallest resolution where none fits.
+            options: as for `rs_timm.runtime.budget.choose_resolution`.
+
+        Raises:
+            ValueError: no limit given, a table of another session, or nothing fits (with what the smallest size takes).
+        """
+        from .budget import choose_resolution
+
+        choice = choose_resolution(
+            self, ms=ms, madds=madds, fps=fps, table=table, step=step, if_none=if_none, **options)
+        self.latency_table = choice.table
+        self.set_resolution(choice.resolution)
+        return choice.resolution
+
+
+def _check_options(precision: str, memory: str, calibration: Any, cache_dir: Any) -> None:
+    if memory not in MEMORY:
+        raise ValueError(f"memory {memory!r} is unknown: choose one of {', '.join(MEMORY)}.")
+    if precision != 'int8' and not (calibration is None and cache_dir is None):
+        raise ValueError(f"calibration and cache_dir are for precision='int8', not for {precision!r}.")
+    if precision == 'int8' and memory == 'shared':
+        raise ValueError("memory='shared' with precision='int8': the ranges of the activations differ between "
+                         "resolutions, so that each has an int8 network of its own; take memory='speed'.")
+
+
+def _check_one_network(info: ModelInfo) -> None:
+    if info.choice == 'input':
+        raise ValueError("memory='shared' needs a graph that takes the resolution from the size of its images: export "
+                         "the model with choice='shape', or take memory='speed'.")
 
 
 def _source(model: Any, engine: str, precision: str, of_torch: bool) -> Source:

@@ -16,7 +16,9 @@ __all__ = ['ExportedFile', 'ExportedModel', 'Source', 'TorchModel', 'is_torch_mo
 class Source(Protocol):
     """A switchable network that gives the plain network of each resolution."""
 
-    info: ModelInfo
+    @property
+    def info(self) -> ModelInfo:
+        """What the network says about itself."""
 
     def graph(self) -> Any:
         """The network with all its sets as an `onnx.ModelProto`."""

@@ -1,5 +1,7 @@
 """ONNX Runtime on the CPU: a small package; one session for each resolution."""
 from os import PathLike, fspath
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Dict, Optional
 
 import numpy as np
@@ -34,11 +36,20 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry('session.force_spinning_stop', '1')
         if batch is not None:
             options.add_free_dimension_override_by_name('batch', batch)
-        model = fspath(network) if isinstance(network, (str, PathLike)) else network.SerializeToString()
-        session = onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
+        session = _load(network, options)
         name = session.get_inputs()[0].name
 
         def run(images: np.ndarray) -> np.ndarray:
             return session.run(None, {name: images})[0]
 
         return run
+
+
+def _load(network: Any, options: Any) -> Any:
+    """By way of a file: of a model in memory, an InferenceSession keeps the bytes beside its own weights."""
+    if isinstance(network, (str, PathLike)):
+        return onnxruntime.InferenceSession(fspath(network), options, providers=['CPUExecutionProvider'])
+    with TemporaryDirectory(prefix='rs_timm_') as folder:
+        path = Path(folder, 'network.onnx')
+        path.write_bytes(network.SerializeToString())
+        return _load(path, options)

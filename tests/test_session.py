@@ -1,0 +1,388 @@
+"""A session gives what the torch model gives: on every engine, at every size, in every batch, from every thread."""
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import rs_timm
+from rs_timm.data import ImageError, image_transform
+from rs_timm.runtime import Session
+from rs_timm.runtime.session import _parts
+
+onnx = pytest.importorskip('onnx')
+RESOLUTIONS = (64, 48, 32)
+UNSEEN = (40, 72, 24)  # between two sets, above and below all
+ENGINES = ('openvino', 'onnxruntime', 'torch')
+
+
+def installed(engine):
+    pytest.importorskip(engine)
+    return engine
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    return installed(request.param)
+
+
+@pytest.fixture(scope='module')
+def model():
+    torch.manual_seed(0)
+    model = rs_timm.switchable('test_resnet', resolutions=RESOLUTIONS, num_classes=7)
+    generator = torch.Generator().manual_seed(0)
+    for bn in model.modules():
+        if isinstance(bn, torch.nn.BatchNorm2d):
+            bn.weight.data.uniform_(0.5, 1.5, generator=generator)
+            bn.bias.data.normal_(0, 0.2, generator=generator)
+            bn.running_mean.normal_(0, 0.2, generator=generator)
+            bn.running_var.uniform_(0.5, 2., generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def file(model, tmp_path_factory):
+    return rs_timm.export_onnx(model, tmp_path_factory.mktemp('exported') / 'model.onnx')
+
+
+@pytest.fixture
+def source(engine, model, file):
+    """What the engine serves: the torch engine takes the model, the others the file."""
+    return model if engine == 'torch' else file
+
+
+def batch(count, resolution, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, 3, resolution, resolution), np.float32)
+
+
+@torch.no_grad()
+def expected(model, x):
+    return model(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+
+
+def assert_close(actual, reference, tolerance=1e-4):
+    assert actual.dtype == np.float32 and actual.shape == reference.shape
+    assert np.abs(actual - reference).max() < tolerance * max(1., np.abs(reference).max())
+
+
+# ---- parity
+
+
+@pytest.mark.parametrize('resolution', RESOLUTIONS + UNSEEN)
+def test_logits_are_those_of_torch(engine, source, model, resolution):
+    session = Session(source, engine, threads=2)
+    x = batch(3, resolution)
+    assert_close(session.run(x), expected(model, x))
+    assert_close(session(x, resolution), expected(model, x))
+
+
+def test_every_resolution_has_its_own_network(engine, source, model):
+    """The same picture through the sets of two sizes differs, so that parity at each says something."""
+    x = batch(2, 64)
+    own = expected(model, x)
+    with rs_timm.use_resolution(model, 32):
+        other = expected(model, x)
+    assert np.abs(own - other).max() > 1e-2
+    assert_close(Session(source, engine).run(x), own)
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 5, 37])
+def test_every_batch(engine, source, model, count):
+    session = Session(source, engine)
+    x = batch(count, 32)
+    assert_close(session.run(x), expected(model, x))
+    session.prepare((32,), count)
+    assert_close(session.run(x), expected(model, x))
+
+
+def test_parts_are_powers_of_two_that_cover_the_batch():
+    for count in (*range(1, 130), 1000):
+        parts = _parts(count)
+        assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])] and parts[-1][1] == count
+        sizes = [stop - start for start, stop in parts]
+        assert all(size in (1, 2, 4, 8, 16, 32) for size in sizes) and sizes == sorted(sizes, reverse=True)
+        assert len(sizes) == count // 32 + bin(count % 32).count('1')
+
+
+def test_bfloat16_is_near(model, file):
+    x = batch(8, 64)
+    reference = expected(model, x)
+    for engine in ('openvino', 'torch'):
+        try:
+            session = Session(model if engine == 'torch' else file, installed(engine), 'bf16')
+        except ValueError:
+            pytest.skip('this CPU has no bfloat16')
+        logits = session.run(x)
+        assert logits.dtype == np.float32
+        assert 0 < np.abs(logits - reference).max() < 0.05 * np.abs(reference).max()
+
+
+# ---- the dial
+
+
+def test_the_resolution_is_a_dial(file, model, engine, source):
+    session = Session(source, engine)
+    assert session.resolutions == RESOLUTIONS and session.resolution == 64
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    for resolution in (64, 40, 32):
+        session.set_resolution(resolution)
+        assert session.resolution == resolution
+        x = session.preprocess(picture)
+        assert x.shape == (1, 3, resolution, resolution)
+        assert_close(session(picture), expected(model, x))
+        assert_close(session(picture, 48), expected(model, session.preprocess(picture, 48)))
+        assert_close(session(batch(1, 24)), expected(model, batch(1, 24))), 'a ready batch follows its own size'
+    assert session.resolution == 32
+
+
+def test_a_network_is_compiled_once(engine, source, monkeypatch):
+    session = Session(source, engine)
+    compiled = []
+    compile = session._engine.compile
+    monkeypatch.setattr(session._engine, 'compile', lambda *args: compiled.append(args) or compile(*args))
+    session.prepare()
+    assert len(compiled) == 3
+    for resolution in RESOLUTIONS * 3:
+        session.run(batch(1, resolution))
+    assert len(compiled) == 3
+    session.run(batch(1, 40))
+    session.run(batch(1, 40))
+    assert len(compiled) == 4
+
+
+def test_preprocessing_is_that_of_the_model(model, file, tmp_path):
+    config = timm.data.resolve_model_data_config(model)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
+    image.save(tmp_path / 'a.png')
+    session = Session(file)
+    for resolution in (64, 40):
+        assert np.array_equal(session.preprocess(tmp_path / 'a.png', resolution)[0],
+                              image_transform(config, resolution)(image).numpy())
+    logits = session([tmp_path / 'a.png', image, np.asarray(image)], 48)
+    assert logits.shape == (3, 7) and np.abs(logits - logits[0]).max() < 1e-5
+
+
+# ---- threads
+
+
+def test_concurrent_calls_give_what_serial_ones_give(engine, source):
+    """All threads start on a fresh session, so that they also race to compile."""
+    session, serial = Session(source, engine, threads=1), Session(source, engine, threads=1)
+    jobs = [(resolution, seed) for seed in range(12) for resolution in RESOLUTIONS]
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(lambda job: session.run(batch(1 + job[1] % 2, *job)), jobs))
+    for job, logits in zip(jobs, results):
+        assert np.array_equal(logits, serial.run(batch(1 + job[1] % 2, *job))), job
+
+
+def test_results_are_not_overwritten_by_the_next_call(engine, source):
+    session = Session(source, engine)
+    first = session.run(batch(1, 32, seed=1))
+    kept = first.copy()
+    session.run(batch(1, 32, seed=2))
+    assert np.array_equal(first, kept)
+
+
+# ---- where the model comes from
+
+
+def test_a_torch_model_is_a_snapshot(engine, model):
+    own = rs_timm.switchable('test_resnet', resolutions=RESOLUTIONS, num_classes=7).eval()
+    own.load_state_dict(model.state_dict())
+    session = Session(own, engine)
+    with torch.no_grad():
+        for parameter in own.parameters():
+            parameter.zero_()
+    for resolution in (64, 40):
+        assert_close(session.run(batch(1, resolution)), expected(model, batch(1, resolution)))
+
+
+def test_the_temporary_file_goes_with_the_session(model):
+    installed('onnxruntime')
+    session = Session(model, 'onnxruntime')
+    path = session._source.path
+    assert path.is_file()
+    del session
+    assert not path.exists() and not path.parent.exists()
+
+
+def test_a_model_in_training_mode_is_left_so(engine, model):
+    own = rs_timm.switchable('test_resnet', resolutions=RESOLUTIONS, num_classes=7).train()
+    Session(own, engine).run(batch(1, 32))
+    assert own.training and all(p.requires_grad for p in own.parameters())
+
+
+def test_networks_of_torch_share_their_weights(model):
+    session = Session(model, 'torch')
+    first, second = session._source.network(64), session._source.network(40)
+    own = {id(p) for m in first.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
+    parameters = dict(second.named_parameters())
+    for name, parameter in first.named_parameters():
+        assert (parameter is parameters[name]) == (id(parameter) not in own), name
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules['torch'] = sys.modules['timm'] = sys.modules['torchvision'] = None
+import numpy as np
+from rs_timm.runtime import Session
+session = Session({file!r}, {engine!r})
+picture = np.full((100, 80, 3), 128, np.uint8)
+for resolution in (64, 40):
+    np.save({out!r} + str(resolution), session(picture, resolution))
+loaded = [name for name, module in sys.modules.items() if module and name.partition('.')[0] in ('torch', 'timm')]
+assert not loaded, loaded
+"""
+
+
+@pytest.mark.parametrize('engine', ['openvino', 'onnxruntime'])
+def test_serving_needs_no_torch(engine, file, model, tmp_path):
+    code = WITHOUT_TORCH.format(file=str(file), engine=installed(engine), out=str(tmp_path / 'logits'))
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    for resolution in (64, 40):
+        x = Session(file, engine).preprocess(np.full((100, 80, 3), 128, np.uint8), resolution)
+        assert_close(np.load(tmp_path / f'logits{resolution}.npy'), expected(model, x))
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize('given, error, message', [
+    ('rs_resnet18', FileNotFoundError, 'rs_resnet18: no such.*not the name of a model.*export rs_resnet18 FILE'),
+    ('nowhere/model.onnx', FileNotFoundError, 'no such file'),
+    (42, ValueError, 'path of an exported file, or a torch model, not a int'),
+])
+def test_what_is_no_model(given, error, message):
+    with pytest.raises(error, match=message):
+        Session(given)
+
+
+def test_files_that_rs_timm_did_not_write(tmp_path, file):
+    other = tmp_path / 'other.onnx'
+    other.write_bytes(b'not ONNX at all' * 10)
+    with pytest.raises(ValueError, match='other.onnx'):
+        Session(other)
+    proto = onnx.load(file)
+    del proto.metadata_props[:]
+    onnx.save(proto, other)
+    with pytest.raises(ValueError, match='has no metadata'):
+        Session(other)
+
+
+def test_the_torch_engine_takes_no_file(file):
+    with pytest.raises(ValueError, match='runs torch models, not exported files'):
+        Session(file, 'torch')
+
+
+def test_a_plain_torch_model(engine):
+    with pytest.raises(ValueError, match='switchable'):
+        Session(timm.create_model('test_resnet'), engine)
+
+
+def test_a_model_of_features(engine):
+    model = rs_timm.convert_switchable_bn(timm.create_model('test_resnet', features_only=True), RESOLUTIONS)
+    with pytest.raises(ValueError, match='gives features'):
+        Session(model, engine)
+
+
+@pytest.mark.parametrize('x, resolution, message', [
+    (np.zeros((3, 64, 64)), None, r'shape \[3, 64, 64\]: expected \[N, 3, r, r\]'),
+    (np.zeros((1, 1, 64, 64)), None, r'expected \[N, 3, r, r\]'),
+    (np.zeros((1, 3, 64, 48)), None, r'expected \[N, 3, r, r\]'),
+    (np.zeros((0, 3, 64, 64)), None, 'N, r positive'),
+    (np.float32(3), None, 'ready batch of shape'),
+    (np.zeros((1, 3, 64, 64)), 48, 'ready batch of 64 px at resolution 48'),
+])
+def test_ready_batches_of_another_shape(file, x, resolution, message):
+    with pytest.raises(ValueError, match=message):
+        Session(file).run(x, resolution)
+
+
+def test_resolutions_that_cannot_be(file):
+    session = Session(file)
+    for resolution in (0, -1, 1.5, 'big', True):
+        for call in (session.set_resolution, lambda r: session.prepare((r,)), lambda r: session.preprocess([], r)):
+            with pytest.raises(ValueError, match='not a positive whole number'):
+                call(resolution)
+    with pytest.raises(ValueError, match='not a positive'):
+        session.prepare((64,), batch=0)
+
+
+def test_a_damaged_picture_is_named(file, tmp_path):
+    (tmp_path / 'bad.jpg').write_bytes(b'\xff\xd8\xff')
+    with pytest.raises(ImageError, match='bad.jpg'):
+        Session(file)(tmp_path / 'bad.jpg')
+
+
+# ---- one network for all sizes
+
+
+@pytest.mark.parametrize('engine', ['openvino', 'onnxruntime'])
+def test_shared_memory_is_one_network_for_all_sizes(engine, file, model):
+    session = Session(file, installed(engine), memory='shared')
+    for count, resolution in ((1, 64), (3, 40), (2, 24), (1, 64), (5, 72)):
+        x = batch(count, resolution)
+        assert_close(session.run(x), expected(model, x))
+    session.prepare()
+    assert len(session._networks) == 1
+
+
+def test_torch_shares_anyway(model):
+    x = batch(2, 48)
+    assert_close(Session(model, 'torch', memory='shared').run(x), expected(model, x))
+
+
+def test_shared_memory_of_a_graph_that_is_told_the_resolution(model, tmp_path):
+    file = rs_timm.export_onnx(model, tmp_path / 'told.onnx', choice='input')
+    with pytest.raises(ValueError, match="needs a graph that takes the resolution from the size of its images"):
+        Session(file, memory='shared')
+    assert_close(Session(file).run(batch(2, 40)), expected(model, batch(2, 40)))
+
+
+def test_a_file_of_one_resolution(model, file, tmp_path, engine):
+    if engine == 'torch':
+        pytest.skip('runs no files')
+    onnx.save(rs_timm.runtime.specialise(onnx.load(file), 48), tmp_path / 'plain.onnx')
+    for memory in ('speed', 'shared'):
+        session = Session(tmp_path / 'plain.onnx', engine, memory=memory)
+        assert session.resolutions == (48,) and session.resolution == 48
+        assert_close(session.run(batch(2, 48)), expected(model, batch(2, 48)))
+        with pytest.raises(ValueError, match='plain network for 48 px alone, not for 64'):
+            session.set_resolution(64)
+        with pytest.raises(ValueError, match='plain network for 48 px alone, not for 64'):
+            session.run(batch(1, 64))
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(memory='small'), 'memory .small. is unknown: choose one of speed, shared'),
+    (dict(precision='int8', memory='shared', calibration=['a.jpg']), 'activations differ between resolutions'),
+    (dict(precision='int8'), 'needs pictures to calibrate with'),
+    (dict(precision='int8', calibration=[]), 'calibration is empty'),
+    (dict(calibration=['a.jpg']), "are for precision='int8', not for 'fp32'"),
+    (dict(cache_dir='somewhere'), "are for precision='int8', not for 'fp32'"),
+])
+def test_options_that_do_not_go_together(file, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        Session(file, **kwargs)
+
+
+# ---- budget
+
+
+def test_a_budget_sets_the_resolution(file):
+    session = Session(file)
+    madds = session.info.madds
+    assert session.set_budget(madds=madds[48]) == session.resolution == 48
+    assert session.set_budget(madds=madds[48] - 1) == 32
+    assert session.set_budget(madds=madds[64], step=8) == 64
+    assert session.set_budget(madds=1, if_none='smallest') == 32
+    with pytest.raises(ValueError, match='no resolution fits'):
+        session.set_budget(madds=1)
+    assert session.resolution == 32, 'an error changes nothing'
