@@ -150,7 +150,7 @@ def _crop_side(path: Path, number: int) -> int:
     return min(height, width)
 
 
-def main() -> None:
+def main(argv: Optional[Sequence[str]] = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, help='folder with photographs')
     parser.add_argument('--count', type=int, default=256, help='pictures')
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=2, help='of each loader')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--out', type=Path, default=RESULTS / 'data_pipeline.csv')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     rows: List[Dict[str, object]] = []
     environment = dict(describe(), pillow=PIL.__version__, workers=str(args.workers), batch=str(args.batch))
     print(', '.join(f'{key} {value}' for key, value in environment.items()))

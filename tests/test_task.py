@@ -1,6 +1,5 @@
 """MREDTask: one step over all resolutions, the lean step, alpha, and what stays plain timm."""
 import copy
-import weakref
 
 import pytest
 import timm
@@ -8,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from timm.task import TrainingTask
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import rs_timm
+from benchmarks.peak_memory import PeakMemory
 from rs_timm.loss import mred_loss
 from rs_timm.training import MREDTask
 
@@ -79,31 +77,6 @@ def test_the_lean_step_is_the_ordinary_step(mode):
         assert torch.equal(buffer, lean_buffers[name]), name
     tracked = {int(b) for name, b in buffers.items() if name.endswith('num_batches_tracked')}
     assert tracked == {2}
-
-
-class PeakMemory(TorchDispatchMode):
-    """The largest number of bytes that tensors made within it held at one time."""
-
-    def __init__(self):
-        super().__init__()
-        self.live, self.peak, self.seen = 0, 0, set()
-
-    def _free(self, key, size):
-        self.seen.discard(key)
-        self.live -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self.seen:
-                    self.seen.add(key)
-                    self.live += size
-                    self.peak = max(self.peak, self.live)
-                    weakref.finalize(storage, self._free, key, size)
-        return out
 
 
 def peak_of(task, images, target):

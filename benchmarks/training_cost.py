@@ -1,0 +1,276 @@
+"""What does a training step of an RS-Net cost, and how does that grow with the number of resolutions?
+
+(a) `separate`: one step at S resolutions (forward, MRED, backward, optimizer, all that `Trainer.update` does) against
+    the S single-resolution steps of stock timm networks that it replaces, in the same precision, memory format and
+    optimizer.
+(b) `paper`: the same step against the paper's, written down as described (`benchmarks.paper_step`): float32, NCHW,
+    layer by layer over lists of activations, a divergence for each pair.
+(c) `data`: pictures per second against separate loaders; that is `benchmarks.data_pipeline`, and runs it.
+(d) `memory`: the peak of what tensors hold, and of the resident memory of a process above that before it made its
+    network, in the ordinary and in the lean step, against the step of one stock network at the largest resolution.
+(e) `allocator`: the step at all resolutions with `keep_freed_memory`, which `rs-timm train` calls, against the step
+    without it, in fresh processes by turns. In all other parts both sides have it.
+
+    python -m benchmarks.training_cost [--parts separate paper ...] [--models rs_resnet18 ...] [--quick]
+
+S = 1 to 5, the largest resolutions first. The sides take turns within a round, in an order that reverses from round to
+round; quoted are medians over the rounds, the ratio being that of each round. Rows of the same question, model, sizes,
+batch and precision replace those in the table; the others stay, so that parts may be run one at a time.
+"""
+import argparse
+import csv
+import multiprocessing
+import statistics
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+
+from benchmarks import data_pipeline
+from benchmarks.environment import RESULTS, describe
+from benchmarks.paper_step import PaperStep
+from benchmarks.peak_memory import PeakMemory
+from rs_timm.training import MREDTask, Recipe, Trainer, keep_freed_memory
+from rs_timm.training.build import create_optimizer
+from rs_timm.training.schedule import create_schedule
+
+MODELS = ('rs_resnet18', 'rs_resnet50', 'rs_mobilenetv2')
+RESOLUTIONS = (224, 192, 160, 128, 96)
+CLASSES = 1000
+KEY = ('question', 'model', 'sizes', 'batch', 'dtype')
+Images = Mapping[int, torch.Tensor]
+Step = Callable[[], object]
+Row = Dict[str, Any]
+
+
+def batch_of(sizes: Sequence[int], count: int, channels_last: bool = True) -> Tuple[Dict[int, torch.Tensor], Any]:
+    """Noise at each size, as a loader would give it, and labels."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    images = {r: torch.randn(count, 3, r, r).contiguous(memory_format=memory_format) for r in sizes}
+    return images, torch.randint(CLASSES, (count,))
+
+
+def recipe_of(sizes: Sequence[int], args: argparse.Namespace, **changes: Any) -> Recipe:
+    return Recipe(resolutions=tuple(sizes), precision=args.precision, channels_last=True, lr=1e-3, **changes)
+
+
+def rs_step(name: str, sizes: Sequence[int], args: argparse.Namespace, lean: bool = False) -> Step:
+    """What `rs-timm train` runs for each batch."""
+    recipe = recipe_of(sizes, args, lean=lean)
+    model = timm.create_model(name, resolutions=recipe.resolutions, num_classes=CLASSES)
+    task = MREDTask(model.to(memory_format=torch.channels_last), recipe.mred, lean=lean)
+    optimizer = create_optimizer(task, recipe)
+    schedule = create_schedule(optimizer, recipe, updates_per_epoch=1000)
+    trainer = Trainer(task.train(), recipe, optimizer, schedule, None, Path())  # an update needs no loaders
+    return partial(trainer.update, [batch_of(sizes, args.batch)])
+
+
+def stock_step(name: str, size: int, args: argparse.Namespace) -> Step:
+    """The step of a plain network of timm on its own pictures."""
+    recipe = recipe_of((size,), args)
+    model = timm.create_model(stock_name(name), num_classes=CLASSES).to(memory_format=torch.channels_last).train()
+    optimizer = create_optimizer_v2(
+        model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum)
+    images, target = batch_of((size,), args.batch)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=args.precision == 'bfloat16'):
+            loss = F.cross_entropy(model(images[size]), target)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def paper_step(name: str, sizes: Sequence[int], args: argparse.Namespace) -> Step:
+    network = timm.create_model(stock_name(name), num_classes=CLASSES)
+    return partial(PaperStep(network, len(sizes)), *batch_of(sizes, args.batch, channels_last=False))
+
+
+def stock_name(name: str) -> str:
+    return timm.create_model(name, device='meta').stock_architecture
+
+
+def interleaved(sides: Mapping[Any, Step], rounds: int) -> Dict[Any, List[float]]:
+    """Seconds of each side in each round, the first one, which warms up, left out."""
+    names = list(sides)
+    times: Dict[Any, List[float]] = {name: [] for name in names}
+    for index in range(rounds + 1):
+        for name in reversed(names) if index % 2 else names:
+            times[name].append(_seconds(sides[name]))
+    return {name: seconds[1:] for name, seconds in times.items()}
+
+
+def _seconds(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def compare(question: str, name: str, sizes: Sequence[int], rs: List[float], other: List[float]) -> Row:
+    return dict(
+        question=question,
+        model=name,
+        sizes=' '.join(map(str, sizes)),
+        unit='ms',
+        rs=1e3 * statistics.median(rs),
+        other=1e3 * statistics.median(other),
+        ratio=statistics.median(a / b for a, b in zip(rs, other)),
+        rounds=len(rs),
+    )
+
+
+def separate_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
+    sides: Dict[Any, Step] = {r: stock_step(name, r, args) for r in RESOLUTIONS}
+    sides.update({sizes: rs_step(name, sizes, args) for sizes in growing(args)})
+    times = interleaved(sides, args.rounds)
+    for sizes in growing(args):
+        together = [sum(each) for each in zip(*(times[r] for r in sizes))]
+        yield compare('separate', name, sizes, times[sizes], together)
+
+
+def paper_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
+    for sizes in growing(args):
+        times = interleaved(dict(rs=rs_step(name, sizes, args), paper=paper_step(name, sizes, args)), args.rounds)
+        yield compare('paper', name, sizes, times['rs'], times['paper'])
+
+
+def memory_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
+    stock = in_fresh_process(stock_step, name, RESOLUTIONS[0], args, count_tensors=True)
+    for sizes in growing(args):
+        for lean in (False, True) if len(sizes) > 1 else (False,):
+            used = in_fresh_process(rs_step, name, sizes, args, lean, count_tensors=True)
+            for kind in ('tensors', 'resident'):
+                yield dict(
+                    question=f'memory, {kind}, lean' if lean else f'memory, {kind}', model=name,
+                    sizes=' '.join(map(str, sizes)), unit='MiB', rs=used[kind], other=stock[kind],
+                    ratio=used[kind] / stock[kind], rounds=1)
+
+
+def allocator_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
+    times: Dict[bool, List[float]] = {True: [], False: []}
+    peaks: Dict[bool, List[float]] = {True: [], False: []}
+    for index in range(2):
+        for keep in (True, False) if index else (False, True):
+            used = in_fresh_process(rs_step, name, RESOLUTIONS, args, keep=keep, steps=2 + args.rounds)
+            times[keep] += used['seconds'][2:]
+            peaks[keep].append(used['resident'])
+    yield compare('allocator', name, RESOLUTIONS, times[True], times[False])
+    rs, other = max(peaks[True]), max(peaks[False])
+    yield dict(question='allocator, resident', model=name, sizes=' '.join(map(str, RESOLUTIONS)), unit='MiB', rs=rs,
+               other=other, ratio=rs / other, rounds=2)
+
+
+def in_fresh_process(make: Callable[..., Step], *args: Any, **options: Any) -> Dict[str, Any]:
+    """What some steps use in a process that has torch loaded and nothing run, see `_used`."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['benchmarks.training_cost'])
+    with context.Pool(1) as pool:
+        return pool.apply(_used, (torch.get_num_threads(), make, *args), options)
+
+
+def _used(
+        threads: int,
+        make: Callable[..., Step],
+        *args: Any,
+        keep: bool = True,
+        steps: int = 2,
+        count_tensors: bool = False,
+) -> Dict[str, Any]:
+    """'seconds' of each step; 'resident' and 'tensors': MiB at the peak, those of the network and pictures included."""
+    torch.set_num_threads(threads)
+    if keep:
+        keep_freed_memory()
+    before = _status('VmRSS')
+    with PeakMemory() if count_tensors else nullcontext() as memory:
+        step = make(*args)
+        seconds = [_seconds(step) for _ in range(steps)]  # the optimizer has its buffers from the first on
+    return dict(
+        seconds=seconds,
+        resident=_status('VmHWM') - before,
+        tensors=memory.peak / 2 ** 20 if memory else None,
+    )
+
+
+def _status(name: str) -> float:
+    """A line of Linux's account of this process, in MiB."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def growing(args: argparse.Namespace) -> List[Tuple[int, ...]]:
+    return [RESOLUTIONS[:count] for count in args.counts]
+
+
+PARTS: Dict[str, Callable[[str, argparse.Namespace], Iterator[Row]]] = {
+    'separate': separate_rows,
+    'paper': paper_rows,
+    'memory': memory_rows,
+    'allocator': allocator_rows,
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse(argv)
+    torch.manual_seed(0)
+    if not keep_freed_memory():
+        print('note: freed memory is not kept here; both sides of each comparison go without')
+    environment = describe(dtype=args.precision)
+    print(', '.join(f'{key} {value}' for key, value in environment.items()))
+    for part in args.parts:
+        if part == 'data':
+            data_pipeline.main([])
+            continue
+        for name in args.models:
+            rows = []
+            for row in PARTS[part](name, args):
+                rows.append(dict(row, batch=args.batch, **environment))
+                _show(rows[-1])
+            _merge(args.out, rows)
+
+
+def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--parts', nargs='+', choices=(*PARTS, 'data'), default=tuple(PARTS))
+    parser.add_argument('--models', nargs='+', default=MODELS)
+    parser.add_argument('--counts', nargs='+', type=int, default=range(1, 6), help='values of S (default: 1 to 5)')
+    parser.add_argument('--batch', type=int, default=8, help='pictures a step (default: 8)')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--precision', choices=('bfloat16', 'float32'), default='bfloat16', help='of our step')
+    parser.add_argument('--quick', action='store_true', help='to try it out: rs_resnet18, 2 rounds, 2 pictures')
+    parser.add_argument('--out', type=Path, default=RESULTS / 'training_cost.csv')
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.models, args.rounds, args.batch = ('rs_resnet18',), 2, 2
+    return args
+
+
+def _show(row: Row) -> None:
+    print(f'{row["question"]:22} {row["model"]:15} {row["sizes"]:20} batch {row["batch"]:3} {row["dtype"]:8} '
+          f'{row["rs"]:9.1f} {row["unit"]}, other {row["other"]:9.1f}, ratio {row["ratio"]:.3f}', flush=True)
+
+
+def _merge(path: Path, rows: Sequence[Row]) -> None:
+    """Write `rows` in the place of those of the same measurement."""
+    new = {tuple(str(row[key]) for key in KEY) for row in rows}
+    kept: List[Row] = []
+    if path.is_file():
+        with path.open(newline='') as stream:
+            kept = [row for row in csv.DictReader(stream) if tuple(row[key] for key in KEY) not in new]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', newline='') as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows([*kept, *rows])
+
+
+if __name__ == '__main__':
+    main()
