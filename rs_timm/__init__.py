@@ -62,7 +62,9 @@ _HOMES = {  # part of the package -> the public names that live there; everythin
     'hub': ('from_pretrained', 'push_to_hub', 'save_pretrained'),
     'models': ('switchable',),
 }
-_PARTS = ('analysis', 'calibration', 'data', 'export', 'hub', 'layers', 'loss', 'models', 'runtime', 'training')
+_PARTS = (
+    'analysis', 'calibration', 'data', 'export', 'hub', 'layers', 'loss', 'models', 'runtime', 'segmentation',
+    'training')
 _HOME_OF = {name: part for part, names in _HOMES.items() for name in names}
 
 

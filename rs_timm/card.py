@@ -9,7 +9,11 @@ from rs_timm.layers import get_resolutions
 
 __all__ = ['CardData', 'model_card']
 
-_METRICS = {'top1': 'Top-1 (%)', 'top5': 'Top-5 (%)'}
+_METRICS = {  # by what the network is for
+    'classification': {'top1': 'Top-1 (%)', 'top5': 'Top-5 (%)'},
+    'segmentation': {
+        'pixel_accuracy': 'Pixel accuracy (%)', 'mean_accuracy': 'Mean accuracy (%)', 'mean_iou': 'Mean IoU (%)'},
+}
 _PAPER = '''```bibtex
 @inproceedings{wang2020resolution,
   title={Resolution Switchable Networks for Runtime Efficient Image Recognition},
@@ -30,7 +34,8 @@ class CardData:
     Args:
         license: identifier as the hub knows it ('apache-2.0', 'mit'); it is never guessed.
         description: one paragraph: what the weights are and how they were made.
-        results: resolution in pixels -> {'top1': percent, 'top5': percent}, as measured; any size, either figure.
+        results: resolution in pixels -> {'top1': percent, 'top5': percent}, or for segmentation 'pixel_accuracy',
+            'mean_accuracy' and 'mean_iou'; as measured, any size, any of them.
         dataset: what `results` were measured on, for example 'Imagenette, validation split, 3925 pictures'.
         recipe: how the weights were trained (Markdown).
 
@@ -45,11 +50,12 @@ class CardData:
     recipe: Optional[str] = None
 
     def __post_init__(self) -> None:
+        known = [name for metrics in _METRICS.values() for name in metrics]
         for resolution, figures in self.results.items():
             for name, value in figures.items():
-                if name not in _METRICS or not 0 <= value <= 100:
-                    raise ValueError(f'results[{resolution}] has {name}={value}: give {" and ".join(_METRICS)}, in '
-                                     'percent (0 to 100).')
+                if name not in known or not 0 <= value <= 100:
+                    raise ValueError(f'results[{resolution}] has {name}={value}: give {", ".join(known)}, in percent '
+                                     '(0 to 100).')
         if self.results and not self.dataset:
             raise ValueError('results without a dataset: name what they were measured on, such as '
                              "dataset='Imagenette, validation split'.")
@@ -87,7 +93,7 @@ def model_card(
         base_model: hub repository that the weights were made from.
     """
     parts = [
-        _front_matter(data, base_model),
+        _front_matter(_task(model), data, base_model),
         f'# {name}',
         data.description or 'What these weights are and how they were made was not stated.',
         _facts(model, data, base_model),
@@ -101,10 +107,14 @@ def model_card(
     return '\n\n'.join([*parts, '## Citation', _PAPER]) + '\n'
 
 
-def _front_matter(data: CardData, base_model: Optional[str]) -> str:
+def _task(model: nn.Module) -> str:
+    return getattr(model, 'task', 'classification')  # type: ignore[return-value]
+
+
+def _front_matter(task: str, data: CardData, base_model: Optional[str]) -> str:
     front: Dict[str, Any] = dict(
-        tags=['image-classification', 'timm', 'rs_timm', 'resolution-switchable'],
-        pipeline_tag='image-classification',
+        tags=[f'image-{task}', 'timm', 'rs_timm', 'resolution-switchable'],
+        pipeline_tag=f'image-{task}',
         library_name='timm',
     )
     if data.license:
@@ -135,6 +145,7 @@ def _usage(model: nn.Module, source: str) -> str:
     resolution = resolutions[len(resolutions) // 2]
     channels = model.pretrained_cfg['input_size'][0]
     mode = {1: 'L', 4: 'RGBA'}.get(channels, 'RGB')
+    shape = '  # [1, classes, height / 4, width / 4]' if _task(model) == 'segmentation' else ''
     return f'''The network needs the package `rs_timm`: importing it registers the architecture with timm.
 
 ```python
@@ -153,7 +164,7 @@ image = transform(Image.open('photo.jpg').convert({mode!r}))  # [{channels}, {re
 
 rs_timm.set_resolution(model, resolution)  # or None, the default: follow the size of the input
 with torch.inference_mode():
-    probabilities = model(image[None]).softmax(1)
+    probabilities = model(image[None]).softmax(1){shape}
 ```'''
 
 
@@ -168,16 +179,17 @@ def _count(model: nn.Module, resolution: int) -> str:
 
 def _table(model: nn.Module, data: CardData) -> str:
     measured_on = f'Accuracy on {data.dataset}. ' if data.results else ''
+    metrics = _METRICS[_task(model)]
     lines: List[str] = [
         f'{measured_on}One MAdd is one multiply-add of a convolution or linear layer, for one square image.',
         '',
-        f"| Resolution | MAdds (M) | {' | '.join(_METRICS.values())} |",
-        '|---:|---:|' + '---:|' * len(_METRICS),
+        f"| Resolution | MAdds (M) | {' | '.join(metrics.values())} |",
+        '|---:|---:|' + '---:|' * len(metrics),
     ]
     private = get_resolutions(model)
     for resolution in sorted({*private, *data.results}, reverse=True):
         figures = data.results.get(resolution, {})
-        cells = [f'{figures[key]:.1f}' if key in figures else 'not measured' for key in _METRICS]
+        cells = [f'{figures[key]:.1f}' if key in figures else 'not measured' for key in metrics]
         label = str(resolution) if resolution in private else f'{resolution} (interpolated)'
         lines.append(f"| {label} | {_count(model, resolution)} | {' | '.join(cells)} |")
     return '\n'.join(lines)

@@ -18,16 +18,18 @@ ALLOWED = {
     'loss': set(),
     'data': {'pictures'},
     'models': {'layers'},
+    'segmentation': {'layers', 'models'},
     'analysis': {'layers'},
     'calibration': {'layers'},
     'card': {'layers', 'analysis'},
     'hub': {'layers', 'models', 'card', 'analysis'},
-    'training': {'layers', 'models', 'data', 'loss', 'calibration', 'analysis'},
+    'training': {'segmentation', 'layers', 'models', 'data', 'loss', 'calibration', 'analysis'},
     'export': {'layers', 'resolutions', 'analysis', 'runtime'},
     'run': set(),
     'cli': {'commands'},
     'commands': {
-        'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'hub', 'loss', 'runtime', 'training'},
+        'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'hub', 'loss', 'runtime',
+        'segmentation', 'training'},
     '__main__': {'cli'},
 }
 

@@ -1,4 +1,4 @@
-"""rs-timm eval: top-1 and top-5 on a folder of labelled pictures, at any sizes, in one pass."""
+"""rs-timm eval: top-1 and top-5 on labelled pictures, or IoU on pictures with masks, at any sizes, in one pass."""
 import argparse
 from typing import Any, Dict, Mapping, Optional, Sequence
 
@@ -9,8 +9,10 @@ from torch import nn
 from rs_timm.data import MultiResLoader, create_multires_loader
 from rs_timm.layers import get_resolutions
 from rs_timm.training import evaluate, results_rows, results_table, write_results_csv
+from rs_timm.training.build import task_of
 from rs_timm.training.processes import is_first_process, join_processes, process_count, process_rank
 
+from ._masks import evaluate_segmentation
 from ._model import describe_preprocessing, load_model, positive_int
 from ._shell import report
 
@@ -20,7 +22,7 @@ _PRECISIONS = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
 def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser('eval', help='top-1 and top-5 at any sizes, in one pass over the data')
+    parser = subparsers.add_parser('eval', help='top-1 and top-5, or mean IoU, at any sizes, in one pass over the data')
     parser.add_argument('model', metavar='MODEL', help="as for 'rs-timm predict'")
     parser.add_argument('--data', required=True, metavar='DIR', help='pictures in DIR/SPLIT/CLASS, or in DIR/CLASS')
     parser.add_argument('--split', default='val', help='sub-folder of the data (default: val)')
@@ -39,6 +41,13 @@ def register(subparsers: Any) -> None:
     parser.add_argument('--amp', nargs='?', const='bfloat16', choices=sorted(_PRECISIONS), help='run under autocast')
     parser.add_argument('--skip-corrupt', action='store_true', help='leave out pictures that cannot be read')
     parser.add_argument('--csv', metavar='FILE', help="write the results too, with the columns of timm's validate.py")
+    masks = parser.add_argument_group('segmentation', 'for a network such as rs_refinenet_resnet18; DIR has '
+                                      'SPLIT/images and SPLIT/masks')
+    masks.add_argument('--ignore-label', type=int, default=255, metavar='V',
+                       help='mask value of pixels without a class (default: 255)')
+    masks.add_argument('--per-class', action='store_true', help='print the IoU of each class')
+    masks.add_argument('--overlays', metavar='DIR', help='draw the predictions of the first pictures there')
+    masks.add_argument('--overlay-count', type=positive_int, default=4, metavar='N', help='how many (default: 4)')
     parser.set_defaults(run=run)
 
 
@@ -48,11 +57,12 @@ def run(args: argparse.Namespace) -> int:
     config = resolve_model_data_config(model)
     sizes = tuple(sorted(set(args.resolutions or get_resolutions(model)), reverse=True))
     alpha = _alpha(model, sizes) if args.ensemble else {}
+    if task_of(model) == 'segmentation':
+        _print_heading(args, config, device)
+        return evaluate_segmentation(args, model, config, sizes, alpha, _PRECISIONS.get(args.amp), device)
     loader = _loader(args, config, sizes, device)
     _check_classes(loader, model, args.data)
-    if is_first_process():
-        print(f'# {args.model} on {args.data} ({args.split}), {device}, {args.amp or "float32"}; '
-              f'{describe_preprocessing(config)}', flush=True)
+    _print_heading(args, config, device)
     results = evaluate(model, loader, sizes, alpha, _PRECISIONS.get(args.amp), device)
     for message in loader.damaged:
         report(f'warning: skipped {message}')
@@ -69,6 +79,12 @@ def run(args: argparse.Namespace) -> int:
             )
             write_results_csv(args.csv, results_rows(results, args.model, **columns))
     return 0
+
+
+def _print_heading(args: argparse.Namespace, config: Mapping[str, Any], device: torch.device) -> None:
+    if is_first_process():
+        print(f'# {args.model} on {args.data} ({args.split}), {device}, {args.amp or "float32"}; '
+              f'{describe_preprocessing(config)}', flush=True)
 
 
 def _alpha(model: nn.Module, sizes: Sequence[int]) -> Dict[int, float]:

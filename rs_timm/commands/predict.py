@@ -58,8 +58,11 @@ def class_names(model: nn.Module) -> Callable[[int], str]:
     """Class index -> name: as the model's cfg says, else ImageNet's if the number of classes fits, else a number.
 
     Raises:
-        ValueError: a network without classifier.
+        ValueError: a network without classifier, or for segmentation.
     """
+    if getattr(model, 'task', 'classification') != 'classification':
+        raise ValueError(f'{type(model).__name__} is for {model.task}: rs-timm eval --overlays DIR draws what it '
+                         'predicts.')
     if not getattr(model, 'num_classes', 0):
         raise ValueError('the model has no classifier (num_classes=0): there are no classes to predict.')
     cfg = getattr(model, 'pretrained_cfg', None) or {}

@@ -24,7 +24,8 @@ def register(subparsers: Any) -> None:
                     'rs_timm train MODEL ... SIGTERM and Ctrl-C save and stop; the same command with --resume goes on.',
     )
     parser.add_argument('model', metavar='MODEL', help="a name of 'rs-timm list', or any BatchNorm network of timm")
-    parser.add_argument('--data', required=True, metavar='DIR', help='folder with train/CLASS/* and val/CLASS/*')
+    parser.add_argument('--data', required=True, metavar='DIR',
+                        help='folder with train/CLASS/* and val/CLASS/*; for segmentation train/images, train/masks, ...')
     parser.add_argument('--out', metavar='DIR', help='folder to write (default: runs/MODEL)')
     parser.add_argument('--resume', action='store_true', help='go on from the checkpoint in --out, if there is one')
     parser.add_argument('--recipe', default='imagenette', choices=list(RECIPES), help='(default: %(default)s)')

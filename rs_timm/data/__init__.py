@@ -3,6 +3,17 @@ from rs_timm.pictures import ImageError, open_image
 
 from .folder import ImageFiles
 from .images import image_transform
+from .mask_loader import create_mask_loader
+from .masks import MaskFolder
 from .multires import MultiResLoader, create_multires_loader
 
-__all__ = ['ImageError', 'ImageFiles', 'MultiResLoader', 'create_multires_loader', 'image_transform', 'open_image']
+__all__ = [
+    'ImageError',
+    'ImageFiles',
+    'MaskFolder',
+    'MultiResLoader',
+    'create_mask_loader',
+    'create_multires_loader',
+    'image_transform',
+    'open_image',
+]

@@ -2,20 +2,20 @@
 import os
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup, create_dataset
 from timm.data.random_erasing import RandomErasing
-from timm.data.transforms import str_to_pil_interp
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from rs_timm.pictures import ImageError
 
+from .checks import check_batches, check_count, check_interpolation, check_sizes
 from .crops import CROPS, SeparateCrops, check_crop
 from .device import REDUCTIONS, BatchFinisher, Images, prefetched
 from .order import EpochBatches
-from .samples import MultiResDataset, ViewBatch, collate_views
+from .samples import MultiResDataset, Sample, ViewBatch, collate_views
 from .views import FLIPS, RESIZERS, EvalViews, TrainViews
 
 __all__ = ['MODES', 'MultiResLoader', 'create_multires_loader']
@@ -42,6 +42,7 @@ class MultiResLoader:
             finisher: BatchFinisher,
             num_workers: int = 4,
             skip_corrupt: bool = False,
+            collate: Callable[[Sequence[Sample]], ViewBatch] = collate_views,
     ) -> None:
         self.dataset = samples.dataset
         self.resolutions = finisher.resolutions
@@ -60,7 +61,7 @@ class MultiResLoader:
             samples,
             batch_sampler=order,
             num_workers=num_workers,
-            collate_fn=collate_views,
+            collate_fn=collate,
             pin_memory=cuda,
             persistent_workers=num_workers > 0,
             worker_init_fn=_leave_process_group,
@@ -212,18 +213,17 @@ def create_multires_loader(
 
     Source: Sections 3.1 and 4.1 of the paper.
     """
-    sizes = _check_sizes(resolutions)
+    sizes = check_sizes(resolutions)
     is_training = split == 'train' if is_training is None else is_training
     resizer = resizer or ('pillow' if mode == 'loader' else 'torch')
     _check_choices(mode=mode, flip=flip, crop=crop, resizer=resizer, crop_mode=crop_mode)
     check_crop(crop, same_size, mode, draft)
-    _check_interpolation(interpolation, is_training, on_torch=mode == 'device' or is_training and resizer == 'torch')
-    _check_share(batch_size, rank, world_size)
+    check_interpolation(interpolation, is_training, on_torch=mode == 'device' or is_training and resizer == 'torch')
+    check_batches(batch_size, rank, world_size)
     dataset = _dataset(root_or_dataset, split, dataset_kwargs)
     count = len(dataset)  # type: ignore[arg-type]
-    if is_training and count < batch_size * world_size:
-        raise ValueError(f'batch_size {batch_size} on each of {world_size} process(es) is more than the {count} '
-                         f'pictures there are: take at most {count // world_size}.')
+    if is_training:
+        check_count(count, batch_size, world_size)
     made = sizes if mode == 'loader' else sizes[:1]
     transform: Union[TrainViews, SeparateCrops, EvalViews]
     if is_training:
@@ -248,39 +248,11 @@ def create_multires_loader(
     return MultiResLoader(samples, order, finisher, num_workers, skip_corrupt)
 
 
-def _check_sizes(resolutions: Iterable[int]) -> Tuple[int, ...]:
-    sizes = tuple(resolutions)
-    if not sizes or len(set(sizes)) != len(sizes) or any(int(size) != size or size < 1 for size in sizes):
-        raise ValueError(f'resolutions {sizes}: name distinct positive sizes in pixels, as in (224, 160, 96).')
-    return tuple(sorted((int(size) for size in sizes), reverse=True))
-
-
 def _check_choices(**chosen: str) -> None:
     for name, value in chosen.items():
         allowed = _CHOICES[name]
         if value not in allowed:
             raise ValueError(f"{name} {value!r} is unknown: use one of {', '.join(allowed)}.")
-
-
-def _check_interpolation(interpolation: str, is_training: bool, on_torch: bool) -> None:
-    if interpolation == 'random':
-        if not is_training:
-            raise ValueError("interpolation 'random' is for training: name one, such as 'bilinear', for evaluation.")
-        return
-    try:
-        str_to_pil_interp(interpolation)
-    except KeyError:
-        raise ValueError(f"interpolation {interpolation!r} is unknown: use 'bilinear', for example.") from None
-    if on_torch and interpolation not in REDUCTIONS:
-        raise ValueError(f"interpolation {interpolation!r} is not one of torch's, {', '.join(REDUCTIONS)}: use one, or "
-                         "mode='loader' with resizer='pillow'.")
-
-
-def _check_share(batch_size: int, rank: int, world_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f'batch_size {batch_size}: it must be at least 1.')
-    if not 0 <= rank < world_size:
-        raise ValueError(f'rank {rank} of world_size {world_size}: ranks are 0 to world_size - 1.')
 
 
 def _dataset(root_or_dataset: Any, split: str, kwargs: Dict[str, Any]) -> Dataset[Any]:

@@ -156,6 +156,8 @@ def _constructor_arguments(network: nn.Module) -> Dict[str, Any]:
     )
     if network.pretrained_cfg['architecture'] == 'rs_switchable':  # type: ignore[index]
         args['base'] = network.stock_architecture
+    if 'encoder_weights' in getattr(network, '_model_args', {}):
+        args['encoder_weights'] = None  # the saved weights are those of the whole network
     pools = [module.pool_type for module in network.modules() if isinstance(module, SelectAdaptivePool2d)]
     if len(pools) == 1 and pools[0] != 'avg':
         args['global_pool'] = pools[0]

@@ -1,4 +1,5 @@
 """Multi-resolution ensemble distillation as pure functions of `{resolution: logits}`."""
+from .dense import IGNORED, dense_mred_loss, labelled_pixels
 from .mred import (
     MODES,
     classification_loss,
@@ -10,11 +11,14 @@ from .mred import (
 )
 
 __all__ = [
+    'IGNORED',
     'MODES',
     'classification_loss',
+    'dense_mred_loss',
     'distillation_loss',
     'ensemble_logits',
     'ensemble_loss',
     'ensemble_weights',
+    'labelled_pixels',
     'mred_loss',
 ]

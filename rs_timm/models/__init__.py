@@ -1,17 +1,20 @@
 """Registered models, and the way to make any timm network one. Importing this registers them."""
 from . import rs_mobilenetv2, rs_resnet, rs_switchable
+from ._builder import build_switchable
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, is_paper_layout
-from ._manifest import file_sha256, manifest, weights_dir
+from ._manifest import file_sha256, manifest, manifest_cfgs, weights_dir
 from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin, switchable
 
 __all__ = [
     'DEFAULT_RESOLUTIONS',
     'PAPER_PREPROCESSING',
     'SwitchableMixin',
+    'build_switchable',
     'checkpoint_filter_fn',
     'file_sha256',
     'is_paper_layout',
     'manifest',
+    'manifest_cfgs',
     'rs_mobilenetv2',
     'rs_resnet',
     'rs_switchable',

@@ -63,7 +63,7 @@ def _paper_cfg(stock_cfg: Any) -> Dict[str, Any]:
 def build_switchable(
         model_cls: Callable[..., nn.Module],
         variant: str,
-        stock_name: str,
+        stock_name: Optional[str],
         pretrained: bool,
         pretrained_cfg: Any = None,
         pretrained_cfg_overlay: Optional[Dict[str, Any]] = None,

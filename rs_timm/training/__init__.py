@@ -1,5 +1,6 @@
 """Train and evaluate RS-Nets: the task, the loop, checkpoints and recipes."""
 from .evaluate import evaluate, results_rows, results_table, write_results_csv
+from .evaluate_masks import confusion_matrices, evaluate_masks, masks_table
 from .loop import NonFiniteError, Trainer
 from .memory import keep_freed_memory
 from .recipe import Recipe
@@ -17,9 +18,12 @@ __all__ = [
     'Stopped',
     'Trained',
     'Trainer',
+    'confusion_matrices',
     'evaluate',
+    'evaluate_masks',
     'get_recipe',
     'keep_freed_memory',
+    'masks_table',
     'results_rows',
     'results_table',
     'train',

@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rs_timm.layers import extract, is_switchable, pack
 from rs_timm.models import switchable
+from rs_timm.segmentation import load_encoder
 
 from .recipe import Recipe
 
-__all__ = ['build_model', 'create_optimizer', 'freeze', 'resized']
+__all__ = ['build_model', 'check_task', 'create_optimizer', 'freeze', 'resized', 'task_of']
 
 _logger = logging.getLogger(__name__)
 
@@ -37,12 +38,26 @@ def build_model(name: str, recipe: Recipe, num_classes: int) -> nn.Module:
     except RuntimeError as error:  # timm's 'Unknown model'
         raise ValueError(f'model {name!r}: {error}. rs_timm has {", ".join(timm.list_models("rs_*"))}, and converts '
                          'any BatchNorm network of timm.list_models().') from error
+    check_task(model, recipe.task)
     if recipe.init:
         _load_init(model, recipe.init)
     if recipe.shared_bn:
         model = extract(model, max(recipe.resolutions))
     _describe_input(model, recipe)
     return freeze(model, recipe.train)
+
+
+def task_of(model: nn.Module) -> str:
+    """What a network is for: 'classification' or 'segmentation'."""
+    return getattr(model, 'task', 'classification')  # type: ignore[return-value]
+
+
+def check_task(model: nn.Module, task: str) -> None:
+    """Refuse a network that is for something else than `task`."""
+    if task_of(model) != task:
+        names = [name for name in timm.list_models('rs_*') if ('refinenet' in name) == (task == 'segmentation')]
+        raise ValueError(f'{type(model).__name__} is for {task_of(model)}, the recipe for {task}: take one of '
+                         f'{", ".join(names)}, or another recipe.')
 
 
 def _describe_input(model: nn.Module, recipe: Recipe) -> None:
@@ -64,6 +79,8 @@ def _load_init(model: nn.Module, init: str) -> None:
     """Start from weights of another network; a classifier for other classes starts anew."""
     state = _read_init(init)
     own = model.state_dict()
+    if task_of(model) == 'segmentation' and not any(key.startswith('encoder.') for key in state):
+        return load_encoder(model.encoder, init)  # type: ignore[arg-type]
     head = model.pretrained_cfg.get('classifier', 'fc')
     for key in (f'{head}.weight', f'{head}.bias'):
         if key in state and key in own and state[key].shape != own[key].shape:

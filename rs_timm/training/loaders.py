@@ -114,6 +114,9 @@ class Loaders:
         made = self._made.get(is_training)
         if made is None or made.resolutions != sizes or made.mixup is not kwargs.get('mixup'):
             source = self.data if made is None else made.dataset  # the folder is listed once
-            made = self._made[is_training] = create_multires_loader(
-                source, sizes, split=self.splits[not is_training], is_training=is_training, **self.common, **kwargs)
+            made = self._made[is_training] = self._create(
+                source, sizes, split=self.splits[not is_training], is_training=is_training, **kwargs)
         return made
+
+    def _create(self, source: Any, sizes: Tuple[int, ...], **kwargs: Any) -> MultiResLoader:
+        return create_multires_loader(source, sizes, **self.common, **kwargs)

@@ -5,7 +5,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -62,6 +62,7 @@ class Trainer:
         output: folder of the checkpoint, last.pth.
         reporter: where to tell how it goes; on the first process alone.
         checkpoint_minutes: time between checkpoints within an epoch; there is one at its end anyway.
+        measure: `evaluate`, or `evaluate_masks`.
     """
 
     def __init__(
@@ -74,9 +75,10 @@ class Trainer:
             output: Path,
             reporter: Optional[Reporter] = None,
             checkpoint_minutes: float = 5.,
+            measure: Callable[..., Mapping[Union[int, str], Mapping[str, float]]] = evaluate,
     ) -> None:
         self.task, self.recipe, self.optimizer, self.schedule = task, recipe, optimizer, schedule
-        self.loaders, self.reporter = loaders, reporter
+        self.loaders, self.reporter, self.measure = loaders, reporter, measure
         self.path = Path(output) / 'last.pth'
         self.checkpoint_seconds = 60 * checkpoint_minutes
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=recipe.precision == 'float16')
@@ -166,7 +168,7 @@ class Trainer:
         sets = self.recipe.measured_sets(self.position.epoch)
         weights = self.task.ensemble_weights(ema=ema)
         with self._autocast():
-            return evaluate(
+            return self.measure(
                 resized(self.task.get_eval_model(ema=ema), sets),
                 self.loaders.evaluation(sets),
                 alpha={size: weights[r] for size, r in sets.items()} if 1 < len(weights) == len(sets) else {},
@@ -183,7 +185,7 @@ class Trainer:
                 epoch=position.epoch + 1,
                 resolution=resolution,
                 size=size,
-                **{key: measured[key] for key in ('top1', 'top5', 'loss')},
+                **{key: value for key, value in measured.items() if key != 'count'},
                 alpha=weights.get(resolution, math.nan),
                 **{f'train_{name}': value for name, value in position.means().items()},
                 lr=self.optimizer.param_groups[0]['lr'],

@@ -9,6 +9,7 @@ from rs_timm.loss import MODES
 __all__ = ['Recipe']
 
 _CHOICES = {
+    'task': ('classification', 'segmentation'),
     'train': ('all', 'head', 'bn'),
     'crop': ('shared', 'per_resolution'),
     'mred': tuple(MODES),
@@ -20,7 +21,11 @@ _RANGES = {
     'epochs': (1, _MANY), 'batch_size': (1, _MANY), 'accumulate': (1, _MANY), 'limit_batches': (0, _MANY),
     'lr': (0, _MANY), 'weight_decay': (0, _MANY), 'clip_grad': (0, _MANY), 'warmup_epochs': (0, _MANY),
     'smoothing': (0, 1), 'ema': (0, 1), 'progressive': (0, 1), 'hflip': (0, 1), 're_prob': (0, 1),
-    'crop_pct': (0.01, 1), 'same_size': (0, _MANY),
+    'crop_pct': (0.01, 1), 'same_size': (0, _MANY), 'ignore_label': (0, 255),
+}
+_WITHOUT_MASKS = {  # what is not there for segmentation, and its value when it is off
+    'same_size': 0, 'crop': 'shared', 'flip': 'shared', 'resize': 'loader', 'auto_augment': '', 're_prob': 0.,
+    'mixup': 0., 'cutmix': 0., 'crop_pct': 1.,
 }
 
 
@@ -75,6 +80,9 @@ class Recipe:
         re_prob: probability of random erasing
         mixup: alpha of mixup; 0: none
         cutmix: alpha of cutmix; 0: none
+        task: classification, or segmentation of pictures with masks
+        labels: names of the classes in masks, in the order of their values
+        ignore_label: value in masks of pixels without a class
         precision: float32, bfloat16 or float16, through autocast
         channels_last: memory format of images and weights
         sync_bn: BatchNorm statistics over all processes; CUDA alone
@@ -132,6 +140,9 @@ class Recipe:
     re_prob: float = 0.
     mixup: float = 0.
     cutmix: float = 0.
+    task: str = 'classification'
+    labels: Tuple[str, ...] = ()
+    ignore_label: int = 255
     # Numerics
     precision: str = 'float32'
     channels_last: bool = False
@@ -162,7 +173,17 @@ class Recipe:
         if self.same_size and self.progressive:
             raise ValueError(f'same_size {self.same_size} with progressive {self.progressive}: the sizes of an epoch '
                              'are those of one or the other.')
+        if self.task == 'segmentation':
+            self._check_segmentation()
         self.model_kwargs()
+
+    def _check_segmentation(self) -> None:
+        if not self.labels:
+            raise ValueError('labels is empty: segmentation needs the names of its classes, in the order of the mask '
+                             'values.')
+        for field, off in _WITHOUT_MASKS.items():
+            if getattr(self, field) != off:
+                raise ValueError(f'{field} {getattr(self, field)!r} is for classification: segmentation takes {off!r}.')
 
     @property
     def small_epochs(self) -> int:

@@ -3,6 +3,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Dict, Tuple, Type
 
 from .recipe import Recipe
+from .segmentation_recipes import SEGMENTATION_RECIPES
 
 __all__ = ['RECIPES', 'get_recipe']
 
@@ -87,6 +88,7 @@ RECIPES: Dict[str, Type[Recipe]] = {
     'rs_resnet50_in1k': RSResNet50ImageNet,
     'rs_mobilenetv2_in1k': RSMobileNetV2ImageNet,
     'imagenette': Imagenette,
+    **SEGMENTATION_RECIPES,
 }
 
 

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
@@ -63,7 +63,8 @@ class Reporter:
         _logger.info(epoch_line(rows))
         if self.events is not None:
             for row in _last_epoch(rows):
-                self.events.add_scalar(f"top1/{row['resolution']}", row['top1'], row['epoch'])
+                metric, _ = headline(row)
+                self.events.add_scalar(f"{metric}/{row['resolution']}", row[metric], row['epoch'])
             for name in LOSSES:
                 self.events.add_scalar(f'loss/{name}', rows[-1][f'train_{name}'], rows[-1]['epoch'])
             self.events.flush()
@@ -91,13 +92,19 @@ def _last_epoch(rows: Rows) -> Rows:
     return [row for row in rows if row['epoch'] == rows[-1]['epoch']]
 
 
+def headline(row: Dict[str, Any]) -> Tuple[str, str]:
+    """The column of the result that counts, in percent, and what to call it."""
+    return ('mean_iou', 'mean IoU') if 'mean_iou' in row else ('top1', 'top-1')
+
+
 def epoch_line(rows: Rows) -> str:
-    """The last epoch: seconds, mean training losses, and top-1 in percent per resolution."""
+    """The last epoch: seconds, mean training losses, and top-1 or mean IoU in percent per resolution."""
     last = _last_epoch(rows)
     parts = ', '.join(f"{name} {last[0][f'train_{name}']:.3f}" for name in LOSSES[1:])
-    top1 = '  '.join(f"{row['resolution']}{_fed_with(row)}: {row['top1']:.2f}" for row in last)
+    metric, label = headline(last[0])
+    results = '  '.join(f"{row['resolution']}{_fed_with(row)}: {row[metric]:.2f}" for row in last)
     loss = f"{last[0]['train_loss']:.3f} ({parts})"
-    return f"epoch {last[0]['epoch']}  {last[0]['seconds']:.0f} s  loss {loss}  top-1 {top1}"
+    return f"epoch {last[0]['epoch']}  {last[0]['seconds']:.0f} s  loss {loss}  {label} {results}"
 
 
 def _fed_with(row: Dict[str, Any]) -> str:
@@ -105,14 +112,15 @@ def _fed_with(row: Dict[str, Any]) -> str:
 
 
 def plot_curves(rows: Rows, path: Path) -> None:
-    """Losses, top-1 per resolution and ensemble weights over the epochs, as a picture; needs matplotlib."""
+    """Losses, top-1 or mean IoU, and ensemble weights over the epochs, as a picture; needs matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         _logger.warning('no picture of the curves: it needs matplotlib, pip install "rs_timm[plot]"')
         return
     figure = Figure(figsize=(13, 4), layout='constrained')
-    loss, top1, alpha = figure.subplots(1, 3)
+    metric, name_of_metric = headline(rows[0])
+    loss, result, alpha = figure.subplots(1, 3)
     series: Dict[Any, list] = {}
     for row in rows:
         series.setdefault(row['resolution'], []).append(row)
@@ -121,10 +129,10 @@ def plot_curves(rows: Rows, path: Path) -> None:
         loss.plot([row['epoch'] for row in first], [row[f'train_{name}'] for row in first], label=name)
     for resolution, own in series.items():
         epochs = [row['epoch'] for row in own]
-        top1.plot(epochs, [row['top1'] for row in own], label=str(resolution))
+        result.plot(epochs, [row[metric] for row in own], label=str(resolution))
         if not math.isnan(own[-1]['alpha']):
             alpha.plot(epochs, [row['alpha'] for row in own], label=str(resolution))
-    for axes, label in ((loss, 'training loss'), (top1, 'top-1, %'), (alpha, 'weight in the ensemble')):
+    for axes, label in ((loss, 'training loss'), (result, f'{name_of_metric}, %'), (alpha, 'weight in the ensemble')):
         axes.set_xlabel('epoch')
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

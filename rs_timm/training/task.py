@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rs_timm.layers import check_resolutions, get_resolutions, is_switchable, use_resolution
 from rs_timm.layers.selector import selectors_of
-from rs_timm.loss import MODES, ensemble_weights, mred_loss
+from rs_timm.loss import MODES, dense_mred_loss, ensemble_weights, mred_loss
 
 __all__ = ['MREDTask']
 
@@ -70,16 +70,17 @@ class MREDTask(TrainingTask):
 
         Args:
             input: resolution of a set -> images [N, 3, H, W]; every set must be there.
-            target: class indices [N] or probabilities [N, C].
+            target: class indices [N] or probabilities [N, C]; for segmentation a mask of the largest size [N, H, W].
 
         Returns:
             'loss', 'classification', 'ensemble', 'distillation' (scalars), 'output' (logits of the largest resolution
-            [N, C], which timm's scripts expect) and 'logits' (of all).
+            [N, C], which timm's scripts expect) and 'logits' (of all; for segmentation [N, C, h, w]).
         """
         if tuple(sorted(input, reverse=True)) != self.resolutions:
             raise ValueError(f'the batch has the resolutions {tuple(input)}, a step needs each of {self.resolutions}.')
         logits = self.trainable_module(dict(input))
-        losses = mred_loss(logits, target, self.alpha, self.mode, self.smoothing)
+        loss = dense_mred_loss if target.ndim == 3 else mred_loss
+        losses = loss(logits, target, self.alpha, self.mode, self.smoothing)
         return dict(losses, output=logits[self.resolutions[0]], logits=logits)
 
     @property

@@ -12,8 +12,11 @@ from torch import nn
 
 from .build import build_model, create_optimizer
 from .checkpoint import write_atomically
+from .evaluate import evaluate
+from .evaluate_masks import evaluate_masks
 from .loaders import Loaders
 from .loop import Trainer
+from .mask_loaders import MaskLoaders
 from .processes import is_first_process, join_processes, process_rank
 from .recipe import Recipe
 from .report import Reporter, plot_curves
@@ -80,7 +83,7 @@ def train(
 
     Args:
         model: a registered `rs_*` name, or any BatchNorm network of timm.
-        data: folder with one sub-folder per split and class.
+        data: folder with one sub-folder per split and class; for segmentation see `rs_timm.data.MaskFolder`.
         recipe: what decides the result, see `get_recipe`.
         output: folder, made if it is not there.
         resume: go on from the checkpoint in `output`; without one, start.
@@ -120,7 +123,9 @@ def _create_trainer(
         device: torch.device,
         options: Options,
 ) -> Trainer:
-    loaders = Loaders(data, recipe, options.splits, device, options.workers, options.skip_corrupt)
+    dense = recipe.task == 'segmentation'
+    make_loaders = MaskLoaders if dense else Loaders
+    loaders = make_loaders(data, recipe, options.splits, device, options.workers, options.skip_corrupt)
     random_seed(recipe.seed)  # all processes start from the same weights ...
     task = _create_task(model, recipe, len(loaders.class_names), device)
     random_seed(recipe.seed, process_rank())  # ... and each drops paths of its own
@@ -136,7 +141,9 @@ def _create_trainer(
     if is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
         reporter = Reporter(folder, options.progress, options.tensorboard)
-    return Trainer(task, recipe, optimizer, schedule, loaders, folder, reporter, options.checkpoint_minutes)
+    return Trainer(
+        task, recipe, optimizer, schedule, loaders, folder, reporter, options.checkpoint_minutes,
+        measure=evaluate_masks if dense else evaluate)
 
 
 def _create_task(name: str, recipe: Recipe, num_classes: int, device: torch.device) -> MREDTask:

@@ -1,0 +1,167 @@
+"""Pictures with masks in a folder: which files belong together, and what the values of a mask mean."""
+from os import PathLike
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Sequence, Tuple, Union
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from rs_timm.pictures import ImageError, open_image, reason
+
+__all__ = ['IGNORED', 'MaskFolder', 'MaskedPicture', 'class_values']
+
+IGNORED = 255  # in what `MaskFolder` gives: this pixel has no class
+
+# Names of the sub-folders with pictures and with masks.
+_BY_SPLIT = (('images', 'masks'), ('rgb', 'labels_40'))  # ROOT/SPLIT/...: CamVid here; NYUDv2 as ESANet prepares it
+_BY_LIST = (('RGB', 'Label'), ('images', 'masks'))  # ROOT/..., with ROOT/SPLIT.txt: NYUDv2 as CMX and DFormer have it
+_UNKNOWN = -1
+
+
+class MaskedPicture(NamedTuple):
+    picture: Image.Image  # upright RGB
+    mask: np.ndarray  # uint8 [height, width]: class indices, or IGNORED
+
+
+def class_values(num_classes: int, ignore_label: int = IGNORED) -> List[int]:
+    """The mask values of the classes, in order: the smallest ones but for `ignore_label`.
+
+    >>> class_values(3), class_values(3, ignore_label=0)
+    ([0, 1, 2], [1, 2, 3])
+    """
+    if not 0 < num_classes < 256 or not 0 <= ignore_label < 256:
+        raise ValueError(f'{num_classes} classes, ignore_label {ignore_label}: masks have 8 bits, so that there are 1 '
+                         'to 255 classes, and the ignored value is in 0 to 255.')
+    return [value for value in range(num_classes + 1) if value != ignore_label][:num_classes]
+
+
+class MaskFolder(Dataset[MaskedPicture]):
+    """The pictures and masks of one split, in the order of their names.
+
+    Known are ROOT/SPLIT/images with ROOT/SPLIT/masks (or rgb with labels_40), where a mask has the name of its picture
+    but for the ending, and ROOT/SPLIT.txt, whose lines name a picture and its mask, or both by one name in ROOT/RGB and
+    ROOT/Label. Masks have one channel or a palette, and the size of their picture.
+
+    Args:
+        root: the folder.
+        split: such as 'train'.
+        classes: names of the classes.
+        ignore_label: mask value of pixels without a class; the classes are the smallest other values, in order.
+        smallest: sides in pixels that a picture must have, the output stride of the networks.
+
+    Attributes:
+        pairs: (picture, mask) as paths.
+
+    Raises:
+        ValueError: no such folder or split, a picture without a mask, or numbers that do not fit 8 bits. On access,
+            ImageError: a file that cannot be read, a mask of another size, a value that is no class, a picture too
+            small; the message names the file.
+    """
+
+    def __init__(
+            self,
+            root: Union[str, 'PathLike[str]'],
+            split: str,
+            classes: Sequence[str],
+            ignore_label: int = IGNORED,
+            smallest: int = 32,
+    ) -> None:
+        self.root, self.split = Path(root), split
+        self.classes = tuple(classes)
+        self.ignore_label = ignore_label
+        self.smallest = smallest
+        self.values = class_values(len(self.classes), ignore_label)
+        self.pairs = _pairs(self.root, split)
+        self._meaning = np.full(256, _UNKNOWN, dtype=np.int16)
+        self._meaning[self.values] = np.arange(len(self.values))
+        self._meaning[ignore_label] = IGNORED
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> MaskedPicture:
+        file, mask_file = self.pairs[index]
+        picture = open_image(file)
+        if min(picture.size) < self.smallest:
+            raise ImageError(f'{file}: {picture.width}x{picture.height} pixels; each side needs at least '
+                             f'{self.smallest}, the output stride of the network.')
+        mask = _read_mask(mask_file)
+        if mask.shape != picture.size[::-1]:
+            raise ImageError(f'{mask_file}: {mask.shape[1]}x{mask.shape[0]} pixels; its picture, {file}, has '
+                             f'{picture.width}x{picture.height}.')
+        return MaskedPicture(picture, self._classes(mask, mask_file))
+
+    def _classes(self, mask: np.ndarray, file: Path) -> np.ndarray:
+        """Mask values -> class indices."""
+        known = (mask >= 0) & (mask < len(self._meaning))
+        classes = self._meaning[np.where(known, mask, 0)]
+        wrong = ~known | (classes == _UNKNOWN)
+        if wrong.any():
+            raise ImageError(f'{file}: the value {int(mask[wrong][0])} is no class: expected {self.values[0]} to '
+                             f'{self.values[-1]} for the {len(self.values)} classes, or {self.ignore_label} for none '
+                             '(ignore_label, --ignore-label).')
+        return classes.astype(np.uint8)
+
+
+def _read_mask(file: Path) -> np.ndarray:
+    try:
+        with Image.open(file) as mask:
+            mode, values = mask.mode, np.asarray(mask)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(f'{file}: {reason(error)}') from error
+    if values.ndim != 2 or values.dtype == np.float32:
+        raise ImageError(f'{file}: a mask holds one whole number a pixel; this is a picture of kind {mode}.')
+    return values.astype(np.int32)
+
+
+def _pairs(root: Path, split: str) -> List[Tuple[Path, Path]]:
+    if not root.is_dir():
+        raise ValueError(f'{root}: no such folder; {_expected(root, split)}')
+    for pictures, masks in _BY_SPLIT:
+        if (root / split / pictures).is_dir() and (root / split / masks).is_dir():
+            return _matched(root / split / pictures, root / split / masks)
+    listing = root / f'{split}.txt'
+    if listing.is_file():
+        return _listed(root, listing)
+    raise ValueError(f'{root}: no split {split!r}; {_expected(root, split)}')
+
+
+def _expected(root: Path, split: str) -> str:
+    return f'expected {root}/{split}/images and {root}/{split}/masks, or {root}/{split}.txt with {root}/RGB and ' \
+           f'{root}/Label.'
+
+
+def _files(folder: Path) -> Dict[str, Path]:
+    """Name without ending -> picture file."""
+    endings = tuple(Image.registered_extensions())
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.name.lower().endswith(endings)}
+
+
+def _matched(pictures: Path, masks: Path) -> List[Tuple[Path, Path]]:
+    own, theirs = _files(pictures), _files(masks)
+    if not own:
+        raise ValueError(f'{pictures}: no pictures in it (.jpg, .png, ...).')
+    alone = [path for stem, path in own.items() if stem not in theirs]
+    if alone:
+        raise ValueError(f'{alone[0]}: has no mask in {masks} ({len(alone)} of {len(own)} pictures have none); '
+                         f'expected {masks / alone[0].stem}.png.')
+    return [(path, theirs[stem]) for stem, path in own.items()]
+
+
+def _listed(root: Path, listing: Path) -> List[Tuple[Path, Path]]:
+    lines = [line.split() for line in listing.read_text(encoding='utf-8').splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f'{listing}: it names no picture.')
+    if all(len(line) == 2 for line in lines):
+        pairs = [(root / picture, root / mask) for picture, mask in lines]
+    else:
+        folders = next((pair for pair in _BY_LIST if all((root / name).is_dir() for name in pair)), _BY_LIST[0])
+        own, theirs = (_files(root / name) if (root / name).is_dir() else {} for name in folders)
+        stems = [Path(line[0]).stem for line in lines]
+        pairs = [(own.get(stem, root / folders[0] / stem), theirs.get(stem, root / folders[1] / stem))
+                 for stem in stems]
+    missing = [path for pair in pairs for path in pair if not path.is_file()]
+    if missing:
+        raise ValueError(f'{missing[0]}: no such file; {listing} names it.')
+    return pairs

@@ -1,0 +1,72 @@
+"""MRED per pixel: logits of all resolutions at one size, one row a labelled pixel."""
+from typing import Dict, Mapping, Tuple
+
+import torch
+import torch.nn.functional as F
+
+from .mred import mred_loss
+
+__all__ = ['IGNORED', 'dense_mred_loss', 'labelled_pixels']
+
+IGNORED = 255  # in a mask: this pixel has no class
+
+
+def dense_mred_loss(
+        logits: Mapping[int, torch.Tensor],
+        masks: torch.Tensor,
+        alpha: torch.Tensor,
+        mode: str = 'full',
+        smoothing: float = 0.,
+) -> Dict[str, torch.Tensor]:
+    """`mred_loss` in which every labelled pixel is a sample: means are over the labelled pixels of the batch.
+
+    >>> logits = {64: torch.randn(2, 11, 16, 16), 32: torch.randn(2, 11, 8, 8)}
+    >>> masks = torch.randint(11, (2, 64, 64))
+    >>> sorted(dense_mred_loss(logits, masks, alpha=torch.zeros(2)))
+    ['classification', 'distillation', 'ensemble', 'loss']
+
+    Args:
+        logits: resolution in pixels -> [N, K, h, w], of any h and w.
+        masks: class of each pixel of the largest input [N, H, W]; 255: none, the pixel is left out.
+        alpha, mode, smoothing: see `mred_loss`.
+
+    Returns:
+        As `mred_loss`; all zero, with zero gradients, where no pixel is labelled.
+
+    Raises:
+        ValueError: a class that the logits do not have, or shapes that do not fit.
+
+    Source: Appendix B, Figure 7.
+    """
+    rows, classes = labelled_pixels(logits, masks)
+    if not len(classes):
+        nothing = torch.stack([z.float().sum() for z in (*rows.values(), alpha)]).sum() * 0.
+        return dict.fromkeys(('loss', 'classification', 'ensemble', 'distillation'), nothing)
+    return mred_loss(rows, classes, alpha, mode, smoothing)
+
+
+def labelled_pixels(
+        logits: Mapping[int, torch.Tensor],
+        masks: torch.Tensor,
+) -> Tuple[Dict[int, torch.Tensor], torch.Tensor]:
+    """Bring all logits to the size of the masks, bilinear, and pick the M labelled pixels: {r: [M, K]}, classes [M].
+
+    Args:
+        logits: resolution in pixels -> [N, K, h, w].
+        masks: [N, H, W] of classes, or 255.
+    """
+    for resolution, z in logits.items():
+        if z.ndim != 4 or masks.ndim != 3 or len(z) != len(masks):
+            raise ValueError(f'logits {tuple(z.shape)} of {resolution} for masks {tuple(masks.shape)}: expected [N, K, '
+                             'h, w] and [N, H, W]; is this a network for segmentation?')
+    labelled = masks != IGNORED
+    classes = masks[labelled].long()
+    num_classes = next(iter(logits.values())).shape[1]
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        raise ValueError(f'the masks have classes from {int(classes.min())} to {int(classes.max())}, the network '
+                         f'{num_classes}: they are 0 to {num_classes - 1}, and {IGNORED} for none.')
+    rows = {}
+    for resolution, z in logits.items():
+        full = F.interpolate(z.float(), size=masks.shape[-2:], mode='bilinear', align_corners=False)
+        rows[resolution] = full.permute(0, 2, 3, 1)[labelled]
+    return rows, classes
