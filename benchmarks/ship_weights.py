@@ -74,7 +74,7 @@ def ship(name: str, run: Path, data: str, workers: int) -> Dict[str, Any]:
 def _write_half(model: torch.nn.Module, path: Path) -> None:
     folder = path.parent / f'.{path.stem}'
     folder.mkdir(exist_ok=True)
-    write_weights(model, folder, half=True)
+    write_weights(model, folder, storage='half')
     (folder / 'model.safetensors').replace(path)
     folder.rmdir()
 

@@ -63,8 +63,8 @@ _HOMES = {  # part of the package -> the public names that live there; everythin
     'models': ('switchable',),
 }
 _PARTS = (
-    'analysis', 'calibration', 'data', 'export', 'hub', 'layers', 'loss', 'models', 'runtime', 'segmentation',
-    'training')
+    'analysis', 'calibration', 'data', 'export', 'hub', 'layers', 'loss', 'models', 'quantization', 'runtime',
+    'segmentation', 'training')
 _HOME_OF = {name: part for part, names in _HOMES.items() for name in names}
 
 

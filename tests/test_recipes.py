@@ -87,11 +87,12 @@ def test_debug_twins_run(name, data, tmp_path, capsys):
     options = f'--recipe {name} --debug-twin --device cpu --workers 0 --no-progress'
     assert main(['train', model, '--data', str(data), '--out', str(out), *options.split()]) == 0
     rows = list(csv.DictReader((out / 'log.csv').open()))
-    assert [row['resolution'] for row in rows] == ['64', '56', '48', '40', '32', 'ensemble'] * 2
+    sizes = get_recipe(name, debug=True).resolutions
+    assert [row['resolution'] for row in rows] == [*map(str, sizes), 'ensemble'] * 2
     assert (out / 'curves.png').read_bytes().startswith(b'\x89PNG')
     capsys.readouterr()
     model = timm.create_model(f'local-dir:{out}/model', pretrained=True)
-    assert model.resolutions == (64, 56, 48, 40, 32) and model.num_classes == 2
+    assert model.resolutions == sizes and model.num_classes == 2
     assert model.pretrained_cfg['label_names'] == ['class0', 'class1']
     assert tuple(model.pretrained_cfg['mean']) == get_recipe(name).mean
 

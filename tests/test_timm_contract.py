@@ -17,6 +17,7 @@ SIZES = (64, 48, 32)
 SMALL = ('rs_resnet18', 'rs_mobilenetv2')
 MODELS = ('rs_resnet18', 'rs_resnet50', 'rs_mobilenetv2')
 ALL = ('rs_resnet18', 'rs_resnet34', 'rs_resnet50', 'rs_resnet101', 'rs_mobilenetv2')
+LQ = ('rs_resnet18_w2a2', 'rs_resnet18_w2a32', 'rs_resnet50_w2a2', 'rs_resnet50_w2a32')  # test_quantization_models
 STOCK = {name: name.removeprefix('rs_') for name in ALL[:4]} | {'rs_mobilenetv2': 'mobilenetv2_100'}
 
 
@@ -383,7 +384,7 @@ def test_reset_classifier(name, random_statistics):
 
 def test_the_registry_lists_what_there_is():
     dense = {f"rs_refinenet_{name.removeprefix('rs_')}" for name in ALL} - {'rs_refinenet_resnet34'}
-    assert set(timm.list_models('rs_*')) == {*ALL, *dense, 'rs_switchable'}
+    assert set(timm.list_models('rs_*')) == {*ALL, *LQ, *dense, 'rs_switchable'}
     assert set(timm.list_models('rs_*', module='rs_resnet')) == set(ALL[:4])
 
 

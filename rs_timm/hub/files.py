@@ -9,7 +9,7 @@ from typing import Any, Dict, Mapping, Optional
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.layers import SelectAdaptivePool2d
 from timm.models import FeatureInfo, PretrainedCfg, is_model, model_entrypoint
 from timm.models._hub import save_config_for_hf
@@ -19,6 +19,7 @@ from torch import nn
 from rs_timm.layers import get_resolutions, is_switchable
 from rs_timm.layers.selector import selectors_of
 from rs_timm.models import file_sha256
+from rs_timm.quantization import pack_weights, unpack_weights
 
 from .errors import HubError
 
@@ -164,12 +165,18 @@ def _constructor_arguments(network: nn.Module) -> Dict[str, Any]:
     return args
 
 
-def write_weights(network: nn.Module, folder: Path, half: bool) -> Dict[str, torch.Tensor]:
-    """Write model.safetensors, and return what is in it."""
+def write_weights(network: nn.Module, folder: Path, storage: str) -> Dict[str, torch.Tensor]:
+    """Write model.safetensors, and return the state dict that it holds.
+
+    Args:
+        storage: 'full', 'half' (weights in float16) or 'packed' (quantised weights in their bits).
+    """
+    if storage == 'packed':
+        return unpack_weights(load_file(pack_weights(network, folder / WEIGHTS)))
     tensors = {}
     for key, tensor in network.state_dict().items():
         tensor = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied ones become two
-        if half and tensor.is_floating_point() and tensor.ndim > 1:
+        if storage == 'half' and tensor.is_floating_point() and tensor.ndim > 1:
             tensor = _to_half(key, tensor)
         tensors[key] = tensor
     save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})

@@ -9,7 +9,7 @@ from rs_timm.card import CardData
 
 from .errors import hub_errors
 from .files import CARD
-from .save import card_text, write_model
+from .save import card_text, storage_of, write_model
 
 __all__ = ['push_to_hub']
 
@@ -24,6 +24,7 @@ def push_to_hub(
         commit_message: str = 'Add model',
         create_pr: bool = False,
         half: bool = False,
+        packed: bool = False,
         model_config: Optional[Dict[str, Any]] = None,
         model_args: Optional[Dict[str, Any]] = None,
         card: Optional[CardData] = None,
@@ -38,7 +39,7 @@ def push_to_hub(
     'https://huggingface.co/user/rs_resnet18-pets/commit/...'
 
     Args:
-        model: as `save_pretrained`; so are half, model_config, model_args and keep_source.
+        model: as `save_pretrained`; so are half, packed, model_config, model_args and keep_source.
         repo_id: 'user/name'; is created if it does not exist.
         token: with write access; None takes HF_TOKEN, or that of `hf auth login`.
         private: create a private repository; one that exists and is public is refused.
@@ -57,7 +58,8 @@ def push_to_hub(
 
     api = HfApi(token=token, library_name='rs_timm', library_version=__version__)
     with TemporaryDirectory() as folder:
-        network = write_model(model, Path(folder), half, model_config, model_args, card, keep_source)
+        storage = storage_of(half, packed)
+        network = write_model(model, Path(folder), storage, model_config, model_args, card, keep_source)
         with hub_errors(repo_id, revision, 'push to', 'A push is one commit, made whole or not at all.'):
             repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
             if private and not api.model_info(repo_id).private:

@@ -11,7 +11,7 @@ from rs_timm.card import CardData, model_card
 
 from .files import CARD, CONFIG, WEIGHTS, check_restores, restorable, write_config, write_weights
 
-__all__ = ['card_text', 'save_pretrained', 'write_model']
+__all__ = ['card_text', 'save_pretrained', 'storage_of', 'write_model']
 
 
 def save_pretrained(
@@ -19,6 +19,7 @@ def save_pretrained(
         directory: Union[str, Path],
         *,
         half: bool = False,
+        packed: bool = False,
         model_config: Optional[Dict[str, Any]] = None,
         model_args: Optional[Dict[str, Any]] = None,
         card: Optional[CardData] = None,
@@ -41,6 +42,7 @@ def save_pretrained(
         model: a switchable network that timm made, or a wrapper of one (DDP, EMA, torch.compile).
         directory: is made, or replaced as a whole if it holds nothing but an earlier save.
         half: store the weights of convolutions and linear layers as float16; BatchNorms and biases stay as they are.
+        packed: store quantised weights in their bits, see `rs_timm.quantization.pack_weights`.
         model_config: as in timm's `save_for_hf`: `label_names`, `label_descriptions`, `pretrained_cfg` (entries to
             replace, such as `mean`), and anything else for the top level of config.json.
         model_args: constructor arguments that timm did not record.
@@ -60,7 +62,7 @@ def save_pretrained(
     temporary = directory.with_name(f'.{directory.name}.{uuid4().hex[:8]}')
     temporary.mkdir()
     try:
-        network = write_model(model, temporary, half, model_config, model_args, card, keep_source)
+        network = write_model(model, temporary, storage_of(half, packed), model_config, model_args, card, keep_source)
         (temporary / CARD).write_text(card_text(network, card, directory.name), encoding='utf-8')
         _replace(temporary, directory)
     finally:
@@ -80,10 +82,17 @@ def _check_replaceable(directory: Path) -> None:
                          'wrote.')
 
 
+def storage_of(half: bool, packed: bool) -> str:
+    """How `write_weights` stores them."""
+    if half and packed:
+        raise ValueError('half and packed exclude each other: packed stores what is not quantised in float16 anyway.')
+    return 'packed' if packed else 'half' if half else 'full'
+
+
 def write_model(
         model: nn.Module,
         folder: Path,
-        half: bool,
+        storage: str,
         model_config: Optional[Dict[str, Any]],
         model_args: Optional[Dict[str, Any]],
         card: Optional[CardData],
@@ -94,7 +103,7 @@ def write_model(
     claims = dict(license=data.license, description=data.description)
     network = restorable(model, keep_source, claims, (model_config or {}).get('pretrained_cfg', {}))
     write_config(network, folder, model_config or {}, model_args or {})
-    saved = write_weights(network, folder, half)
+    saved = write_weights(network, folder, storage)
     check_restores(network, folder, saved)
     return network
 

@@ -1,5 +1,5 @@
 """Registered models, and the way to make any timm network one. Importing this registers them."""
-from . import rs_mobilenetv2, rs_resnet, rs_switchable
+from . import rs_mobilenetv2, rs_resnet, rs_resnet_lq, rs_switchable
 from ._builder import build_switchable
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, is_paper_layout
 from ._manifest import file_sha256, manifest, manifest_cfgs, weights_dir
@@ -17,6 +17,7 @@ __all__ = [
     'manifest_cfgs',
     'rs_mobilenetv2',
     'rs_resnet',
+    'rs_resnet_lq',
     'rs_switchable',
     'switchable',
     'weights_dir',

@@ -11,6 +11,7 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
 from rs_timm.layers import PAPER_RESOLUTIONS, get_resolutions
+from rs_timm.quantization import unpack_weights
 
 __all__ = ['PAPER_PREPROCESSING', 'checkpoint_filter_fn', 'is_paper_layout', 'weights_origin']
 
@@ -35,15 +36,16 @@ def is_paper_layout(state_dict: Mapping[str, Any]) -> bool:
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, Any]:
     """Return `state_dict` with the names that `model` uses.
 
-    Known are our own layout, plain timm and torchvision checkpoints, and the layout of the paper's public code for
-    ResNet and MobileNetV2. From the latter the ensemble scores `alpha` go to `model.checkpoint_metadata['alpha']`, as
-    softmax weights keyed by resolution, and the preprocessing of `model.pretrained_cfg` becomes the paper's.
+    Known are our own layout, with packed weights too, plain timm and torchvision checkpoints, and the layout of the
+    paper's public code for ResNet and MobileNetV2. From the latter the ensemble scores `alpha` go to
+    `model.checkpoint_metadata['alpha']`, as softmax weights keyed by resolution, and the preprocessing of
+    `model.pretrained_cfg` becomes the paper's.
 
     Args:
         state_dict: key -> tensor, as read from a file; wrapper prefixes (DataParallel, torch.compile) are dropped.
         model: a switchable network.
     """
-    state_dict = {_unwrap(key): value for key, value in state_dict.items()}
+    state_dict = unpack_weights({_unwrap(key): value for key, value in state_dict.items()})
     names = _TORCHVISION_MOBILENETV2
     if is_paper_layout(state_dict):
         _keep_alpha(state_dict.pop('alpha', None), model)

@@ -83,11 +83,46 @@ class Imagenette(Recipe):
     channels_last: bool = True
 
 
+@dataclass(frozen=True)
+class LQImageNet(Recipe):
+    """The quantised networks on ImageNet: LQ-Nets' schedule (Section 4.1) and their weight decay, with MRED.
+
+    Run card:
+        command   torchrun --nproc-per-node 8 -m rs_timm train rs_resnet18_w2a32 --data DIR --recipe lq_in1k
+        expected  top-1 68.8 / 67.6 / 66.0 / 63.1 / 56.6 at 224 / 192 / 160 / 128 / 96 (paper, Table 3)
+        reached   not run
+    """
+
+    opt: str = 'sgd'
+    weight_decay: float = 5e-5
+    sched: str = 'multistep'
+
+
+@dataclass(frozen=True)
+class LQImagenette(Imagenette):
+    """A quantised network on ten classes at 128..64, on two CPU cores.
+
+    The settings of `Imagenette`, not tuned for quantised weights; `--init` with full-precision weights is a start.
+
+    Run card:
+        command   rs-timm train rs_resnet18_w2a32 --data imagenette --recipe lq_imagenette
+        hardware  two CPU cores with bfloat16 matrix units
+        expected  nothing known
+        reached   not run
+    """
+
+    resolutions: Tuple[int, ...] = (128, 112, 96, 80, 64)
+    epochs: int = 15
+    progressive: float = 0.
+
+
 RECIPES: Dict[str, Type[Recipe]] = {
     'rs_resnet18_in1k': RSResNet18ImageNet,
     'rs_resnet50_in1k': RSResNet50ImageNet,
     'rs_mobilenetv2_in1k': RSMobileNetV2ImageNet,
     'imagenette': Imagenette,
+    'lq_in1k': LQImageNet,
+    'lq_imagenette': LQImagenette,
     **SEGMENTATION_RECIPES,
 }
 

@@ -1,0 +1,134 @@
+"""Learned quantisation as functions of tensors: nearest levels, and the basis that fits best.
+
+Values come in rows [R, n]. A row has a basis v of b scalars; its levels are the 2^b sums v . c over the codes c, which
+are -1/1 for weights and 0/1 for activations. Code number i has the bits of i, the lowest first.
+
+Source: LQ-Nets (Zhang et al., ECCV 2018), Section 3; the paper uses it for its Table 3.
+"""
+from typing import Tuple
+
+import torch
+
+__all__ = [
+    'BITS',
+    'REGULARISATION',
+    'activation_basis',
+    'code_table',
+    'fit_basis',
+    'look_up',
+    'nearest',
+    'normal_equations',
+    'quantize_rows',
+    'solve_basis',
+    'sorted_levels',
+    'weight_basis',
+]
+
+BITS = range(1, 9)
+REGULARISATION = 1e-4
+_QUANTILE = 0.6745  # 75 % of a normal distribution lie below it
+_CHUNK = 1 << 22  # values at once, where each takes b + 1 floats more
+
+
+def weight_basis(bits: int, kernel_area: int, out_channels: int) -> torch.Tensor:
+    """Where the basis [bits] of weights with He's initialisation starts.
+
+    >>> weight_basis(2, 9, 2)
+    tensor([0.1124, 0.2248])
+    """
+    scale = _QUANTILE * (2. / (kernel_area * out_channels)) ** 0.5
+    return scale * 2. ** torch.arange(bits) / 2 ** (bits - 1)
+
+
+def activation_basis(bits: int) -> torch.Tensor:
+    """Where the basis [bits] of normalised, rectified activations starts.
+
+    >>> activation_basis(2)
+    tensor([0.4497, 0.8993])
+    """
+    return _QUANTILE * 2. / (2 ** bits - 1) * 2. ** torch.arange(bits)
+
+
+def code_table(bits: int, signed: bool, like: torch.Tensor) -> torch.Tensor:
+    """The codes [2^bits, bits], as numbers: -1/1 if signed, else 0/1."""
+    numbers = torch.arange(1 << bits, device=like.device).unsqueeze(1)
+    digits = torch.bitwise_and(torch.bitwise_right_shift(numbers, torch.arange(bits, device=like.device)), 1)
+    codes = digits.to(like.dtype)
+    return 2. * codes - 1. if signed else codes
+
+
+def sorted_levels(basis: torch.Tensor, signed: bool) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Levels [R, 2^b] in ascending order, and the number of the code of each [R, 2^b]; `basis` is [R, b].
+
+    >>> levels, numbers = sorted_levels(torch.tensor([[1., 3.]]), signed=True)
+    >>> levels.tolist(), numbers.tolist()
+    ([[-4.0, -2.0, 2.0, 4.0]], [[0, 1, 2, 3]])
+    """
+    table = code_table(basis.shape[1], signed, basis)
+    levels = (basis.unsqueeze(1) * table).sum(-1)  # not a matmul: its rounding would depend on the number of rows
+    return torch.sort(levels, stable=True, dim=-1, descending=False)
+
+
+def nearest(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    """Positions [R, n] of the nearest of the ascending `levels` [R, L]; half way, of the lower one."""
+    thresholds = (levels[:, 1:] + levels[:, :-1]) / 2
+    if thresholds.shape[0] == 1:
+        return torch.bucketize(x, thresholds[0])
+    return torch.searchsorted(thresholds, x)
+
+
+def look_up(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Entries [R, n] of each row of `table` [R, L] at its `positions` [R, n]."""
+    if table.shape[0] == 1:
+        return torch.take(table, positions)
+    return table.gather(1, positions)
+
+
+def quantize_rows(x: torch.Tensor, basis: torch.Tensor, signed: bool) -> torch.Tensor:
+    """Each value of `x` [R, n] replaced by the nearest level of its row's `basis` [R, b].
+
+    >>> quantize_rows(torch.tensor([[-5., 0.5, 1.5, 9.]]), torch.tensor([[1., 2.]]), signed=False)
+    tensor([[0., 0., 1., 3.]])
+    """
+    levels, _ = sorted_levels(basis, signed)
+    return look_up(levels, nearest(x, levels))
+
+
+def normal_equations(x: torch.Tensor, basis: torch.Tensor, signed: bool) -> Tuple[torch.Tensor, torch.Tensor]:
+    """B^T B [R, b, b] and B^T x [R, b] in float64, where B [n, b] holds the codes that `basis` gives to `x` [R, n]."""
+    levels, numbers = sorted_levels(basis, signed)
+    codes = code_table(basis.shape[1], signed, basis)[numbers]  # [R, L, b]
+    gram, moment = 0., 0.
+    with torch.autocast(x.device.type, enabled=False):
+        for part in x.split(max(1, _CHUNK // len(x)), dim=1):
+            positions = nearest(part, levels)
+            rows = [look_up(codes[:, :, bit].contiguous(), positions) for bit in range(basis.shape[1])]
+            stacked = torch.stack([*rows, part], dim=1)  # [R, b + 1, n]
+            products = torch.bmm(stacked[:, :-1], stacked.transpose(1, 2)).double()
+            gram, moment = gram + products[:, :, :-1], moment + products[:, :, -1]
+    return gram, moment  # type: ignore[return-value]
+
+
+def solve_basis(
+        gram: torch.Tensor,
+        moment: torch.Tensor,
+        basis: torch.Tensor,
+        regularisation: float = REGULARISATION,
+) -> torch.Tensor:
+    """The basis [R, b] that minimises |x - B v|^2 + regularisation * |v - basis|^2, with the codes B held.
+
+    The second term decides where the codes do not: for a bit that no value has, or two that always agree.
+    """
+    eye = torch.eye(gram.shape[-1], dtype=torch.float64, device=gram.device)
+    right = moment + regularisation * basis.double()
+    solution, _ = torch.linalg.solve_ex(gram + regularisation * eye, right.unsqueeze(-1))
+    return solution.squeeze(-1).to(basis.dtype)
+
+
+def fit_basis(x: torch.Tensor, bits: int, steps: int = 10) -> torch.Tensor:
+    """A basis [R, bits] for the weights `x` [R, n]: codes and basis in turn (QEM), from the spread of each row."""
+    spread = _QUANTILE * x.square().mean(1, keepdim=True).sqrt()
+    basis = spread * (2. ** torch.arange(bits, device=x.device) / 2 ** (bits - 1)).to(x.dtype)
+    for _ in range(steps):
+        basis = solve_basis(*normal_equations(x, basis, signed=True), basis)
+    return basis
