@@ -140,14 +140,16 @@ def test_with_any_cost_the_result_fits_and_its_successor_does_not(seed):
         assert cost[size] <= ms and (size == 224 or cost[size + 4] > ms)
 
 
-def test_a_given_table_is_used_and_extended():
+def test_a_given_table_is_used_and_extended(tmp_path):
     session = session_of(linear)
     table = table_of(session)
+    table.save(tmp_path / 'table.json')
     session.calls.clear()
     choice = choose(session, ms=18., step=16, table=table)
     assert choice.resolution == 176 and {size for size, _ in session.calls} <= {176, 192, 208}
     session.calls.clear()
     assert choose(session, ms=18., step=16, table=choice.table).resolution == 176 and not session.calls
+    assert choose(session, ms=18., table=tmp_path / 'table.json').resolution == 160 and not session.calls
 
 
 def test_a_table_of_another_session_is_refused():

@@ -1,6 +1,7 @@
 """Which resolution for this budget, on this machine: the largest one whose measured figures fit."""
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, Sequence, Tuple
+from os import PathLike
+from typing import Any, Callable, Optional, Sequence, Tuple, Union
 
 from .latency import LatencyTable, measure
 from .limits import Limits, check_if_none, largest_within, no_resolution_fits
@@ -25,7 +26,7 @@ def choose_resolution(
         madds: Optional[float] = None,
         batch: int = 1,
         part: str = 'network',
-        table: Optional[LatencyTable] = None,
+        table: Union[None, LatencyTable, str, 'PathLike[str]'] = None,
         step: Optional[int] = None,
         if_none: str = 'error',
         **measuring: Any,
@@ -46,7 +47,7 @@ def choose_resolution(
         madds: multiply-adds per picture. Alone, it needs no measurement.
         batch: pictures per call.
         part: 'network', or 'total' to count preprocessing in (give `images`).
-        table: of an earlier measurement; None: the trained sizes are measured now.
+        table: of an earlier measurement, or the file of one; None: the trained sizes are measured now.
         step: distance of the candidates in pixels, from the smallest trained size to the largest; None: the sizes of
             the table alone.
         if_none: 'error', or 'smallest' to take the smallest resolution where none fits.
@@ -58,6 +59,8 @@ def choose_resolution(
     check_if_none(if_none)
     limits = Limits(ms, fps, madds, batch)
     grid = size_grid(session.resolutions, step) if step is not None else ()
+    if isinstance(table, (str, PathLike)):
+        table = LatencyTable.load(table)
     candidates = _Candidates(session, limits, part, table, measuring)
     known = candidates.known()
     fitting = [size for size in known if candidates.fits(size)]
