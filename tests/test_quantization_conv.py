@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rs_timm.quantization import LQConfig, LQConv2d, quantize_, quantize_activation, quantize_weight
-from rs_timm.quantization import conv as conv_module
 from rs_timm.quantization.lq import normal_equations, solve_basis
 
 
@@ -37,13 +36,13 @@ def pictures(*sizes):
 @pytest.fixture
 def count(monkeypatch):
     """How often weights were quantised."""
-    calls = []
+    calls, quantize = [], LQConv2d._quantize
 
-    def counting(weight, basis):
-        calls.append(1)
-        return quantize_weight(weight, basis)
+    def counting(self, learn):
+        calls.append(learn)
+        return quantize(self, learn)
 
-    monkeypatch.setattr(conv_module, 'quantize_weight', counting)
+    monkeypatch.setattr(LQConv2d, '_quantize', counting)
     return calls
 
 

@@ -6,7 +6,16 @@ import torch
 from timm.layers import register_notrace_module
 from torch import nn
 
-from .lq import activation_basis, fit_basis, normal_equations, quantize_rows, sorted_levels, weight_basis
+from .lq import (
+    activation_basis,
+    fit_basis,
+    look_up,
+    nearest,
+    normal_equations,
+    quantize_rows,
+    sorted_levels,
+    weight_basis,
+)
 from .step import Equations, Pending, watch
 from .straight_through import ClippedStraightThrough, StraightThrough
 
@@ -19,11 +28,7 @@ def quantize_weight(weight: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     >>> quantize_weight(torch.tensor([[[[0.4]], [[-3.]]]]), torch.tensor([[1., 2.]])).flatten()
     tensor([ 1., -3.])
     """
-    nhwc = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-    x = weight.permute(0, 2, 3, 1) if nhwc else weight
-    rows = quantize_rows(_wide(x).reshape(x.shape[0], -1), _wide(basis), True)
-    quantized = rows.to(weight.dtype).reshape(x.shape)
-    return quantized.permute(0, 3, 1, 2) if nhwc else quantized
+    return _as(quantize_rows(_rows(weight, len(weight)), _wide(basis), True), weight)
 
 
 def quantize_activation(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
@@ -32,11 +37,24 @@ def quantize_activation(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     >>> quantize_activation(torch.tensor([0.4, 1.6, 7.]), torch.tensor([1., 2.]))
     tensor([0., 2., 3.])
     """
-    nhwc = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    values = x.permute(0, 2, 3, 1) if nhwc else x
-    quantized = quantize_rows(_wide(values).reshape(1, -1), _wide(basis).unsqueeze(0), False)
-    quantized = quantized.to(x.dtype).reshape(values.shape)
-    return quantized.permute(0, 3, 1, 2) if nhwc else quantized
+    return _as(quantize_rows(_rows(x, 1), _wide(basis).unsqueeze(0), False), x)
+
+
+def _is_nhwc(x: torch.Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _rows(x: torch.Tensor, count: int) -> torch.Tensor:
+    """The values of `x` in rows [count, n], as they lie in memory."""
+    return _wide(x.permute(0, 2, 3, 1) if _is_nhwc(x) else x).reshape(count, -1)
+
+
+def _as(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """What `_rows` gave for `x`, in the shape and memory format of `x`."""
+    rows = rows.to(x.dtype)
+    if _is_nhwc(x):
+        return rows.reshape(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+    return rows.reshape(x.shape)
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -166,23 +184,22 @@ class LQConv2d(nn.Conv2d):
     def _learns(self) -> bool:
         """Whether this forward pass has a say in the bases; not when a checkpointed block is run again."""
         again = not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        return self.training and self.weight.requires_grad and not again
+        return self.training and self.weight.requires_grad and not (again or self.weight.is_meta)
 
     def _quantized_input(self, x: torch.Tensor) -> torch.Tensor:
         assert self.act_basis is not None
         if torch.jit.is_tracing():
             return _traced_activation(x, self.act_basis)
         with torch.no_grad():
-            quantized = quantize_activation(x, self.act_basis)
+            values, basis = _rows(x, 1), _wide(self.act_basis).unsqueeze(0)
+            levels, _ = sorted_levels(basis, signed=False)
+            positions = nearest(values, levels)
+            quantized = _as(look_up(levels, positions), x)
             if self._learns():
-                # which value comes first does not matter; channels last: no copy
-                values = x.permute(0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else x
-                values, basis = _wide(values).reshape(1, -1), _wide(self.act_basis).unsqueeze(0)
-                self._act_pending.add(*normal_equations(values, basis, signed=False))
+                self._act_pending.add(*normal_equations(values, basis, False, positions))
         if not (torch.is_grad_enabled() and x.requires_grad):
             return quantized
-        top = sorted_levels(_wide(self.act_basis).unsqueeze(0), signed=False)[0][0, -1]
-        return ClippedStraightThrough.apply(x, quantized, top)
+        return ClippedStraightThrough.apply(x, quantized, levels[0, -1])
 
     @torch.jit.unused
     def quantized_weight(self) -> torch.Tensor:
@@ -198,10 +215,12 @@ class LQConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def _quantize(self, learn: bool) -> torch.Tensor:
+        rows, basis = _rows(self.weight, self.out_channels), _wide(self.weight_basis)
+        levels, _ = sorted_levels(basis, signed=True)
+        positions = nearest(rows, levels)
         if learn:
-            rows = _wide(self.weight).reshape(self.out_channels, -1)
-            self._weight_pending.add(*normal_equations(rows, _wide(self.weight_basis), signed=True))
-        return quantize_weight(self.weight, self.weight_basis)
+            self._weight_pending.add(*normal_equations(rows, basis, True, positions))
+        return _as(look_up(levels, positions), self.weight)
 
     def pending(self) -> bool:
         """Whether there were training passes since the bases last moved."""

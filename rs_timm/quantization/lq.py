@@ -5,7 +5,7 @@ are -1/1 for weights and 0/1 for activations. Code number i has the bits of i, t
 
 Source: LQ-Nets (Zhang et al., ECCV 2018), Section 3; the paper uses it for its Table 3.
 """
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 
@@ -94,15 +94,24 @@ def quantize_rows(x: torch.Tensor, basis: torch.Tensor, signed: bool) -> torch.T
     return look_up(levels, nearest(x, levels))
 
 
-def normal_equations(x: torch.Tensor, basis: torch.Tensor, signed: bool) -> Tuple[torch.Tensor, torch.Tensor]:
-    """B^T B [R, b, b] and B^T x [R, b] in float64, where B [n, b] holds the codes that `basis` gives to `x` [R, n]."""
+def normal_equations(
+        x: torch.Tensor,
+        basis: torch.Tensor,
+        signed: bool,
+        positions: Optional[torch.Tensor] = None,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """B^T B [R, b, b] and B^T x [R, b] in float64, where B [n, b] holds the codes that `basis` gives to `x` [R, n].
+
+    `positions` are those of the nearest levels, if they are known.
+    """
     levels, numbers = sorted_levels(basis, signed)
+    positions = nearest(x, levels) if positions is None else positions
     codes = code_table(basis.shape[1], signed, basis)[numbers]  # [R, L, b]
     gram, moment = 0., 0.
+    width = max(1, _CHUNK // len(x))
     with torch.autocast(x.device.type, enabled=False):
-        for part in x.split(max(1, _CHUNK // len(x)), dim=1):
-            positions = nearest(part, levels)
-            rows = [look_up(codes[:, :, bit].contiguous(), positions) for bit in range(basis.shape[1])]
+        for part, places in zip(x.split(width, dim=1), positions.split(width, dim=1)):
+            rows = [look_up(codes[:, :, bit].contiguous(), places) for bit in range(basis.shape[1])]
             stacked = torch.stack([*rows, part], dim=1)  # [R, b + 1, n]
             products = torch.bmm(stacked[:, :-1], stacked.transpose(1, 2)).double()
             gram, moment = gram + products[:, :, :-1], moment + products[:, :, -1]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .conv import LQConv2d, quantize_weight
+from .conv import LQConv2d
 from .convert import quantized_layers
 from .lq import look_up, nearest, sorted_levels
 
@@ -84,18 +84,27 @@ def unpack_weights(state_dict: Mapping[str, Any]) -> Dict[str, Any]:
 
     >>> unpack_weights({'fc.weight': torch.ones(1)})
     {'fc.weight': tensor([1.])}
+
+    Raises:
+        ValueError: codes without their basis, or a classifier without its scales.
     """
     plain: Dict[str, Any] = {}
     for key, tensor in state_dict.items():
         name = key.rpartition('.')[0]
         if key.endswith(_CODES):
-            plain[f'{name}.weight'] = _decoded(tensor, state_dict[name + _BASIS])
+            plain[f'{name}.weight'] = _decoded(tensor, _companion(state_dict, name + _BASIS, key))
         elif key.endswith(_INT8):
-            scale = state_dict[name + _SCALE].float()
+            scale = _companion(state_dict, name + _SCALE, key).float()
             plain[f'{name}.weight'] = tensor.float() * scale.view(-1, *[1] * (tensor.ndim - 1))
-        elif not key.endswith(_SCALE):
+        elif not (key.endswith(_SCALE) and name + _INT8 in state_dict):
             plain[key] = tensor
     return plain
+
+
+def _companion(state_dict: Mapping[str, Any], key: str, wanted_by: str) -> torch.Tensor:
+    if key not in state_dict:
+        raise ValueError(f'{wanted_by} is there, {key} is not: the packed file is not whole. Pack the network again.')
+    return state_dict[key]
 
 
 def _heads(model: nn.Module) -> List[str]:
@@ -137,9 +146,7 @@ def _decoded(packed: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
     codes = _unpack(packed, out, bits).long()
     levels, numbers = sorted_levels(basis.float(), True)
     by_number = torch.empty_like(levels).scatter_(1, numbers, levels)
-    weight = look_up(by_number, codes.reshape(out, -1)).reshape(codes.shape)
-    assert torch.equal(quantize_weight(weight, basis.float()), weight)  # a level is the one nearest to itself
-    return weight
+    return look_up(by_number, codes.reshape(out, -1)).reshape(codes.shape)
 
 
 def _to_int8(weight: torch.Tensor) -> Any:
