@@ -29,7 +29,7 @@ class MaskedTrainViews:
         resolutions: sizes in pixels, largest first.
         scale, ratio: share of the picture's area, and width / height, of the crop.
         hflip: probability of a horizontal flip.
-        interpolation: of the picture.
+        interpolation: of the picture; 'random' draws bilinear or bicubic.
         color_jitter: as in timm, on the picture alone; None: none.
 
     Source: Appendix B, Figure 7.
@@ -46,7 +46,7 @@ class MaskedTrainViews:
     ) -> None:
         self.resolutions = tuple(resolutions)
         self.scale, self.ratio, self.hflip = scale, ratio, hflip
-        self.interpolation = interpolation
+        self.interpolations = ('bilinear', 'bicubic') if interpolation == 'random' else (interpolation,)
         self.augment, _ = _colour_augmentation(self.resolutions[0], interpolation, color_jitter=color_jitter)
 
     def __call__(self, picture: Image.Image, mask: np.ndarray) -> MaskedViews:
@@ -58,7 +58,7 @@ class MaskedTrainViews:
         if self.augment is not None:
             crop = self.augment(crop)
         side = self.resolutions[0]
-        images = _resize_with_pillow(crop, self.resolutions, self.interpolation)
+        images = _resize_with_pillow(crop, self.resolutions, random.choice(self.interpolations))
         return MaskedViews(Views(images), np.asarray(classes.resize((side, side), Image.Resampling.NEAREST)))
 
 

@@ -63,7 +63,7 @@ def describe(model: nn.Module, channels: int, outputs: Sequence[torch.Tensor], c
         origin=(cfg.get('origin_url') or model.derived_from) if pretrained else None,  # type: ignore[arg-type]
         madds={r: madds(model, r) for r in get_resolutions(model)},
         alpha=_alpha(model),
-        **(_labels(model, cfg, classes) if task == 'classification' else {}),
+        **(_labels(model, cfg, classes) if classes else {}),
     )
 
 
