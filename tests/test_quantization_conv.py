@@ -56,6 +56,15 @@ def test_output_is_the_convolution_of_quantised_operands(act_bits, training):
     assert torch.equal(conv(x), expected)
 
 
+@pytest.mark.parametrize('kernel', [1, 3])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_the_output_has_the_memory_format_of_the_input(kernel, memory_format):
+    conv = LQConv2d(6, 5, kernel, act_bits=2).to(memory_format=memory_format)
+    plain = nn.Conv2d(6, 5, kernel).to(memory_format=memory_format)
+    x = torch.randn(2, 6, 8, 8).to(memory_format=memory_format)
+    assert conv(x).stride() == plain(x).stride()
+
+
 def test_a_step_moves_the_bases_a_tenth_of_the_way_to_the_joint_optimum():
     """Over all passes of the step, of whatever size; the weights' equations count once."""
     conv, inputs = make(), pictures(8, 6, 4)

@@ -41,7 +41,8 @@ def quantize_activation(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
 
 
 def _is_nhwc(x: torch.Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    """Whether it is channels last; a 1 x 1 kernel, which is both, must not become channels last, nor its output."""
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _rows(x: torch.Tensor, count: int) -> torch.Tensor:
