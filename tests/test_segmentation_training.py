@@ -125,6 +125,20 @@ def test_recipes_of_the_paper():
     assert min(get_recipe('camvid', debug=True).resolutions) >= 32  # the output stride
 
 
+@pytest.mark.parametrize('name', ['rs_refinenet_nyudv2', 'camvid'])
+def test_debug_twins_run(root, tmp_path, name):
+    """The recipe's own settings but for the classes of the test's pictures and the width of the decoder."""
+    data = ['--data', str(root), '--labels', *NAMES, '--ignore-label', str(IGNORE)]
+    options = f'--out {tmp_path}/run --recipe {name} --debug-twin --model-args features=32 --device cpu --workers 0'
+    assert main(['train', MODEL, *data, *options.split(), '--no-progress']) == 0
+    with open(tmp_path / 'run/log.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['resolution'] for row in rows] == ['64', '48', '32', 'ensemble'] * 2
+    model = timm.create_model(f'local-dir:{tmp_path}/run/model', pretrained=True)
+    assert model.resolutions == (64, 48, 32) and model.pretrained_cfg['label_names'] == list(NAMES)
+    assert model.pretrained_cfg['crop_mode'] == 'squash'
+
+
 # Evaluation
 
 def make_network(random_statistics):

@@ -1,5 +1,5 @@
 """Recipes for segmentation: NYUDv2, as far as the paper describes it, and CamVid on a small machine."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, Tuple, Type
 
 from .recipe import Recipe
@@ -45,6 +45,10 @@ class RSRefineNetNYUDv2(Recipe):
     crop_ratio: Tuple[float, ...] = (1., 16 / 9)  # around 4:3, the pictures' own, which evaluation squeezes to a square
     crop_pct: float = 1.
     color_jitter: float = 0.3
+
+    def debug(self) -> 'Recipe':
+        """As of any recipe; no size is below the output stride of 32."""
+        return replace(super().debug(), resolutions=tuple(r // 8 + 20 for r in self.resolutions))
 
 
 @dataclass(frozen=True)
