@@ -164,6 +164,15 @@ def test_once_in_evaluation_and_again_after_each_change(count):
         assert torch.equal(y, F.conv2d(quantize_activation(x, conv.act_basis), expected, conv.bias, padding=1))
 
 
+@pytest.mark.parametrize('options', [dict(fused=True), dict(foreach=True), dict(foreach=False)], ids=str)
+def test_every_kind_of_optimizer_is_noticed(options):
+    """Fused ones write into a parameter without raising its version."""
+    conv, (x,) = make().eval(), pictures(8)
+    conv(x).square().mean().backward()
+    torch.optim.SGD([conv.weight], lr=10., **options).step()
+    assert torch.equal(conv.quantized_weight(), quantize_weight(conv.weight, conv.weight_basis))
+
+
 def test_weights_made_in_inference_mode_serve_in_training():
     conv, (x,) = make().eval(), pictures(8)
     with torch.inference_mode():

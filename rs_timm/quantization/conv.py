@@ -1,88 +1,16 @@
 """`LQConv2d`: a convolution whose weights, and input if wanted, are quantised with learned levels."""
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from timm.layers import register_notrace_module
 from torch import nn
 
-from .lq import (
-    activation_basis,
-    fit_basis,
-    look_up,
-    nearest,
-    normal_equations,
-    quantize_rows,
-    sorted_levels,
-    weight_basis,
-)
+from .lq import activation_basis, check_bits, fit_basis, look_up, nearest, normal_equations, sorted_levels, weight_basis
 from .step import Equations, Pending, watch
 from .straight_through import ClippedStraightThrough, StraightThrough
+from .tensors import quantize_activation, quantize_weight, rows_of, shaped_as, traced_activation, untraced, wide
 
-__all__ = ['LQConv2d', 'quantize_activation', 'quantize_weight']
-
-
-def quantize_weight(weight: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """`weight` [out, ...] with each value replaced by the nearest level of its output channel; `basis` is [out, b].
-
-    >>> quantize_weight(torch.tensor([[[[0.4]], [[-3.]]]]), torch.tensor([[1., 2.]])).flatten()
-    tensor([ 1., -3.])
-    """
-    return _as(quantize_rows(_rows(weight, len(weight)), _wide(basis), True), weight)
-
-
-def quantize_activation(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """`x` of any shape with each value replaced by the nearest level of the one `basis` [b].
-
-    >>> quantize_activation(torch.tensor([0.4, 1.6, 7.]), torch.tensor([1., 2.]))
-    tensor([0., 2., 3.])
-    """
-    return _as(quantize_rows(_rows(x, 1), _wide(basis).unsqueeze(0), False), x)
-
-
-def _is_nhwc(x: torch.Tensor) -> bool:
-    """Whether it is channels last; a 1 x 1 kernel, which is both, must not become channels last, nor its output."""
-    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _rows(x: torch.Tensor, count: int) -> torch.Tensor:
-    """The values of `x` in rows [count, n], as they lie in memory."""
-    return _wide(x.permute(0, 2, 3, 1) if _is_nhwc(x) else x).reshape(count, -1)
-
-
-def _as(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """What `_rows` gave for `x`, in the shape and memory format of `x`."""
-    rows = rows.to(x.dtype)
-    if _is_nhwc(x):
-        return rows.reshape(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
-    return rows.reshape(x.shape)
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    """In float32 at least: levels and thresholds are compared there."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-@contextmanager
-def _untraced() -> Iterator[None]:
-    """What is computed here from buffers and weights is a constant of the graph that is being traced."""
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        torch._C._set_tracing_state(state)  # type: ignore[arg-type]
-
-
-def _traced_activation(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """`quantize_activation` in comparisons with constants, which every exporter knows."""
-    with _untraced():
-        levels = sorted_levels(_wide(basis.detach()).unsqueeze(0), signed=False)[0][0]
-        thresholds, values = ((levels[1:] + levels[:-1]) / 2).tolist(), levels.tolist()
-    quantized = torch.full_like(x, values[0])
-    for threshold, value in zip(thresholds, values[1:]):
-        quantized = torch.where(x > threshold, value, quantized)
-    return quantized
+__all__ = ['LQConv2d']
 
 
 def _version(x: torch.Tensor) -> int:
@@ -121,6 +49,9 @@ class LQConv2d(nn.Conv2d):
         weight_bits: 1 to 8.
         act_bits: 1 to 8, or None for an input in full precision.
 
+    Raises:
+        ValueError: a number of bits outside of that.
+
     Source: LQ-Nets (Zhang et al., ECCV 2018), Sections 3.2 and 3.3.
     """
 
@@ -150,6 +81,9 @@ class LQConv2d(nn.Conv2d):
         return conv
 
     def _start(self, weight_bits: int, act_bits: Optional[int]) -> None:
+        check_bits('weight_bits', weight_bits)
+        if act_bits is not None:
+            check_bits('act_bits', act_bits)
         like = dict(device=self.weight.device, dtype=self.weight.dtype)
         area = self.kernel_size[0] * self.kernel_size[1]
         basis = weight_basis(weight_bits, area, self.out_channels).repeat(self.out_channels, 1)
@@ -190,12 +124,12 @@ class LQConv2d(nn.Conv2d):
     def _quantized_input(self, x: torch.Tensor) -> torch.Tensor:
         assert self.act_basis is not None
         if torch.jit.is_tracing():
-            return _traced_activation(x, self.act_basis)
+            return traced_activation(x, self.act_basis)
         with torch.no_grad():
-            values, basis = _rows(x, 1), _wide(self.act_basis).unsqueeze(0)
+            values, basis = rows_of(x, 1), wide(self.act_basis).unsqueeze(0)
             levels, _ = sorted_levels(basis, signed=False)
             positions = nearest(values, levels)
-            quantized = _as(look_up(levels, positions), x)
+            quantized = shaped_as(look_up(levels, positions), x)
             if self._learns():
                 self._act_pending.add(*normal_equations(values, basis, False, positions))
         if not (torch.is_grad_enabled() and x.requires_grad):
@@ -208,7 +142,7 @@ class LQConv2d(nn.Conv2d):
         if torch.compiler.is_compiling():  # a compiled graph makes them itself
             return self._quantize(self._learns())
         if self._quantized is None or not self._quantized.of(self.weight, self.weight_basis):
-            with torch.inference_mode(False), _untraced():
+            with torch.inference_mode(False), untraced():
                 weight = self._quantize(self._learns())
             sources = self.weight, self.weight_basis
             self._quantized = _Quantized(sources, tuple(map(_version, sources)), weight)
@@ -216,12 +150,16 @@ class LQConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def _quantize(self, learn: bool) -> torch.Tensor:
-        rows, basis = _rows(self.weight, self.out_channels), _wide(self.weight_basis)
+        rows, basis = rows_of(self.weight, self.out_channels), wide(self.weight_basis)
         levels, _ = sorted_levels(basis, signed=True)
         positions = nearest(rows, levels)
         if learn:
             self._weight_pending.add(*normal_equations(rows, basis, True, positions))
-        return _as(look_up(levels, positions), self.weight)
+        return shaped_as(look_up(levels, positions), self.weight)
+
+    def forget_quantized(self) -> None:
+        """Have the weights quantised anew, for a write that leaves no trace."""
+        self._quantized = None
 
     def pending(self) -> bool:
         """Whether there were training passes since the bases last moved."""
@@ -242,7 +180,7 @@ class LQConv2d(nn.Conv2d):
 
     def train(self, mode: bool = True) -> nn.Module:
         """As in torch; also has the weights quantised anew: some writes leave no trace (`p.data.copy_()`)."""
-        self._quantized = None
+        self.forget_quantized()
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
@@ -255,7 +193,7 @@ class LQConv2d(nn.Conv2d):
         plain = f'{prefix}weight_basis' not in state_dict and weight is not None and weight.shape == self.weight.shape
         if plain:
             with torch.no_grad():
-                rows = _wide(weight).reshape(self.out_channels, -1)
+                rows = wide(weight).reshape(self.out_channels, -1)
                 state_dict[f'{prefix}weight_basis'] = fit_basis(rows, self.weight_basis.shape[1])
             if self.act_basis is not None:
                 state_dict.setdefault(f'{prefix}act_basis', activation_basis(len(self.act_basis)))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .conv import LQConv2d
-from .lq import BITS, fit_basis
+from .lq import check_bits, fit_basis
 
 __all__ = ['LQConfig', 'dequantize', 'quantize_', 'quantized_layers']
 
@@ -33,11 +33,9 @@ class LQConfig:
     act_bits: Optional[int] = None
 
     def __post_init__(self) -> None:
-        for name in ('weight_bits', 'act_bits'):
-            bits = getattr(self, name)
-            if not (name == 'act_bits' and bits is None) and (isinstance(bits, bool) or bits not in BITS):
-                also = ', or None for full precision' if name == 'act_bits' else ''
-                raise ValueError(f'{name} {bits!r}: it must be a whole number from {BITS[0]} to {BITS[-1]}{also}.')
+        check_bits('weight_bits', self.weight_bits)
+        if self.act_bits is not None:
+            check_bits('act_bits', self.act_bits)
 
 
 def quantize_(

@@ -13,6 +13,7 @@ __all__ = [
     'BITS',
     'REGULARISATION',
     'activation_basis',
+    'check_bits',
     'code_table',
     'fit_basis',
     'look_up',
@@ -28,6 +29,13 @@ BITS = range(1, 9)
 REGULARISATION = 1e-4
 _QUANTILE = 0.6745  # 75 % of a normal distribution lie below it
 _CHUNK = 1 << 22  # values at once, where each takes b + 1 floats more
+
+
+def check_bits(name: str, bits: int) -> None:
+    """Raise ValueError for an impossible number of bits."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
+        also = ', or None for full precision' if name == 'act_bits' else ''
+        raise ValueError(f'{name} {bits!r}: it must be a whole number from {BITS[0]} to {BITS[-1]}{also}.')
 
 
 def weight_basis(bits: int, kernel_area: int, out_channels: int) -> torch.Tensor:

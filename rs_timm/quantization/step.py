@@ -57,11 +57,12 @@ def _install_hook() -> None:
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    waiting = {id(layer.weight): layer for layer in _LAYERS if layer.pending()}
-    if not waiting:
-        return
+    owners = {id(layer.weight): layer for layer in _LAYERS}
     # the optimizer's order is the same in all processes
-    layers = [waiting[id(p)] for group in optimizer.param_groups for p in group['params'] if id(p) in waiting]
+    layers = [owners[id(p)] for group in optimizer.param_groups for p in group['params'] if id(p) in owners]
+    for layer in layers:
+        layer.forget_quantized()  # fused optimizers write without raising a tensor's version
+    layers = [layer for layer in layers if layer.pending()]
     equations = _summed([layer.take_pending() for layer in layers])
     for layer, (weight, act) in zip(layers, equations):
         bases = layer.weight_basis, None if layer.act_basis is None else layer.act_basis.unsqueeze(0)
