@@ -25,10 +25,10 @@ from rs_timm.quantization import (
     unpack_weights,
 )
 from rs_timm.quantization.packing import _pack, _unpack
-from rs_timm.training import MREDTask
-from rs_timm.training.build import build_model
+from rs_timm.training import MREDTask, Recipe, get_recipe
+from rs_timm.training.build import build_model, create_optimizer
 from rs_timm.training.checkpoint import load_checkpoint
-from rs_timm.training.recipe import Recipe
+from rs_timm.training.schedule import create_schedule
 
 SIZES = (64, 48, 32)
 SMALL = ('rs_resnet18_w2a32', 'rs_resnet18_w2a2')
@@ -265,6 +265,23 @@ def test_full_precision_weights_are_a_start(tmp_path):
     model = build_model('rs_resnet18_w2a32', recipe, 7)
     assert torch.equal(model.layer3[0].conv1.weight, source.layer3[0].conv1.weight)
     assert not torch.equal(model.layer3[0].conv1.weight_basis, create().layer3[0].conv1.weight_basis)
+
+
+def test_the_recipe_has_lq_nets_schedule():
+    """Section 4.1; Nesterov, and decay of the weights of convolutions and classifier alone."""
+    recipe = get_recipe('lq_in1k')
+    task = MREDTask(quantize_(rs_timm.switchable('test_resnet', SIZES), LQConfig(2, 2)))
+    optimizer = create_optimizer(task, recipe)
+    decayed = {id(p) for group in optimizer.param_groups if group['weight_decay'] for p in group['params']}
+    assert decayed == {id(m.weight) for m in task.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    assert {group['weight_decay'] for group in optimizer.param_groups} == {0., 5e-5}
+    assert all(group['nesterov'] and group['momentum'] == 0.9 for group in optimizer.param_groups)
+    schedule = create_schedule(optimizer, recipe, updates_per_epoch=10)
+    milestones = (0, 30, 60, 85, 95, 105, 120)
+    for power, (first, end) in enumerate(zip(milestones, milestones[1:]), start=1):
+        for epoch in (first, end - 1):
+            schedule.step_update(10 * epoch)
+            assert optimizer.param_groups[0]['lr'] == pytest.approx(10 ** -power)
 
 
 @pytest.mark.parametrize('lean', [False, True])
