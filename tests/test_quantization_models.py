@@ -12,6 +12,7 @@ from training_run import make_pictures, run
 
 import rs_timm
 from rs_timm.analysis import madds
+from rs_timm.commands._model import load_model
 from rs_timm.hub import save_pretrained
 from rs_timm.quantization import (
     LQConfig,
@@ -229,6 +230,14 @@ def test_folders_and_files(name, tmp_path, monkeypatch, random_statistics):
     assert sizes['packed'] * 10 < sizes['full']
     with pytest.raises(ValueError, match='exclude'):
         save_pretrained(model, tmp_path / 'both', half=True, packed=True)
+
+
+def test_the_command_line_reads_a_packed_file(tmp_path, random_statistics):
+    """Resolutions and classes are those of the file."""
+    file = pack_weights(random_statistics(create()), tmp_path / 'packed.safetensors')
+    loaded = load_model('rs_resnet18_w2a32', checkpoint=str(file))
+    assert loaded.resolutions == SIZES and loaded.num_classes == 7
+    assert torch.equal(loaded(image(40)), load_packed(create(), file).eval()(image(40)))
 
 
 def test_what_cannot_be_packed():
