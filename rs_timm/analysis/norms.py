@@ -6,7 +6,7 @@ from torch import nn
 
 from rs_timm.layers import BN_TENSORS, SwitchableBatchNorm2d
 
-__all__ = ['norm_means']
+__all__ = ['Means', 'norm_means']
 
 Means = Dict[str, Dict[int, Dict[str, float]]]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from rs_timm.layers import is_switchable, use_resolution
 
-__all__ = ['ENSEMBLE', 'Prediction', 'Predictions', 'predict']
+__all__ = ['ENSEMBLE', 'Prediction', 'Predictions', 'Row', 'predict']
 
 ENSEMBLE = 'ensemble'
 Row = Union[int, str]  # a resolution in pixels, or 'ensemble'

@@ -6,28 +6,23 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from rs_timm.data import MultiResLoader, create_multires_loader
 from rs_timm.layers import get_resolutions
 from rs_timm.training import evaluate, results_rows, results_table, write_results_csv
 from rs_timm.training.build import task_of
-from rs_timm.training.processes import is_first_process, join_processes, process_count, process_rank
+from rs_timm.training.processes import is_first_process, join_processes
 
+from ._data import PRECISIONS, add_data_arguments, add_running_arguments, check_classes, evaluation_loader
 from ._masks import evaluate_segmentation
 from ._model import describe_preprocessing, load_model, positive_int
 from ._shell import report
 
 __all__ = ['register', 'run']
 
-_PRECISIONS = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
-
 
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser('eval', help='top-1 and top-5, or mean IoU, at any sizes, in one pass over the data')
     parser.add_argument('model', metavar='MODEL', help="as for 'rs-timm predict'")
-    parser.add_argument('--data', required=True, metavar='DIR', help='pictures in DIR/SPLIT/CLASS, or in DIR/CLASS')
-    parser.add_argument('--split', default='val', help='sub-folder of the data (default: val)')
-    parser.add_argument('--class-map', metavar='FILE',
-                        help="the classes' folders, one a line in the order of the model's outputs (default: sorted)")
+    add_data_arguments(parser)
     parser.add_argument('--resolutions', type=positive_int, nargs='+', metavar='R',
                         help='sizes to measure in pixels, trained or not (default: the trained ones)')
     parser.add_argument('--ensemble', action='store_true',
@@ -35,11 +30,7 @@ def register(subparsers: Any) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument('--checkpoint', metavar='FILE', help='load these weights (.safetensors or .pth)')
     source.add_argument('--no-weights', action='store_true', help='random weights, to try out')
-    parser.add_argument('--batch-size', type=positive_int, default=64, metavar='N', help='default: 64')
-    parser.add_argument('--workers', type=int, default=4, metavar='N', help='processes that read (default: 4)')
-    parser.add_argument('--device', default='auto', help="'cpu', 'cuda' or 'auto' (default)")
-    parser.add_argument('--amp', nargs='?', const='bfloat16', choices=sorted(_PRECISIONS), help='run under autocast')
-    parser.add_argument('--skip-corrupt', action='store_true', help='leave out pictures that cannot be read')
+    add_running_arguments(parser)
     parser.add_argument('--csv', metavar='FILE', help="write the results too, with the columns of timm's validate.py")
     masks = parser.add_argument_group('segmentation', 'for a network such as rs_refinenet_resnet18; DIR has '
                                       'SPLIT/images and SPLIT/masks')
@@ -59,11 +50,11 @@ def run(args: argparse.Namespace) -> int:
     alpha = _alpha(model, sizes) if args.ensemble else {}
     if task_of(model) == 'segmentation':
         _print_heading(args, config, device)
-        return evaluate_segmentation(args, model, config, sizes, alpha, _PRECISIONS.get(args.amp), device)
-    loader = _loader(args, config, sizes, device)
-    _check_classes(loader, model, args.data)
+        return evaluate_segmentation(args, model, config, sizes, alpha, PRECISIONS.get(args.amp), device)
+    loader = evaluation_loader(args, config, sizes, device)
+    check_classes(loader, model, args.data)
     _print_heading(args, config, device)
-    results = evaluate(model, loader, sizes, alpha, _PRECISIONS.get(args.amp), device)
+    results = evaluate(model, loader, sizes, alpha, PRECISIONS.get(args.amp), device)
     for message in loader.damaged:
         report(f'warning: skipped {message}')
     if is_first_process():
@@ -99,41 +90,3 @@ def _alpha(model: nn.Module, sizes: Sequence[int]) -> Dict[int, float]:
         raise ValueError(f"the ensemble needs the sizes {tuple(sorted(weights, reverse=True))}: add "
                          f"{' '.join(map(str, missing))} to --resolutions, or leave out --ensemble.")
     return dict(sorted(weights.items(), reverse=True))
-
-
-def _loader(
-        args: argparse.Namespace,
-        config: Mapping[str, Any],
-        sizes: Sequence[int],
-        device: torch.device,
-) -> MultiResLoader:
-    dataset_options = dict(class_map=args.class_map) if args.class_map else {}
-    return create_multires_loader(
-        args.data,
-        sizes,
-        split=args.split,
-        is_training=False,
-        batch_size=args.batch_size,
-        num_workers=args.workers,
-        mean=config['mean'],
-        std=config['std'],
-        interpolation=config['interpolation'],
-        crop_pct=config['crop_pct'],
-        crop_mode=config['crop_mode'],
-        device=device,
-        skip_corrupt=args.skip_corrupt,
-        rank=process_rank(),
-        world_size=process_count(),
-        **dataset_options,
-    )
-
-
-def _check_classes(loader: MultiResLoader, model: nn.Module, data: str) -> None:
-    folders = getattr(getattr(loader.dataset, 'reader', None), 'class_to_idx', None)
-    outputs = getattr(model, 'num_classes', None)
-    if folders and outputs and max(folders.values()) >= outputs:
-        raise ValueError(f'{data} has {max(folders.values()) + 1} classes, the model {outputs}: this is other data, '
-                         'or a wrong --class-map.')
-    if folders and outputs and len(folders) < outputs:
-        report(f'warning: {data} has {len(folders)} of the {outputs} classes of the model; they are numbered in the '
-               'order of their names, unless --class-map says otherwise')
