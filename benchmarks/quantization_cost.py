@@ -21,7 +21,7 @@ from torch import nn
 
 import rs_timm
 from benchmarks.environment import RESULTS, describe
-from rs_timm.training import MREDTask, Recipe, Trainer
+from rs_timm.training import MREDTask, Recipe, Trainer, keep_freed_memory
 from rs_timm.training.build import create_optimizer
 from rs_timm.training.schedule import create_schedule
 
@@ -81,10 +81,11 @@ def main() -> None:
     parser.add_argument('--networks', nargs='+', default=['resnet18'], choices=['resnet18', 'resnet50'])
     parser.add_argument('--precisions', nargs='+', default=['float32', 'bfloat16'], choices=['float32', 'bfloat16'])
     parser.add_argument('--sizes', nargs='+', type=int, default=[128, 112, 96, 80, 64])
-    parser.add_argument('--batch', type=int, default=32)
+    parser.add_argument('--batch', type=int, default=64, help='that of the recipe lq_imagenette')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--out', type=Path, default=RESULTS / 'quantization_cost.csv')
     args = parser.parse_args()
+    keep_freed_memory()  # as `rs-timm train` does
     rows: List[Dict[str, Any]] = []
     for network in args.networks:
         for precision in args.precisions:

@@ -80,6 +80,11 @@ def sorted_levels(basis: torch.Tensor, signed: bool) -> Tuple[torch.Tensor, torc
 def nearest(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """Positions [R, n] of the nearest of the ascending `levels` [R, L]; half way, of the lower one."""
     thresholds = (levels[:, 1:] + levels[:, :-1]) / 2
+    if thresholds.shape[1] <= 3:  # up to two bits: comparing with all of them is faster than a search
+        positions = (x > thresholds[:, 0:1]).to(torch.uint8)
+        for index in range(1, thresholds.shape[1]):
+            positions += x > thresholds[:, index:index + 1]
+        return positions.long()
     if thresholds.shape[0] == 1:
         return torch.bucketize(x, thresholds[0])
     return torch.searchsorted(thresholds, x)
