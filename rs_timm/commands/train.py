@@ -25,7 +25,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument('model', metavar='MODEL', help="a name of 'rs-timm list', or any BatchNorm network of timm")
     parser.add_argument('--data', required=True, metavar='DIR',
-                        help='folder with train/CLASS/* and val/CLASS/*; for segmentation train/images, train/masks, ...')
+                        help='folder with train/CLASS/* and val/CLASS/*; for segmentation train/images, train/masks')
     parser.add_argument('--out', metavar='DIR', help='folder to write (default: runs/MODEL)')
     parser.add_argument('--resume', action='store_true', help='go on from the checkpoint in --out, if there is one')
     parser.add_argument('--recipe', default='imagenette', choices=list(RECIPES), help='(default: %(default)s)')
