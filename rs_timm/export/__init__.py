@@ -6,10 +6,15 @@ if TYPE_CHECKING:
     from .metadata import model_info
     from .onnx_file import export_onnx, onnx_model, split_onnx
     from .parity import max_difference
+    from .torch_program import export_torch
 
-__all__ = ['export_onnx', 'max_difference', 'model_info', 'onnx_model', 'split_onnx']
+__all__ = ['export_onnx', 'export_torch', 'max_difference', 'model_info', 'onnx_model', 'split_onnx']
 
-_HOMES = {'model_info': 'metadata', 'max_difference': 'parity'}  # everything else lives in onnx_file
+_HOMES = {  # everything else lives in onnx_file
+    'export_torch': 'torch_program',
+    'max_difference': 'parity',
+    'model_info': 'metadata',
+}
 
 
 def __getattr__(name: str) -> Any:

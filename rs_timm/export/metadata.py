@@ -43,7 +43,7 @@ def describe(model: nn.Module, channels: int, outputs: Sequence[torch.Tensor], c
     """
     cfg: Mapping[str, Any] = getattr(model, 'pretrained_cfg', None) or {}
     config = resolve_model_data_config(model, pretrained_cfg=dict(cfg))
-    task = _task(outputs)
+    task = _task(model, outputs)
     classes = 0 if task == 'features' else int(outputs[0].shape[1])
     pretrained = getattr(model, 'derived_from', None) is not None
     return ModelInfo(
@@ -67,10 +67,11 @@ def describe(model: nn.Module, channels: int, outputs: Sequence[torch.Tensor], c
     )
 
 
-def _task(outputs: Sequence[torch.Tensor]) -> str:
-    if len(outputs) > 1:
+def _task(model: nn.Module, outputs: Sequence[torch.Tensor]) -> str:
+    """A classifier gives [N, K], a network for dense prediction says what it is; all else are features."""
+    if len(outputs) > 1 or getattr(model, 'num_classes', None) == 0:
         return 'features'
-    return {2: 'classification', 4: 'segmentation'}.get(outputs[0].ndim, 'features')
+    return 'classification' if outputs[0].ndim == 2 else str(getattr(model, 'task', 'features'))
 
 
 def _name(model: nn.Module, cfg: Mapping[str, Any], pretrained: bool) -> str:
@@ -97,7 +98,7 @@ def _labels(model: nn.Module, cfg: Mapping[str, Any], classes: int) -> Dict[str,
         return {}
     imagenet = ImageNetInfo(subset)
     names = imagenet.label_names()
-    return dict(label_names=tuple(names), label_descriptions=_of(names, imagenet.label_descriptions()))
+    return dict(label_names=tuple(names), label_descriptions=_of(names, imagenet.label_descriptions(as_dict=True)))
 
 
 def _of(names: Sequence[str], descriptions: Optional[Mapping[str, str]]) -> Optional[Dict[str, str]]:

@@ -6,7 +6,6 @@ same.
 """
 import io
 import warnings
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
@@ -96,7 +95,7 @@ class Tracer:
     def _export(self, example: torch.Tensor, any_size: bool) -> bytes:
         batch = {0: 'batch'}
         buffer = io.BytesIO()
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), torch.no_grad():  # it prints graphs on errors
+        with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter('ignore')  # deprecation, and sizes that become constants: check_any_size sees those
             try:
                 torch.onnx.export(

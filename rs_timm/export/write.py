@@ -10,6 +10,7 @@ import onnx
 __all__ = ['check_name', 'write_model']
 
 LIMIT = 2 ** 31 - 2 ** 20  # bytes of weights; protobuf ends at 2 GiB, and nodes and names need room too
+_SMALL = 1024  # bytes
 
 
 def check_name(path: Union[str, 'PathLike[str]']) -> Path:
@@ -47,9 +48,12 @@ def write_model(model: onnx.ModelProto, path: Union[str, 'PathLike[str]']) -> Pa
 
 
 def _move_weights(model: onnx.ModelProto, file: Path, name: str) -> None:
-    """Write the weights into `file`, and let the model say that they lie in `name` beside it."""
+    """Write the weights into `file`, and let the model say that they lie in `name` beside it.
+
+    Small constants stay: engines read shapes before they read weights.
+    """
     with file.open('wb') as stream:
-        for tensor in model.graph.initializer:
+        for tensor in (t for t in model.graph.initializer if len(t.raw_data) >= _SMALL):
             entries = dict(location=name, offset=stream.tell(), length=stream.write(tensor.raw_data))
             tensor.ClearField('raw_data')
             tensor.data_location = onnx.TensorProto.EXTERNAL

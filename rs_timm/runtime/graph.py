@@ -125,6 +125,8 @@ def _affine(model: Any, info: ModelInfo, resolution: int) -> _Affine:
     if info.choice == 'fixed':
         return {}
     tables = dict(_tables(model))
+    if not tables:
+        raise ValueError(f'{info.name} has lost its BatchNorm sets: some tool changed the file. Export it again.')
     upper, lower, t = bracket(info.resolutions, resolution)
     if info.interpolation == 'nearest':
         t = float(t > 0.5)

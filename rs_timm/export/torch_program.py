@@ -1,0 +1,159 @@
+"""A switchable network -> one program of `torch.export`, or one compiled by AOTInductor: torch alone runs either.
+
+The blend of the sets is written in torch here, as `choice` writes it in ONNX, and the network is called with the
+result in place of its BatchNorms' tensors.
+"""
+import os
+from os import PathLike
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from uuid import uuid4
+
+import torch
+from timm.utils import unwrap_model
+from torch import nn
+
+from rs_timm.analysis.cost import image_channels
+from rs_timm.layers import extract
+from rs_timm.runtime.info import METADATA_KEY
+
+from .metadata import describe
+from .probe import probe
+from .tables import Tables, make_tables
+
+__all__ = ['export_torch']
+
+
+def export_torch(
+        model: nn.Module,
+        path: Union[str, 'PathLike[str]'],
+        *,
+        compile: bool = False,
+        metadata: Optional[Mapping[str, Any]] = None,
+) -> Path:
+    """Write `model`, with one copy of its shared weights and all its BatchNorm sets, as one .pt2 file for torch.
+
+    The program takes images [N, C, H, W] of any batch and size, and chooses or interpolates the set as the model does
+    while it follows its input. To run it, neither rs_timm nor timm is needed.
+
+    >>> import os, tempfile, timm
+    >>> model = timm.create_model('rs_resnet18', resolutions=(96, 64)).eval()
+    >>> file = export_torch(model, os.path.join(tempfile.mkdtemp(), 'model.pt2'))
+    >>> program = torch.export.load(file).module()
+    >>> x = torch.randn(1, 3, 80, 80)
+    >>> torch.allclose(program(x), model(x), atol=1e-5)
+    True
+
+    Args:
+        model: a switchable network, or a wrapper of one; it is not changed.
+        path: NAME.pt2; written as a whole or not at all.
+        compile: compile for this processor with AOTInductor, which needs a C++ compiler and takes minutes for a deep
+            network; `torch._inductor.aoti_load_package` loads the result. Otherwise `torch.export.load` does.
+        metadata: as in `export_onnx`. The description is JSON, in the extra file 'rs_timm' of a program, or in the
+            metadata of a compiled one.
+
+    Raises:
+        ValueError: a network that is not switchable, or that torch.export cannot express for any size.
+        RuntimeError: AOTInductor failed.
+    """
+    file = Path(path)
+    if file.suffix != '.pt2':
+        raise ValueError(f'{file} is no name of a program of torch: name a file that ends in .pt2.')
+    model = unwrap_model(model)
+    tables = make_tables(model)
+    plain = extract(model, tables.resolutions[0]).eval().float().cpu().requires_grad_(False)
+    example = torch.zeros(2, image_channels(plain), *(tables.resolutions[0],) * 2)
+    outputs = list(probe(plain, example).outputs.values())
+    info = describe(model, example.shape[1], outputs, 'shape').replace(**(metadata or {}))
+    program = _program(_Blended(plain, tables), example)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f'.{uuid4().hex}.pt2')
+    try:
+        if compile:
+            _compile(program, temporary, info.to_json())
+        else:
+            torch.export.save(program, temporary, extra_files={METADATA_KEY: info.to_json()})
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+class _Blended(nn.Module):
+    """A plain network with BatchNorm tensors that are blended at every call."""
+
+    def __init__(self, plain: nn.Module, tables: Tables) -> None:
+        super().__init__()
+        self.plain, self.layers = plain, tables.layers
+        self.interpolation, self.names = tables.interpolation, list(tables.values)
+        for name in self.layers:
+            bn: Any = plain.get_submodule(name)
+            bn.weight, bn.bias = (nn.Parameter(torch.empty(0), requires_grad=False) for _ in range(2))
+            bn.running_mean, bn.running_var = torch.empty(0), torch.empty(0)  # all come from the tables
+        for name, values in tables.values.items():
+            self.register_buffer(name, torch.from_numpy(values))
+        r = torch.tensor(tables.resolutions, dtype=torch.float32)
+        self.register_buffer('resolutions', r)
+        self.register_buffer('above', torch.cat([r[:1] + 1, r[:-1]]))
+        self.register_buffer('below', torch.cat([r[1:], r[-1:] - 1]))
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return torch.func.functional_call(self.plain, self._tensors(self._weights(images)), (images,))
+
+    def _weights(self, images: torch.Tensor) -> torch.Tensor:
+        """Of each set, [S]; those of a size that has one are 0 but for a 1."""
+        r, above, below = self.resolutions, self.above, self.below
+        side = torch.scalar_tensor(images.shape[-2] * images.shape[-1], dtype=torch.float32).sqrt().round()
+        side = side.clamp(r[-1], r[0])
+        rising, falling = (side - below) / (r - below), (above - side) / (above - r)
+        if self.interpolation == 'nearest':  # the larger one at a tie
+            return ((rising >= 0.5) & (falling > 0.5)).float()
+        return torch.minimum(rising, falling).clamp(0, 1)
+
+    def _tensors(self, weights: torch.Tensor) -> Dict[str, torch.Tensor]:
+        sizes = list(self.layers.values())
+        vectors = {name: torch.split(weights @ getattr(self, name), sizes) for name in self.names}
+        tensors: Dict[str, torch.Tensor] = {}
+        for position, layer in enumerate(self.layers):
+            parts = {name: split[position] for name, split in vectors.items()}
+            eps = self.plain.get_submodule(layer).eps  # is in the table, and will be added again
+            weight, bias, mean, variance = _as_batch_norm(parts)
+            tensors.update({f'{layer}.weight': weight, f'{layer}.bias': bias, f'{layer}.running_mean': mean,
+                            f'{layer}.running_var': variance - eps})
+        return tensors
+
+
+def _as_batch_norm(parts: Dict[str, torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """gamma, beta, mean, and variance plus eps."""
+    if 'scale' in parts:
+        scale = parts['scale']
+        return scale, parts['shift'], torch.zeros_like(scale), torch.ones_like(scale)
+    return parts['gamma'], parts['beta'], parts['mean'], parts['variance']
+
+
+def _program(network: _Blended, example: torch.Tensor) -> Any:
+    any_size = getattr(torch.export.Dim, 'DYNAMIC', None)
+    if any_size is None:
+        raise ValueError(f'torch {torch.__version__} exports no programs of any size: that came with torch 2.6.')
+    try:
+        with torch.no_grad():
+            return torch.export.export(network, (example,), dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},))
+    except Exception as error:  # many kinds
+        reason = ' '.join(str(error).split())[:300]
+        raise ValueError(
+            f'torch.export cannot express {type(network.plain).__name__} for any size: {reason}') from error
+
+
+def _compile(program: Any, file: Path, description: str) -> None:
+    from torch import _inductor
+
+    try:
+        with torch.no_grad():
+            _inductor.aoti_compile_and_package(
+                program,
+                package_path=str(file),
+                inductor_configs={'aot_inductor.metadata': {METADATA_KEY: description}},
+            )
+    except Exception as error:
+        reason = ' '.join(str(error).split())[:300]
+        raise RuntimeError(f'AOTInductor, which needs a C++ compiler, failed: {reason}') from error

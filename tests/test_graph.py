@@ -1,0 +1,210 @@
+"""An exported file read without torch, and the plain network that it is at one resolution."""
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import rs_timm
+from rs_timm.runtime import ModelInfo
+from tests.exported import ENGINES, SIZES, UNSEEN, assert_same, engine, images, network
+
+onnx = pytest.importorskip('onnx')
+
+from onnx import numpy_helper  # noqa: E402
+
+from rs_timm.export import export_onnx, onnx_model  # noqa: E402
+from rs_timm.runtime import read_info, specialise  # noqa: E402
+
+ROOT = Path(rs_timm.__file__).parent.parent
+
+
+@pytest.fixture
+def model(random_statistics):
+    return network(random_statistics)
+
+
+@pytest.fixture
+def proto(model):
+    return onnx_model(model)
+
+
+def weights(proto):
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+
+
+def dimensions(value):
+    return [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize('name', ENGINES)
+@pytest.mark.parametrize('fold', [True, False])
+@pytest.mark.parametrize('interpolation', ['params', 'affine', 'nearest'])
+@torch.no_grad()
+def test_specialised_is_extracted(random_statistics, interpolation, fold, name):
+    model = network(random_statistics, interpolation=interpolation)
+    proto = onnx_model(model)
+    for resolution in (*SIZES, *UNSEEN):
+        x = images(2, resolution)
+        plain = specialise(proto, resolution, batch=2, fold=fold)
+        assert_same(engine(name, plain)(images=x.numpy()), rs_timm.extract(model, resolution)(x))
+
+
+@pytest.mark.parametrize('base, fold, layers', [
+    ('test_resnet', True, 0),
+    ('test_resnet', False, 'all'),
+    ('rs_mobilenetv2', True, 0),
+    ('resnetv2_18', True, 'some'),  # normalises in front of the convolution
+])
+def test_nothing_of_the_choice_is_left(random_statistics, base, fold, layers):
+    model = network(random_statistics, base, resolutions=(64, 32))
+    proto = onnx_model(model)
+    plain = specialise(proto, 48, batch=1, fold=fold)
+    onnx.checker.check_model(plain, full_check=True)
+    names = [node.name for node in plain.graph.node] + [t.name for t in plain.graph.initializer]
+    assert not [name for name in names if name.startswith('rs_timm/')]
+    read = {name for node in plain.graph.node for name in node.input}
+    made = {name for node in plain.graph.node for name in node.output}
+    assert {t.name for t in plain.graph.initializer} <= read
+    assert made <= read | {output.name for output in plain.graph.output}
+    affine = sum(node.op_type == 'Mul' and node.input[1].endswith('.scale') for node in plain.graph.node)
+    total = len(rs_timm.layers.switchable_layers(model))
+    assert affine == total if layers == 'all' else affine == 0 if layers == 0 else 0 < affine < total
+
+
+def test_weights_stay_shared_unless_folded(proto):
+    shared = {name: value for name, value in weights(proto).items() if name.endswith('weight')}
+    assert len(shared) > 5
+    for resolution in (64, 40):
+        plain = weights(specialise(proto, resolution, fold=False))
+        assert all(np.array_equal(plain[name], value) for name, value in shared.items())
+
+
+def test_sizes_and_batch_are_fixed_as_asked(proto):
+    one = specialise(proto, 48, batch=3)
+    assert [dimensions(v) for v in (*one.graph.input, *one.graph.output)] == [[3, 3, 48, 48], [3, 7]]
+    any_batch = specialise(proto, 40)
+    assert dimensions(any_batch.graph.input[0]) == ['batch', 3, 40, 40]
+    assert dimensions(any_batch.graph.output[0]) == ['batch', 7]
+
+
+@torch.no_grad()
+def test_the_input_resolution_is_gone(model):
+    plain = specialise(onnx_model(model, choice='input'), 40, batch=2)
+    assert [value.name for value in plain.graph.input] == ['images']
+    assert_same(engine('onnxruntime', plain)(images=images(2, 40).numpy()), rs_timm.extract(model, 40)(images(2, 40)))
+
+
+def test_the_file_is_left_as_it_was(proto):
+    before = proto.SerializeToString(deterministic=True)
+    specialise(proto, 40)
+    assert proto.SerializeToString(deterministic=True) == before
+
+
+def test_a_plain_file_can_be_given_a_batch_but_no_other_size(proto):
+    plain = specialise(proto, 48)
+    again = specialise(plain, 48, batch=4)
+    assert dimensions(again.graph.input[0]) == [4, 3, 48, 48] and weights(again).keys() == weights(plain).keys()
+    with pytest.raises(ValueError, match='for 48 alone, not for 64'):
+        specialise(plain, 64)
+
+
+@pytest.mark.parametrize('arguments', [dict(resolution=0), dict(resolution=48.5), dict(resolution=48, batch=0)])
+def test_what_specialise_refuses(proto, arguments):
+    with pytest.raises(ValueError, match='not a positive whole number'):
+        specialise(proto, **arguments)
+
+
+def test_a_process_without_torch_serves(model, tmp_path):
+    pytest.importorskip('onnxruntime')
+    file = export_onnx(model, tmp_path / 'net.onnx')
+    np.save(tmp_path / 'images.npy', images(2, 40).numpy())
+    code = f'''
+import sys, numpy, onnxruntime
+from rs_timm.runtime import read_info, read_model, specialise
+plain = specialise(read_model({str(file)!r}), 40, batch=2)
+session = onnxruntime.InferenceSession(plain.SerializeToString(), providers=['CPUExecutionProvider'])
+images = numpy.load({str(tmp_path / 'images.npy')!r})
+numpy.save({str(tmp_path / 'logits.npy')!r}, session.run(None, dict(images=images))[0])
+print(read_info({str(file)!r}).resolutions, [name for name in ('torch', 'timm') if name in sys.modules])
+'''
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == f'{SIZES} []'
+    with torch.no_grad():
+        assert_same([np.load(tmp_path / 'logits.npy')], model(images(2, 40)))
+
+
+# files that are not ours
+
+@pytest.mark.parametrize('make, error, match', [
+    (lambda file: None, FileNotFoundError, 'no such file'),
+    (lambda file: file.mkdir(), FileNotFoundError, 'a directory'),
+    (lambda file: file.write_bytes(b'no protobuf at all'), ValueError, 'not an ONNX file'),
+    (lambda file: file.write_bytes(b''), ValueError, 'no metadata'),
+    (lambda file: onnx.save(other(), file), ValueError, 'not written by rs_timm'),
+])
+def test_other_files(tmp_path, make, error, match):
+    file = tmp_path / 'net.onnx'
+    make(file)
+    with pytest.raises(error, match=match) as info:
+        read_info(file)
+    assert 'net.onnx' in str(info.value)
+
+
+def other():
+    node = onnx.helper.make_node('Identity', ['a'], ['b'])
+    value = onnx.helper.make_tensor_value_info
+    kind = onnx.TensorProto.FLOAT
+    return onnx.helper.make_model(
+        onnx.helper.make_graph([node], 'other', [value('a', kind, [1])], [value('b', kind, [1])]))
+
+
+# the description
+
+def full_info():
+    return ModelInfo(
+        name='rs_resnet18.mine', resolutions=(32, 64), interpolation='nearest', choice='input', channels=1,
+        mean=(0.25,), std=(0.5,), crop_pct=0.9, crop_mode='border', resize_interpolation='bicubic', num_classes=2,
+        label_names=('ä', '\u732b'), label_descriptions={'ä': 'umlaut'}, license='mit', origin='https://example.org',
+        madds={64: 10, 32: 3}, alpha={64: 0.75, 32: 0.25})
+
+
+def test_the_description_survives_json():
+    info = full_info()
+    assert ModelInfo.from_json(info.to_json()) == info and info.resolutions == (64, 32)
+    assert [info.label(i) for i in (0, 1)] == ['umlaut', '\u732b']
+    assert ModelInfo(name='a', resolutions=(32,), num_classes=2).label(1) == 'class 1'
+
+
+def test_entries_of_later_versions_are_passed_over():
+    text = full_info().to_json()
+    assert ModelInfo.from_json(text[:-1] + ', "colour": "blue"}') == full_info()
+
+
+@pytest.mark.parametrize('text, match', [
+    ('[1, 2', 'not a JSON object'),
+    ('7', 'not a JSON object'),
+    ('{"format": 2}', 'has format 2'),
+    ('{}', 'has format None'),
+    ('{"format": 1, "name": "a"}', 'lacks resolutions'),
+])
+def test_descriptions_that_cannot_be_read(text, match):
+    with pytest.raises(ValueError, match=match):
+        ModelInfo.from_json(text)
+
+
+@pytest.mark.parametrize('changes, match', [
+    (dict(interpolation='cubic'), 'params, affine, nearest'),
+    (dict(choice='any'), 'shape, input, fixed'),
+    (dict(task='detection'), 'classification, segmentation, features'),
+    (dict(resolutions=()), 'empty'),
+    (dict(mean=(0.1, 0.2)), 'for 1 channels'),
+    (dict(label_names=('a',)), '1 label_names for 2 classes'),
+    (dict(choice='fixed'), 'has one'),
+    (dict(licence='mit'), 'no licence'),
+])
+def test_contradictions_are_refused(changes, match):
+    with pytest.raises(ValueError, match=match):
+        full_info().replace(**changes)
