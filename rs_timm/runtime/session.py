@@ -13,7 +13,7 @@ from .engines import Network, create_engine
 from .images import Preprocessing, is_ready
 from .info import ModelInfo
 from .quantize import QuantisedFile
-from .sources import ExportedFile, ExportedModel, Source, TorchModel, is_torch_model
+from .sources import ExportedFile, Source, is_torch_model, open_source
 
 __all__ = ['MEMORY', 'Session']
 
@@ -44,7 +44,7 @@ class Session:
         precision: 'fp32', 'bf16' or 'int8'; what an engine cannot do is an error.
         threads: per network; None leaves it to the engine.
         memory: 'speed' gives each resolution a network of its own; 'shared' runs the file's one graph at all sizes: one
-            copy of the weights, but slower, and a switch costs more (docs/serve.md has figures). The torch engine
+            copy of the weights, but slower, and a switch costs more. The torch engine
             always shares its weights.
         draft: let the JPEG decoder scale down by 2, 4 or 8 where that leaves more than the network needs.
         calibration: for int8: some hundred pictures of those that will be served, as for a call.
@@ -70,14 +70,13 @@ class Session:
             cache_dir: Union[None, str, 'PathLike[str]'] = None,
     ) -> None:
         _check_options(precision, memory, calibration, cache_dir)
-        of_torch = is_torch_model(model)
-        self._engine = create_engine(engine, precision, threads, of_torch)
+        self._engine = create_engine(engine, precision, threads, is_torch_model(model))
         self.engine_name = self._engine.name
         self.precision = precision
         self.threads = threads
         self.memory = memory
         self.draft = draft
-        self._source = _source(model, self._engine.name, precision, of_torch)
+        self._source: Source = open_source(model, self._engine.name, precision)
         if self.info.task == 'features':
             raise ValueError(f'{self.info.name} gives features, not one output: a session serves classifiers and '
                              'segmentation networks.')
@@ -173,13 +172,18 @@ class Session:
         """
         x = self._ready(x, resolution)
         size, count = x.shape[-1], len(x)
-        if self._engine.any_batch or self._one_network:
+        if self._takes_any(count):
             return self._network(size, None)(x)
         network = self._networks.get((size, count))
         if network is not None:
             return network(x)
         parts = [self._network(size, stop - start)(x[start:stop]) for start, stop in _parts(count)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _takes_any(self, count: int) -> bool:
+        """Whether a batch of `count` goes to the network that takes any."""
+        limit = self._engine.any_batch_from
+        return self._one_network or (limit is not None and count >= limit)
 
     def _ready(self, x: Any, resolution: Optional[int]) -> np.ndarray:
         x = np.ascontiguousarray(x, np.float32)
@@ -218,7 +222,7 @@ class Session:
         """
         check_resolutions((batch,))
         for resolution in check_resolutions(self.resolutions if resolutions is None else resolutions):
-            if self._engine.any_batch or self._one_network:
+            if self._takes_any(batch):
                 self._network(resolution, None)
                 continue
             for start, stop in ((0, batch),) if batch <= _LARGEST_BATCH else _parts(batch):
@@ -273,16 +277,6 @@ def _check_one_network(info: ModelInfo) -> None:
     if info.choice == 'input':
         raise ValueError("memory='shared' needs a graph that takes the resolution from the size of its images: export "
                          "the model with choice='shape', or take memory='speed'.")
-
-
-def _source(model: Any, engine: str, precision: str, of_torch: bool) -> Source:
-    if engine == 'torch':
-        return TorchModel(model, precision)
-    if of_torch:
-        return ExportedModel(model)
-    if isinstance(model, (str, PathLike)):
-        return ExportedFile(model)
-    raise ValueError(f'a session takes the path of an exported file, or a torch model, not a {type(model).__name__}.')
 
 
 def _parts(count: int) -> List[Tuple[int, int]]:

@@ -10,7 +10,7 @@ import rs_timm  # not its parts: what needs torch is imported only when a torch 
 from .graph import info_of, read_model, specialise
 from .info import ModelInfo
 
-__all__ = ['ExportedFile', 'ExportedModel', 'Source', 'TorchModel', 'is_torch_model']
+__all__ = ['ExportedFile', 'Source', 'is_torch_model', 'open_source']
 
 
 class Source(Protocol):
@@ -85,3 +85,20 @@ def is_torch_model(model: Any) -> bool:
     """Whether it is an `nn.Module`; torch is not imported to find out."""
     torch = sys.modules.get('torch')
     return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def open_source(model: Any, engine: str, precision: str) -> Source:
+    """What gives `engine` its networks.
+
+    Raises:
+        ImportError: onnx is not installed.
+        FileNotFoundError: no such file.
+        ValueError: neither a path nor a torch model; a file that rs_timm did not write.
+    """
+    if engine == 'torch':
+        return TorchModel(model, precision)
+    if is_torch_model(model):
+        return ExportedModel(model)
+    if isinstance(model, (str, PathLike)):
+        return ExportedFile(model)
+    raise ValueError(f'a session takes the path of an exported file, or a torch model, not a {type(model).__name__}.')

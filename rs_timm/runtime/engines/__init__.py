@@ -11,7 +11,7 @@ import numpy as np
 
 __all__ = ['ENGINES', 'PRECISIONS', 'Engine', 'Network', 'check_precision', 'create_engine', 'installed_engines']
 
-ENGINES = ('openvino', 'onnxruntime', 'torch')  # the fastest on a CPU first: docs/serve.md has figures
+ENGINES = ('openvino', 'onnxruntime', 'torch')  # the fastest on a CPU first
 PRECISIONS = ('fp32', 'bf16', 'int8')
 Network = Callable[[np.ndarray], np.ndarray]
 
@@ -34,11 +34,12 @@ class Engine(Protocol):
 
     Attributes:
         name: one of `ENGINES`.
-        any_batch: whether a network compiled without a batch is as fast as one compiled for its batch.
+        any_batch_from: batches of this size and above run as fast in one network compiled for any batch; None: no
+            batch does, each size wants a network of its own.
     """
 
     name: str
-    any_batch: bool
+    any_batch_from: Optional[int]
 
     def versions(self) -> Dict[str, str]:
         """Package -> version, of all that decides how fast it is."""

@@ -21,7 +21,7 @@ class TorchEngine:
     """
 
     name = 'torch'
-    any_batch = True
+    any_batch_from = 1
 
     def __init__(self, precision: str = 'fp32', threads: Optional[int] = None) -> None:
         import torch
