@@ -3,8 +3,8 @@
 (a) `separate`: one step at S resolutions (forward, MRED, backward, optimizer, all that `Trainer.update` does) against
     the S single-resolution steps of stock timm networks that it replaces, in the same precision, memory format and
     optimizer.
-(b) `paper`: the same step against the paper's, written down as described (`benchmarks.paper_step`): float32, NCHW,
-    layer by layer over lists of activations, a divergence for each pair.
+(b) `paper`: the same step against the paper's, written down as described (`benchmarks.training.paper_step`): float32,
+    NCHW, layer by layer over lists of activations, a divergence for each pair.
 (c) `data`: pictures per second against separate loaders; that is `benchmarks.data_pipeline`, and runs it.
 (d) `memory`: the peak of what tensors hold, and of the resident memory of a process above that before it made its
     network, in the ordinary and in the lean step, against the step of one stock network at the largest resolution.
@@ -34,8 +34,9 @@ from timm.optim import create_optimizer_v2
 
 from benchmarks import data_pipeline
 from benchmarks.environment import RESULTS, describe
-from benchmarks.paper_step import PaperStep
-from benchmarks.peak_memory import PeakMemory
+from benchmarks.training.paper_step import PaperStep
+from benchmarks.training.peak_memory import PeakMemory
+from benchmarks.training.plot import plot
 from rs_timm.training import MREDTask, Recipe, Trainer, keep_freed_memory
 from rs_timm.training.build import create_optimizer
 from rs_timm.training.schedule import create_schedule
@@ -129,12 +130,15 @@ def compare(question: str, name: str, sizes: Sequence[int], rs: List[float], oth
 
 
 def separate_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
-    sides: Dict[Any, Step] = {r: stock_step(name, r, args) for r in RESOLUTIONS}
-    sides.update({sizes: rs_step(name, sizes, args) for sizes in growing(args)})
-    times = interleaved(sides, args.rounds)
     for sizes in growing(args):
-        together = [sum(each) for each in zip(*(times[r] for r in sizes))]
-        yield compare('separate', name, sizes, times[sizes], together)
+        stock = [stock_step(name, size, args) for size in sizes]
+        times = interleaved(dict(rs=rs_step(name, sizes, args), stock=partial(_one_by_one, stock)), args.rounds)
+        yield compare('separate', name, sizes, times['rs'], times['stock'])
+
+
+def _one_by_one(steps: Sequence[Step]) -> None:
+    for step in steps:
+        step()
 
 
 def paper_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
@@ -235,6 +239,8 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
                 rows.append(dict(row, batch=args.batch, **environment))
                 _show(rows[-1])
             _merge(args.out, rows)
+    if args.out.parent == RESULTS:
+        print(f'wrote {args.out} and {plot()}')
 
 
 def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
