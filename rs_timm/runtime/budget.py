@@ -37,8 +37,10 @@ def choose_resolution(
     largest size of the table that fits and the next one they are bisected: the result is measured and fits, and the
     next larger candidate is measured and does not. Multiply-adds of such sizes are counted in the specialised graph.
 
-    >>> choose_resolution(session, ms=8., step=16).resolution       # doctest: +SKIP
-    144
+    >>> import rs_timm
+    >>> session = rs_timm.runtime.Session(rs_timm.switchable('test_resnet', (64, 32)))
+    >>> choose_resolution(session, madds=session.info.madds[64] - 1, step=8).resolution
+    56
 
     Args:
         session: a `Session`.

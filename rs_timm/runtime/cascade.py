@@ -31,10 +31,12 @@ class Cascade:
 
     Those that go on are gathered into a smaller batch, and only they are preprocessed at the next resolution.
 
-    >>> fit = fit_cascade(logits, targets, budget=1.2e9, costs=session.info.madds)      # doctest: +SKIP
-    >>> cascade = Cascade.fitted(session, fit)                                          # doctest: +SKIP
-    >>> cascade(['cat.jpg', 'dog.jpg']).answered                                        # doctest: +SKIP
-    array([ 96, 224])
+    >>> import rs_timm
+    >>> session = rs_timm.runtime.Session(rs_timm.switchable('test_resnet', (64, 48, 32), num_classes=10))
+    >>> cascade = Cascade(session, (32, 64), thresholds=0.999)
+    >>> result = cascade([np.zeros((90, 80, 3), np.uint8), np.ones((70, 99, 3), np.uint8)])
+    >>> result.logits.shape, result.answered
+    ((2, 10), array([64, 64]))
 
     Args:
         session: a `Session`; or anything with its `preprocess` and `run`.

@@ -1,0 +1,1 @@
+"""What the benchmarks of the runtime share: networks, pictures, turns, tables, figures."""

@@ -1,0 +1,141 @@
+"""The figures of the runtime, drawn from its tables of results."""
+from functools import cache
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import timm
+from matplotlib.figure import Figure
+
+import rs_timm  # noqa: F401 (registers the models)
+from benchmarks.environment import RESULTS
+from benchmarks.paper.drawing import save
+from benchmarks.runtime.table import Row, read
+from rs_timm.analysis import madds
+
+__all__ = ['FIGURES', 'cascade_figure', 'latency_figure', 'load_figure', 'madds_of_model', 'write_figures']
+
+
+def _of(rows: Sequence[Row], **values: str) -> List[Row]:
+    return [row for row in rows if all(row.get(name) == value for name, value in values.items())]
+
+
+def _numbers(rows: Sequence[Row], column: str) -> List[float]:
+    return [float(row[column]) for row in rows]
+
+
+def latency_figure(rows: Sequence[Row], madds: Callable[[str, int], float]) -> Figure:
+    """Latency against multiply-adds, a panel for each network, a line for each engine and precision.
+
+    Args:
+        rows: of runtime_latency.csv.
+        madds: (model, resolution) -> multiply-adds.
+    """
+    rows = _of(rows, question='latency', part='network')
+    models = list(dict.fromkeys(row['model'] for row in rows))
+    figure = Figure(figsize=(4.4 * len(models), 4.2), layout='constrained')
+    for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models):
+        cases = list(dict.fromkeys((row['engine'], row['precision']) for row in _of(rows, model=model)))
+        for engine, precision in cases:
+            line = _of(rows, model=model, engine=engine, precision=precision)
+            x = [madds(model, int(row['resolution'])) / 1e6 for row in line]
+            style = '--' if engine == 'timm eager' else '-'
+            axis.plot(x, _numbers(line, 'p50_ms'), style, marker='.', label=f'{engine} {precision}')
+        axis.set(xscale='log', yscale='log', xlabel='million multiply-adds', title=model)
+        axis.set_ylabel('median latency, ms')
+        _proportional(axis)
+        axis.grid(alpha=0.3, which='both')
+    figure.axes[0].legend(fontsize=7)
+    _caption(figure, rows[0], 'one picture, network alone; 224 to 96 px')
+    return figure
+
+
+def _proportional(axis: Any) -> None:
+    """A gray line of time proportional to multiply-adds, through the slowest point."""
+    lines = axis.get_lines()
+    x = [float(value) for value in lines[0].get_xdata()]
+    top = max(float(max(line.get_ydata())) for line in lines)
+    axis.plot(x, [top * value / max(x) for value in x], ':', color='gray', label='proportional to multiply-adds')
+
+
+def load_figure(rows: Sequence[Row]) -> Figure:
+    """Load, answers in time, resolution, and right answers in time over the time of the run."""
+    policies = list(dict.fromkeys(row['policy'] for row in rows))
+    parts = [row for row in rows if row['second'] != 'all']
+    figure = Figure(figsize=(7, 8.5), layout='constrained')
+    load, in_time, size, right = figure.subplots(4, 1, sharex=True)
+    width = float(parts[1]['second']) - float(parts[0]['second'])
+    first = _of(parts, policy=policies[0])
+    load.step(_numbers(first, 'second'), [float(r['arrivals']) / width / float(r['capacity']) for r in first],
+              where='post', color='black')
+    load.axhline(1., color='gray', linewidth=0.8)
+    load.set(ylabel='requests, of what the\nlargest size can carry', ylim=(0, None))
+    for policy in policies:
+        line = _of(parts, policy=policy)
+        seconds = [float(row['second']) + width / 2 for row in line]
+        for axis, column in ((in_time, 'in_time'), (right, 'right_in_time')):
+            shares = [100. * float(row[column]) / max(1., float(row['arrivals'])) for row in line]
+            axis.plot(seconds, shares, '.-', label=policy)
+        size.plot(seconds, _numbers(line, 'mean_resolution'), '.-', label=policy)
+    in_time.set(ylabel='answered in time, %', ylim=(-3, 103))
+    size.set(ylabel='mean resolution, px')
+    right.set(ylabel='right and in time, %', ylim=(-3, 103), xlabel='second at which the request came')
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+    in_time.legend(fontsize=8)
+    _caption(figure, rows[0], f"in time: within {float(rows[0]['deadline_ms']):.0f} ms")
+    return figure
+
+
+def cascade_figure(rows: Sequence[Row]) -> Figure:
+    """Top-1 against measured time and against multiply-adds: single sizes, cascades, the ensemble."""
+    figure = Figure(figsize=(10, 4.4), layout='constrained')
+    kinds: Dict[str, List[Row]] = {'one size': _of(rows, kind='single')}
+    for combine in dict.fromkeys(row['combine'] for row in _of(rows, kind='cascade')):
+        name = {'last': 'cascade', 'alpha': 'cascade, logits weighted by alpha', 'mean': 'cascade, mean of the logits'}
+        kinds[name[combine]] = _of(rows, kind='cascade', combine=combine)
+    for row in _of(rows, kind='ensemble'):
+        kinds[f"ensemble of {len(row['resolutions'].split())} sizes, {row['combine']}"] = [row]
+    scales = dict(ms='measured ms a picture, one by one, preprocessing included', mmadds='mean million multiply-adds')
+    for axis, (column, label) in zip(figure.subplots(1, 2, sharey=True), scales.items()):
+        for (kind, line), marker in zip(kinds.items(), 'os^D*v'):
+            ordered = sorted(line, key=lambda row: float(row[column]))
+            axis.plot(_numbers(ordered, column), _numbers(ordered, 'top1'), marker=marker, label=kind, linewidth=1)
+        for row in kinds['one size']:
+            axis.annotate(row['resolutions'], (float(row[column]), float(row['top1'])), (3, -11),
+                          textcoords='offset points', fontsize=7)
+        axis.set(xlabel=label)
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel('top-1, %')
+    figure.axes[0].legend(fontsize=7)
+    _caption(figure, rows[0], f"{rows[0]['pictures']} pictures that the fit has not seen")
+    return figure
+
+
+def _caption(figure: Figure, row: Row, text: str) -> None:
+    where = ', '.join(filter(None, (row.get('weights', ''), row['device'], f"{row['threads']} threads")))
+    engine = f"{row['model']}, {row['engine']} {row['precision']}, " if row.get('question') is None else ''
+    figure.suptitle(f'{engine}{text}\n{where}', fontsize=9)
+
+
+@cache
+def madds_of_model(model: str, resolution: int) -> int:
+    """Multiply-adds of a registered network with 1000 classes."""
+    return madds(timm.create_model(model, device='meta', num_classes=1000), resolution)
+
+
+FIGURES: Dict[str, Callable[[List[Row]], Figure]] = {
+    'runtime_latency': lambda rows: latency_figure(rows, madds_of_model),
+    'load_curve': load_figure,
+    'cascade': cascade_figure,
+}
+
+
+def write_figures(results: Path = RESULTS, only: Optional[str] = None) -> List[str]:
+    """Draw what there are results of, as PNG and SVG; returns the names."""
+    drawn = []
+    for name, draw in FIGURES.items():
+        rows = read(results / f'{name}.csv')
+        if rows and only in (None, name):
+            save(draw(rows), results / 'plots' / name)
+            drawn.append(name)
+    return drawn

@@ -1,0 +1,202 @@
+"""The generated tables about the runtime: latency, price, memory, agreement; load curve; cascade."""
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+
+from benchmarks.environment import RESULTS
+from benchmarks.markdown import NOT_MEASURED, table
+from benchmarks.runtime.figures import madds_of_model
+from benchmarks.runtime.table import Row, read
+
+__all__ = ['SECTIONS']
+
+_EAGER = 'timm eager'
+
+
+def _rows(name: str, **values: str) -> List[Row]:
+    return [row for row in read(RESULTS / f'{name}.csv') if all(row[key] == value for key, value in values.items())]
+
+
+def _distinct(rows: Iterable[Row], *columns: str) -> List[Tuple[str, ...]]:
+    return list(dict.fromkeys(tuple(row[column] for column in columns) for row in rows))
+
+
+def _groups(rows: Sequence[Row], *columns: str) -> Iterator[Tuple[Tuple[str, ...], List[Row]]]:
+    """The rows that have the same values in `columns`, in order of first appearance."""
+    for values in _distinct(rows, *columns):
+        yield values, [row for row in rows if tuple(row[column] for column in columns) == values]
+
+
+def _environment(row: Row) -> str:
+    return (f"{row['device']}, {row['threads']} threads, openvino {row['openvino']}, onnxruntime {row['onnxruntime']}, "
+            f"torch {row['torch']}, timm {row['timm']}")
+
+
+def latency_section() -> str:
+    """A table for each network: median ms at each resolution, and how many times as fast as timm."""
+    rows = _rows('runtime_latency', question='latency')
+    if not rows:
+        return NOT_MEASURED
+    parts = []
+    for (model, weights), own in _groups(rows, 'model', 'weights'):
+        sizes = [size for (size,) in _distinct(own, 'resolution')]
+        header = ['', *(f'{size} px' for size in sizes)]
+        parts += [f'`{model}` ({weights} weights), median ms of one picture, and in brackets how many times as fast as '
+                  'stock timm:', table(header, _latency_lines(own, sizes))]
+    parts.append(f'Batch 1, all in turns in one run; {_environment(rows[0])}.')
+    return '\n\n'.join(parts)
+
+
+def _latency_lines(rows: Sequence[Row], sizes: Sequence[str]) -> List[List[str]]:
+    lines = []
+    names = dict(network='', preprocessing=', preprocessing alone', total=', preprocessing included')
+    for part, name in names.items():
+        for (engine, precision, _), own in _groups(rows, 'engine', 'precision', 'part'):
+            found = {row['resolution']: row for row in own if row['part'] == part}
+            if found:
+                cells = [_cell(found.get(size), engine) for size in sizes]
+                lines.append([f'{engine} {precision}'.strip() + name, *cells])
+    return lines
+
+
+def _cell(row: Optional[Row], engine: str) -> str:
+    if row is None:
+        return NOT_MEASURED
+    speed = '' if engine == _EAGER else f" ({float(row['ratio']):.1f})"
+    return f"{float(row['p50_ms']):.2f}{speed}"
+
+
+def scaling_section() -> str:
+    """Time saved against multiply-adds saved: latency(r) / latency(largest) over MAdds(r) / MAdds(largest)."""
+    rows = _rows('runtime_latency', question='latency', part='network')
+    if not rows:
+        return NOT_MEASURED
+    sizes = sorted({int(row['resolution']) for row in rows}, reverse=True)
+    lines = []
+    for (model, engine, precision), own in _groups(rows, 'model', 'engine', 'precision'):
+        times = {int(row['resolution']): float(row['p50_ms']) for row in own}
+        cells = [_scaling(model, times, size, sizes[0]) for size in sizes[1:]]
+        lines.append([f'`{model}`', f'{engine} {precision}', *cells])
+    return table(['network', 'engine', *(f'{size} px' for size in sizes[1:])], lines) + (
+        f'\n\nlatency(r) / latency({sizes[0]}) divided by MAdds(r) / MAdds({sizes[0]}): 1 is proportional.')
+
+
+def _scaling(model: str, times: Dict[int, float], size: int, largest: int) -> str:
+    if not {size, largest} <= set(times):
+        return NOT_MEASURED
+    cost = madds_of_model(model, size) / madds_of_model(model, largest)
+    return f'{times[size] / times[largest] / cost:.2f}'
+
+
+def price_section() -> str:
+    """What being switchable costs in the same engine, what one graph costs, and the switch."""
+    rows = _rows('runtime_latency', question='price')
+    if not rows:
+        return NOT_MEASURED
+    sizes = sorted({int(row['resolution']) for row in rows}, reverse=True)
+    lines = []
+    for part, words in (('specialised', 'session / plain network'), ('one graph', "memory='shared' / session")):
+        for (model, engine, precision), own in _groups(rows, 'model', 'engine', 'precision'):
+            ratios = {int(row['resolution']): float(row['ratio']) for row in own if row['part'] == part}
+            cells = [f'{ratios[size]:.3f}' if size in ratios else NOT_MEASURED for size in sizes]
+            lines.append([words, f'`{model}`', f'{engine} {precision}', *cells])
+    header = ['ratio of times', 'network', 'engine', *(f'{size} px' for size in sizes)]
+    return '\n\n'.join([table(header, lines), *_switch(), f'Medians of turns in one run; {_environment(rows[0])}.'])
+
+
+def _switch() -> List[str]:
+    rows = _rows('runtime_latency', question='switch')
+    lines = []
+    for (model, engine, precision), own in _groups(rows, 'model', 'engine', 'precision'):
+        setting = next(row for row in own if row['part'] == 'set_resolution')
+        first = [f"{float(row['value']):.0f} us at {row['resolution']} px"
+                 for row in own if row['part'] == 'first call']
+        lines.append([f'`{model}`', f'{engine} {precision}', f"{float(setting['value']):.1f} us", ', '.join(first)])
+    header = ['network', 'engine', '`set_resolution`', 'the first call after it takes longer by (cold caches)']
+    return [table(header, lines)] if lines else []
+
+
+def memory_section() -> str:
+    """Resident memory of processes that serve all five resolutions."""
+    rows = _rows('runtime_latency', question='memory')
+    if not rows:
+        return NOT_MEASURED
+    names = {'separate': 'five separate networks', 'session': 'session', 'shared': "session, memory='shared'"}
+    lines = []
+    for (model, engine, precision), own in _groups(rows, 'model', 'engine', 'precision'):
+        found = {row['part']: row for row in own}
+        baseline = min(float(row['baseline']) for row in own)
+        cells = [f"{float(found[part]['value']):.0f} ({float(found[part]['ratio']):.2f})" if part in found else ''
+                 for part in names]
+        lines.append([f'`{model}`', f'{engine} {precision}', f'{baseline:.0f}', *cells])
+    return table(['network', 'engine', 'imports alone', *names.values()], lines) + (
+        '\n\nResident MiB of a fresh process after each resolution has answered; in brackets what is there beyond the '
+        'imports, in proportion to five separate networks.')
+
+
+def agreement_section() -> str:
+    """Top-1 agreement with torch in float32, and top-1."""
+    rows = _rows('runtime_latency', question='agreement')
+    if not rows:
+        return NOT_MEASURED
+    parts = []
+    for (model, weights), own in _groups(rows, 'model', 'weights'):
+        sizes = [size for (size,) in _distinct(own, 'resolution')]
+        lines = []
+        for (engine, precision), same in _groups(own, 'engine', 'precision'):
+            found = {row['resolution']: row for row in same}
+            lines.append([f'{engine} {precision}', *(
+                f"{float(found[size]['value']):.1f} ({float(found[size]['top1']):.1f})" for size in sizes)])
+        parts += [f"`{model}` ({weights}), {own[0]['calls']} pictures: agreement with torch fp32 on the first class in "
+                  'percent, and in brackets top-1:', table(['', *(f'{size} px' for size in sizes)], lines)]
+    return '\n\n'.join(parts)
+
+
+def load_section() -> str:
+    """Totals of the load curve for each policy."""
+    rows = _rows('load_curve', second='all')
+    if not rows:
+        return NOT_MEASURED
+    lines = []
+    for row in rows:
+        count = int(row['arrivals'])
+        lines.append([row['policy'], row['arrivals'], *(
+            f'{100 * int(row[column]) / count:.1f} %' for column in ('in_time', 'late', 'right', 'right_in_time')),
+            f"{float(row['p95_ms']):.0f} ms", f"{float(row['mean_resolution']):.0f} px", row['switches']])
+    header = ['policy', 'requests', 'in time', 'late', 'right', 'right and in time', 'p95', 'mean resolution',
+              'switches']
+    row = rows[0]
+    return table(header, lines) + (
+        f"\n\n`{row['model']}` ({row['weights']}), {row['engine']} {row['precision']}, one worker; in time is within "
+        f"{float(row['deadline_ms']):.0f} ms; the largest size carries {float(row['capacity']):.0f} requests a second; "
+        f'{_environment(row)}.')
+
+
+def cascade_section() -> str:
+    """All single sizes, ensembles and cascades that were compared."""
+    rows = _rows('cascade')
+    if not rows:
+        return NOT_MEASURED
+    lines = [[
+        row['kind'] + (f", {row['combine']}" if row['combine'] else ''),
+        row['resolutions'].replace(' ', ', '),
+        f"{float(row['top1']):.2f}",
+        f"{float(row['ms']):.2f}",
+        f"{float(row['ms_in_batches']):.2f}",
+        f"{float(row['mmadds']):.0f}",
+        ', '.join(f'{100 * float(share):.0f}' for share in row['answered'].split()),
+    ] for row in rows]
+    row = rows[0]
+    header = ['', 'resolutions', 'top-1, %', 'ms', 'ms in batches', 'million MAdds', 'answered at each, %']
+    return table(header, lines) + (
+        f"\n\n`{row['model']}` ({row['weights']}), {row['engine']} {row['precision']}, {row['pictures']} pictures that "
+        f"the fit has not seen; per picture, preprocessing included; batches of {row['batch']}; {_environment(row)}.")
+
+
+SECTIONS: Dict[str, Callable[[], str]] = {
+    'runtime_latency': latency_section,
+    'runtime_scaling': scaling_section,
+    'runtime_price': price_section,
+    'runtime_memory': memory_section,
+    'runtime_agreement': agreement_section,
+    'load_curve': load_section,
+    'cascade': cascade_section,
+}

@@ -1,0 +1,249 @@
+"""The benchmarks of the runtime: what they time, count and draw is what happened."""
+import json
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import cascade, load_curve, runtime_latency
+from benchmarks.runtime import figures, networks, questions, sections
+from benchmarks.runtime.stream import Fixed, arrivals, p95, ramp, serve
+from benchmarks.runtime.table import put, read
+from benchmarks.runtime.turns import VISIT, ratio, take_turns
+
+pytest.importorskip('onnx')
+pytest.importorskip('onnxruntime')
+SIZES = (64, 48, 32)
+
+
+# turns
+
+def test_each_case_is_called_in_every_round():
+    order = []
+    times = take_turns({name: lambda name=name: order.append(name) for name in 'abc'}, calls=10)
+    assert {name: values.shape for name, values in times.items()} == dict.fromkeys('abc', (3, VISIT))
+    visits = [name for index, name in enumerate(order[3:], 3) if name != order[index - 1]]
+    assert len(visits) in range(7, 11)  # 9 visits; neighbours may be of the same case
+
+
+def test_ratio_is_of_turns_and_not_of_totals():
+    slow, fast = np.ones((5, VISIT)), np.full((5, VISIT), 0.5)
+    slow[2] *= 100  # a disturbance that hits both in one round
+    fast[2] *= 100
+    slow[3, 0] = 1e6  # and one in one call
+    assert ratio(slow, fast) == 2.
+
+
+# tables
+
+def test_rows_of_a_unit_replace_its_older_ones(tmp_path):
+    path = tmp_path / 'x.csv'
+    put(path, [dict(question='a', model='m', value=1.), dict(question='b', model='m', value=2.)], ('question', 'model'))
+    put(path, [dict(question='a', model='m', value=3.123456789, more='x')], ('question', 'model'))
+    rows = read(path)
+    assert [(row['question'], row['value'], row['more']) for row in rows] == [('b', '2', ''), ('a', '3.12346', 'x')]
+    assert [file.name for file in tmp_path.iterdir()] == ['x.csv'] and read(tmp_path / 'none.csv') == []
+
+
+# the stream
+
+def test_arrivals_have_the_rate_of_the_ramp():
+    rate = ramp(100., 10., 50.)
+    assert (rate(0.), rate(50.), rate(100.)) == (10., 50., 10.)
+    times = np.array(arrivals(rate, 50., 100., seed=1))
+    assert len(times) == pytest.approx(3000, rel=0.06) and (np.diff(times) >= 0).all() and times[-1] < 100.
+    middle = ((times > 40) & (times < 60)).sum()
+    assert middle == pytest.approx(20 * 46, rel=0.1)
+    assert arrivals(rate, 50., 100., seed=1) == times.tolist()
+
+
+def test_all_requests_are_served_in_order_and_latency_counts_the_wait():
+    """Ten at once, 5 ms each: the n-th waits for those before it."""
+    answered, threads = [], threading.active_count()
+
+    def answer(request, resolution):
+        time.sleep(0.005)
+        answered.append((request, resolution))
+        return request * 10
+
+    served = serve([0.] * 10, list(range(10)), answer, Fixed(96))
+    assert answered == [(index, 96) for index in range(10)]
+    assert served.answer.tolist() == [10 * index for index in range(10)] and set(served.resolution) == {96}
+    assert (served.latency_ms >= 5. * np.arange(1, 11) - 1.).all() and (np.diff(served.latency_ms) > 4.).all()
+    assert threading.active_count() == threads
+
+
+def test_the_policy_is_told_of_each_request():
+    told = []
+
+    class Policy:
+        resolution = 64
+
+        def observe(self, latency_ms, queue_length=0):
+            told.append(queue_length)
+            self.resolution = 32
+            return 32
+
+    served = serve([0.] * 5, range(5), lambda request, resolution: time.sleep(0.005) or 0, Policy())
+    assert served.resolution.tolist() == [64, 32, 32, 32, 32] and told[-1] == 0 and len(told) == 5
+
+
+def test_rows_count_every_request_once():
+    served = type('Served', (), dict(
+        arrived=np.array([0., 0.1, 3.9, 3.99]), latency_ms=np.array([10., 30., 20., 21.]),
+        resolution=np.array([64, 64, 32, 64]), answer=np.array([1, 2, 3, 4])))
+    rows = load_curve.rows_of(served, np.array([1, 2, 0, 4]), deadline=20., seconds=4.)
+    *parts, total = rows
+    assert len(parts) == load_curve.BINS
+    for column in ('arrivals', 'in_time', 'late', 'right', 'right_in_time'):
+        assert sum(row[column] for row in parts) == total[column]
+    assert (total['in_time'], total['late'], total['right'], total['right_in_time']) == (2, 2, 3, 1)
+    assert total['p95_ms'] == 30. and total['mean_resolution'] == 56. and total['switches'] == 2
+
+
+def test_p95_is_a_measured_value():
+    assert p95(np.arange(1., 101.)) == 95. and p95(np.array([7.])) == 7. and math.isnan(p95(np.array([])))
+
+
+# pictures
+
+def test_labels_are_the_positions_of_the_folders_names(tmp_path):
+    for name, count in (('b', 3), ('a', 1)):
+        (tmp_path / name).mkdir()
+        for index in range(count):
+            (tmp_path / name / f'{index}.png').touch()
+    files, targets = networks.labelled(tmp_path, ['x', 'a', 'b'])
+    assert [file.parent.name for file in files] == ['a', 'b', 'b', 'b'] and targets.tolist() == [1, 2, 2, 2]
+    assert networks.labelled(tmp_path, ['x', 'a', 'b'], 2)[1].tolist() == [1, 2]
+    with pytest.raises(ValueError, match=r"\['b'\] are no classes"):
+        networks.labelled(tmp_path, ['a'])
+
+
+# whole runs, on a tiny network
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path, random_statistics):
+    """`load` gives a tiny network that counts as trained; DATA has pictures of its two classes."""
+    import torch
+
+    import rs_timm
+
+    def load(name, folder):
+        torch.manual_seed(0)
+        model = random_statistics(rs_timm.switchable('test_resnet', SIZES, num_classes=2))
+        model.pretrained_cfg['label_names'] = ['cat', 'dog']
+        file = rs_timm.export_onnx(model, folder / 'tiny.onnx')
+        return networks.Network('rs_resnet18', model, 'tiny', file)
+
+    for module in (load_curve, cascade, runtime_latency):
+        monkeypatch.setattr(module, 'load', load)
+    generator = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for label in ('cat', 'dog'):
+            (tmp_path / split / label).mkdir(parents=True)
+            for index in range(20):
+                pixels = generator.integers(0, 255, (9, 9, 3), np.uint8)
+                picture = Image.fromarray(pixels).resize((90, 80))
+                picture.save(tmp_path / split / label / f'{index}.jpg')
+    return tmp_path
+
+
+def test_load_curve_end_to_end(tiny, monkeypatch):
+    load_curve.main(['--data', str(tiny), '--engine', 'onnxruntime', '--threads', '1', '--seconds', '0.3', '--repeats',
+                     '72', '--out', str(tiny / 'out' / 'load_curve.csv')])
+    rows = read(tiny / 'out' / 'load_curve.csv')
+    totals = {row['policy']: row for row in rows if row['second'] == 'all'}
+    assert list(totals) == ['controller', 'fixed 64', 'fixed 32']
+    assert len({row['arrivals'] for row in totals.values()}) == 1  # the same requests for all
+    for row in totals.values():
+        assert int(row['in_time']) + int(row['late']) == int(row['arrivals'])
+    assert (totals['fixed 64']['mean_resolution'], totals['fixed 32']['switches']) == ('64', '0')
+    assert (tiny / 'out' / 'plots' / 'load_curve.png').is_file()
+    monkeypatch.setattr(sections, 'RESULTS', tiny / 'out')
+    assert sections.load_section().count('\n| ') == 4 and 'controller' in sections.load_section()
+
+
+def test_halves_are_apart_and_have_all_classes():
+    """`labelled` gives the classes in turn: taking every other picture would part them by class."""
+    files, targets = list(range(200)), np.arange(200) % 10
+    first, first_targets, second, second_targets = cascade.halves(files, targets)
+    assert sorted(first + second) == files and len(first) == len(second) == 100
+    assert all((part % 10 == part_targets).all() and len(set(part_targets)) == 10
+               for part, part_targets in ((np.array(first), first_targets), (np.array(second), second_targets)))
+
+
+def test_cascade_end_to_end(tiny, monkeypatch):
+    cascade.main(['--data', str(tiny), '--engine', 'onnxruntime', '--threads', '1', '--batch', '4', '--out',
+                  str(tiny / 'out' / 'cascade.csv')])
+    rows = read(tiny / 'out' / 'cascade.csv')
+    single = {row['resolutions']: row for row in rows if row['kind'] == 'single'}
+    assert list(single) == ['32', '48', '64'] and {row['pictures'] for row in rows} == {'20'}
+    assert all(0. < float(row['top1']) < 100. for row in rows)  # both classes are in the half that is reported
+    every = next(row for row in rows if row['kind'] == 'ensemble')
+    paid = sum(float(row['mmadds']) for row in single.values())
+    assert float(every['mmadds']) == pytest.approx(paid, rel=1e-4)
+    for row in rows:
+        assert sum(map(float, row['answered'].split())) == pytest.approx(1., abs=2e-3) and float(row['ms']) > 0
+    assert (tiny / 'out' / 'plots' / 'cascade.svg').is_file()
+    monkeypatch.setattr(sections, 'RESULTS', tiny / 'out')
+    assert sections.cascade_section().count('\n| ') == len(rows) + 1
+
+
+def test_runtime_latency_end_to_end(tiny, monkeypatch, capsys):
+    out = tiny / 'out' / 'runtime_latency.csv'
+    monkeypatch.setattr(questions, 'resident_memory', lambda kind, *rest: dict(before=100., after=dict(
+        session=150., shared=120., separate=200.)[kind]))
+    options = ['--data', str(tiny), '--models', 'rs_resnet18', '--engines', 'onnxruntime', '--precisions', 'fp32',
+               '--threads', '1', '--pictures', '10', '--out', str(out), '--questions', *runtime_latency.QUESTIONS]
+    runtime_latency.main(options)
+    rows = read(out)
+    found = {(row['question'], row['engine'], row['resolution'], row['part']): row for row in rows}
+    for size in map(str, SIZES):
+        assert found['latency', 'timm eager', size, 'network']['ratio'] == '1'
+        total, alone = (found['latency', 'onnxruntime', size, part] for part in ('total', 'network'))
+        assert float(total['p50_ms']) > float(alone['p50_ms']) and alone['calls'] == '72'
+        assert found['agreement', 'onnxruntime', size, 'top-1']['value'] == '100'
+        assert float(found['agreement', 'onnxruntime', size, 'top-1']['largest_difference']) < 1e-4
+    assert found['memory', 'onnxruntime', '', 'session']['ratio'] == '0.5'  # (150 - 100) / (200 - 100)
+    assert ('price', 'onnxruntime', '32', 'one graph') in found
+    assert float(found['switch', 'onnxruntime', '', 'set_resolution']['value']) < 50.
+    capsys.readouterr()
+    runtime_latency.main(options)  # all is there
+    assert 'rs_resnet18, ' not in capsys.readouterr().out and read(out) == rows
+    monkeypatch.setattr(sections, 'RESULTS', tiny / 'out')
+    for section in ('latency', 'price', 'memory', 'agreement'):
+        assert 'not measured' not in sections.SECTIONS[f'runtime_{section}']()
+
+
+def test_memory_of_a_fresh_process(tmp_path):
+    import torch
+
+    import rs_timm
+    from benchmarks.runtime.memory import resident_memory
+    torch.manual_seed(0)
+    file = rs_timm.export_onnx(rs_timm.switchable('test_resnet', SIZES, num_classes=2).eval(), tmp_path / 'tiny.onnx')
+    taken = resident_memory('session', 'onnxruntime', 'fp32', 1, SIZES, [file])
+    assert 20. < taken['before'] < taken['after']
+    with pytest.raises(RuntimeError, match='no such file'):
+        resident_memory('session', 'onnxruntime', 'fp32', 1, SIZES, [tmp_path / 'none.onnx'])
+
+
+def test_nothing_measured_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(sections, 'RESULTS', tmp_path)
+    assert {section() for section in sections.SECTIONS.values()} == {'not measured'}
+    assert figures.write_figures(tmp_path) == []
+
+
+def test_scaling_is_relative_to_multiply_adds(monkeypatch, tmp_path):
+    """Times that are proportional to multiply-adds give 1 everywhere; twice that at a small size gives 2."""
+    rows = [dict(question='latency', model='rs_resnet18', weights='random', engine='e', precision='p', part='network',
+                 resolution=size, p50_ms=figures.madds_of_model('rs_resnet18', size) * scale, device='cpu', threads='2')
+            for size, scale in ((224, 1.), (160, 1.), (96, 2.))]
+    put(tmp_path / 'runtime_latency.csv', rows, ('question', 'resolution'))
+    monkeypatch.setattr(sections, 'RESULTS', tmp_path)
+    assert '| 1.00 | 2.00 |' in sections.scaling_section()
+    assert figures.write_figures(tmp_path) == ['runtime_latency']
+    assert json.dumps(read(tmp_path / 'runtime_latency.csv'))
