@@ -89,7 +89,7 @@ def test_every_schedule_resumes(data, tmp_path, sched):
     """A run that ends after an epoch because its evaluation fails, and goes on."""
     settings = dict(sched=sched, decay_milestones=(1,), progressive=0.)
     expected = run(data, tmp_path / 'whole', **settings).rows
-    from rs_timm.training import loop
+    from rs_timm.training import Trainer
 
     class Interrupted(Exception):
         pass
@@ -97,12 +97,9 @@ def test_every_schedule_resumes(data, tmp_path, sched):
     def fail(*args, **kwargs):
         raise Interrupted
 
-    evaluate, loop.evaluate = loop.evaluate, fail
-    try:
-        with pytest.raises(Interrupted):
-            run(data, tmp_path / 'broken', **settings)
-    finally:
-        loop.evaluate = evaluate
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, '_evaluate', fail)
+        run(data, tmp_path / 'broken', **settings)
     assert_same(expected, run(data, tmp_path / 'broken', resume=True, **settings).rows)
 
 
