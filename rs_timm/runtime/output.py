@@ -1,0 +1,159 @@
+"""A file of predictions that grows by whole parts: a run may be killed at any moment, and go on with what is missing.
+
+While a run lasts, FILE.parts holds its results, each part written in one step under a name of its own, so that several
+processes, also of several machines with a common file system, need not talk to one another. Who finds that nothing is
+missing puts the parts together as FILE, in the order of the pictures. FILE.run.json says what made it.
+"""
+import json
+import os
+import shutil
+import uuid
+from os import PathLike
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Set, Union
+
+from .rows import Prediction, format_of
+
+__all__ = ['Output']
+
+
+class Output:
+    """The predictions of a list of pictures, in a file.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / 'rows.jsonl'
+    >>> output = Output(file, ['a.jpg', 'b.jpg'], dict(model='rs_resnet18', resolution=160))
+    >>> output.write([Prediction('b.jpg', 160, (3,), ('cat',), (0.75,))])
+    >>> sorted(output.done()), output.merge()
+    (['b.jpg'], False)
+    >>> output.write([Prediction('a.jpg', 160, error='not a picture')])
+    >>> output.merge(), [row.file for row in output.rows()]
+    (True, ['a.jpg', 'b.jpg'])
+
+    Args:
+        path: the file; .jsonl or .parquet.
+        names: of the pictures, each another one; they say the order of the rows.
+        settings: what decides the rows: plain values.
+
+    Raises:
+        ImportError: the format needs a package that is not installed.
+        ValueError: an unknown ending; two pictures of the same name; a file that other settings, or other programs,
+            have made.
+    """
+
+    def __init__(
+            self,
+            path: Union[str, 'PathLike[str]'],
+            names: Sequence[str],
+            settings: Mapping[str, Any],
+    ) -> None:
+        self.path = Path(path)
+        self.parts = self.path.with_name(f'{self.path.name}.parts')
+        self.card = self.path.with_name(f'{self.path.name}.run.json')
+        self.positions = _positions(names)
+        self._format = format_of(self.path)
+        self._known: Dict[str, List[str]] = {}  # part -> the pictures in it
+        self._check(json.loads(json.dumps(dict(settings))))
+
+    def _check(self, settings: Dict[str, Any]) -> None:
+        if not self.card.exists():
+            if self.path.exists():
+                raise ValueError(f'{self.path} exists, and there is no {self.card.name} that says how it was made: '
+                                 'choose another file, or move it away.')
+            self.parts.mkdir(parents=True, exist_ok=True)
+            with self._temporary(self.card.name) as temporary:
+                temporary.write_text(json.dumps(settings, indent=1) + '\n', encoding='utf-8')
+                _commit(temporary, self.card)
+            return
+        made = json.loads(self.card.read_text(encoding='utf-8'))
+        changes = [f'{key} {made.get(key)!r}, now {settings.get(key)!r}'
+                   for key in {**made, **settings} if made.get(key) != settings.get(key)]
+        if changes:
+            raise ValueError(f'{self.path} is of a run with other settings ({", ".join(changes)}): use those, or '
+                             'another file.')
+        self.parts.mkdir(exist_ok=True)
+
+    def done(self) -> Set[str]:
+        """The pictures whose rows are there, from this and from earlier runs."""
+        found = {row.file for row in self._format.read(self.path)} if self.path.exists() else set()
+        for part in self._part_files():
+            if part.name not in self._known:
+                self._known[part.name] = [row.file for row in self._format.read(part)]
+            found.update(self._known[part.name])
+        return found
+
+    def write(self, rows: Iterable[Prediction]) -> None:
+        """Keep rows: all of them, or none if the process is killed or the disk is full."""
+        with self._temporary('part') as temporary:
+            self._format.write(temporary, rows)
+            _commit(temporary, self.parts / f'{uuid.uuid4().hex}{self.path.suffix}')
+
+    def merge(self) -> bool:
+        """Make the file of its parts, if no picture is missing; returns whether it is complete now.
+
+        Several processes may do so at a time: they write the same.
+        """
+        try:
+            if not self.done().issuperset(self.positions):
+                return False
+            if not self._part_files():
+                shutil.rmtree(self.parts, ignore_errors=True)
+                return True
+            with self._temporary(self.path.name) as temporary:
+                self._format.write(temporary, self.rows())
+                _commit(temporary, self.path)
+        except FileNotFoundError:  # another process was faster, and has removed the parts
+            return self._is_complete()
+        shutil.rmtree(self.parts, ignore_errors=True)
+        return True
+
+    def rows(self) -> Iterator[Prediction]:
+        """All rows: those of the file, then those of the parts in the order of their first pictures; each once."""
+        seen: Set[str] = set()
+        parts = sorted(self._part_files(), key=lambda part: self.positions.get(self._first(part), -1))
+        for source in ([self.path] if self.path.exists() else []) + parts:
+            for row in self._format.read(source):
+                if row.file not in seen:
+                    seen.add(row.file)
+                    yield row
+
+    def _first(self, part: Path) -> str:
+        return next((row.file for row in self._format.read(part)), '')
+
+    def _part_files(self) -> List[Path]:
+        return list(self.parts.glob(f'*{self.path.suffix}'))
+
+    def _is_complete(self) -> bool:
+        return self.path.exists() and {row.file for row in self._format.read(self.path)}.issuperset(self.positions)
+
+    def _temporary(self, name: str) -> '_Temporary':
+        return _Temporary(self.parts / f'.{name}.{uuid.uuid4().hex}')
+
+
+def _commit(temporary: Path, path: Path) -> None:
+    """Let a finished file take its name, in one step, once it is on the disk."""
+    with temporary.open('rb') as stream:
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+class _Temporary:
+    """A path for what is not finished yet; what is left there goes at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *error: Any) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _positions(names: Sequence[str]) -> Dict[str, int]:
+    positions = {name: position for position, name in enumerate(names)}
+    if len(positions) < len(names):
+        twice = next(name for position, name in enumerate(names) if positions[name] != position)
+        raise ValueError(f'two pictures are called {twice!r}: their rows could not be told apart; was an input given '
+                         'twice?')
+    return positions
