@@ -162,7 +162,8 @@ def test_a_fitting_table_says_nothing():
 
 
 @pytest.mark.parametrize(
-    'change', [dict(model='other'), dict(engine='abacus'), dict(precision='int8'), dict(memory='shared'), dict(threads=1)])
+    'change',
+    [dict(model='other'), dict(engine='abacus'), dict(precision='int8'), dict(memory='shared'), dict(threads=1)])
 def test_a_table_of_another_session_is_refused(change):
     session = ClockedSession(jittery(quadratic))
     table = dataclasses.replace(measured(session), **change)
