@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.environment import RESULTS
-from benchmarks.paper.drawing import save
 from benchmarks.runtime.table import Row, read
 from rs_timm.analysis import madds
 
@@ -121,6 +120,13 @@ def _caption(figure: Figure, row: Row, text: str) -> None:
 def madds_of_model(model: str, resolution: int) -> int:
     """Multiply-adds of a registered network with 1000 classes."""
     return madds(timm.create_model(model, device='meta', num_classes=1000), resolution)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write PATH.png and PATH.svg."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ('.png', '.svg'):
+        figure.savefig(path.with_suffix(suffix), dpi=130)
 
 
 FIGURES: Dict[str, Callable[[List[Row]], Figure]] = {

@@ -2,13 +2,19 @@
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from benchmarks.environment import RESULTS
-from benchmarks.markdown import NOT_MEASURED, table
 from benchmarks.runtime.figures import madds_of_model
 from benchmarks.runtime.table import Row, read
 
 __all__ = ['SECTIONS']
 
+NOT_MEASURED = 'not measured'
 _EAGER = 'timm eager'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def _rows(name: str, **values: str) -> List[Row]:
