@@ -1,12 +1,11 @@
 """`rs-timm`: the command line. Arguments alone; what the commands do is in `rs_timm.commands`."""
 import argparse
-from typing import List, Optional
-
-import timm
-import torch
+import sys
+from importlib import import_module
+from typing import Any, List, Optional
 
 import rs_timm
-from rs_timm.commands import COMMANDS, run_command
+from rs_timm.commands import load_commands, run_command
 
 __all__ = ['main']
 
@@ -21,17 +20,30 @@ def main(argv: Optional[List[str]] = None) -> int:
     Args:
         argv: arguments without the program's name; None takes those of this process.
     """
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parser(argv).parse_args(argv)
+    except ImportError as error:
+        print(f'rs-timm: error: {error}: all commands but predict FILE.onnx need PyTorch and timm.', file=sys.stderr)
+        return 2
     return run_command(args.run, args)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: List[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser('rs-timm', description='Resolution-switchable networks: one set of weights, many '
                                                             'input sizes.')
-    versions = f'rs_timm {rs_timm.__version__}, timm {timm.__version__}, torch {torch.__version__}'
-    parser.add_argument('--version', action='version', version=versions)
+    parser.add_argument('--version', action=_Version, nargs=0, help="show the versions and exit")
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     subparsers = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for command in COMMANDS:
+    for command in load_commands(next((word for word in argv if not word.startswith('-')), None)):
         command.register(subparsers)
     return parser
+
+
+class _Version(argparse.Action):
+    """Asks for versions only when they are wanted: torch takes a second to import."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        versions = [f'{name} {import_module(name).__version__}' for name in ('timm', 'torch')]
+        print(f"rs_timm {rs_timm.__version__}, {', '.join(versions)}")
+        parser.exit()

@@ -1,5 +1,4 @@
 """MODEL on the command line: a registered name, a folder, a hub repository, or any timm network made switchable."""
-import argparse
 import difflib
 import os
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
@@ -12,32 +11,10 @@ import rs_timm
 from rs_timm.hub import from_pretrained
 from rs_timm.models import is_paper_layout
 
+from ._arguments import add_model_arguments, positive_int
 from ._checkpoint import classes_in, load_into, read_state_dict, resolutions_in
 
 __all__ = ['add_model_arguments', 'describe_preprocessing', 'load_model', 'positive_int', 'prepare_out']
-
-_MODEL_HELP = ("a name of 'rs-timm list', a folder that convert or recalibrate wrote, 'hf-hub:user/name', or "
-               "'switchable:NAME' for any BatchNorm network of timm")
-
-
-def positive_int(text: str) -> int:
-    """An argparse type."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f'{text} is not positive')
-    return value
-
-
-def add_model_arguments(parser: argparse.ArgumentParser, weights: bool = True, also: str = '') -> None:
-    """MODEL, --resolutions, and where the weights come from. `also` says what else the command takes as MODEL."""
-    parser.add_argument('model', metavar='MODEL', help=_MODEL_HELP + also)
-    parser.add_argument('--resolutions', type=positive_int, nargs='+', metavar='R',
-                        help='build the model with BatchNorm sets for these sizes (pixels)')
-    if weights:
-        source = parser.add_mutually_exclusive_group()
-        source.add_argument('--checkpoint', metavar='FILE', help='load these weights (.safetensors or .pth)')
-        source.add_argument('--no-weights', action='store_true', help='random weights, to try out or to time')
-
 
 def prepare_out(directory: str, force: bool) -> str:
     """Refuse, before any work, to write into a folder that holds something, unless `force` is set."""

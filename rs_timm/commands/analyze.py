@@ -18,9 +18,9 @@ from rs_timm.layers import get_resolutions
 from rs_timm.training.build import task_of
 
 from ._data import PRECISIONS, add_data_arguments, add_running_arguments, check_classes, evaluation_loader
+from ._eager import class_names
 from ._model import describe_preprocessing, load_model, positive_int
 from ._shell import report
-from .predict import class_names
 
 __all__ = ['register', 'run']
 

@@ -13,6 +13,7 @@ from rs_timm.runtime.limits import IF_NONE, Limits
 from rs_timm.runtime.session import MEMORY
 
 from ._model import add_model_arguments, load_model, positive_int
+from ._serving import check_exported, is_exported
 from ._shell import report
 
 __all__ = ['register', 'run']
@@ -77,10 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _model(args: argparse.Namespace) -> Union[str, nn.Module]:
     """The path of an exported file, or the network that MODEL names."""
-    if args.model.endswith('.onnx'):
-        if args.checkpoint or args.no_weights or args.resolutions:
-            raise ValueError(f'{args.model} is an exported file, with its own weights and resolutions: --checkpoint, '
-                             '--no-weights and --resolutions do not apply.')
+    if is_exported(args.model):
+        check_exported(args)
         return args.model
     return load_model(args.model, not args.no_weights, args.checkpoint, args.resolutions)
 

@@ -1,85 +1,119 @@
-"""rs-timm predict: classes and milliseconds of pictures, at one or many resolutions."""
+"""rs-timm predict: classes of pictures, shown with milliseconds at one or many resolutions, or written as a file."""
 import argparse
-import time
-from typing import Any, Callable, List, Mapping, Sequence, Tuple
+import os
+from typing import Any, Callable, List, Protocol, Sequence, Tuple
 
-import torch
-from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
-from torch import nn
+import numpy as np
 
-from rs_timm.data import ImageError, image_transform, open_image
-from rs_timm.layers import bracket, get_resolutions
+from rs_timm.pictures import ImageError
+from rs_timm.resolutions import bracket
+from rs_timm.runtime.batch import PictureSource, fault
+from rs_timm.runtime.collection import Collection, holds_pictures, open_collection
 
-from ._model import add_model_arguments, load_model, positive_int
+from ._arguments import add_model_arguments, positive_int
+from ._serving import SessionClassifier, add_session_arguments, require_torch, wants_session
 from ._shell import PARTLY_FAILED, printable, report
+from ._written import add_writing_arguments, write_predictions
 
-__all__ = ['class_names', 'register', 'run']
+__all__ = ['register', 'run']
+
+
+class Classifier(Protocol):
+    """`EagerClassifier` or `SessionClassifier`."""
+
+    trained: Tuple[int, ...]
+    sizes: Tuple[int, ...]
+    described: str
+    label: Callable[[int], str]  # class index -> name
+
+    def __call__(self, data: bytes) -> List[Tuple[int, float, np.ndarray]]:
+        """Size, milliseconds and logits [classes], for each of `sizes`. Raises ImageError."""
 
 
 def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser('predict', help='classify pictures')
-    add_model_arguments(parser)
-    parser.add_argument('images', metavar='IMAGE', nargs='+', help='picture file')
+    parser = subparsers.add_parser(
+        'predict',
+        help='classify pictures, folders, tar files',
+        description='Show the classes of pictures, or write those of a whole collection (--out). In several processes: '
+                    'torchrun --nproc-per-node N -m rs_timm predict MODEL INPUT ... --out FILE. What was stopped goes '
+                    'on with the same command.',
+    )
+    add_model_arguments(parser, also="; or a file that 'rs-timm export' wrote (.onnx), which needs no PyTorch")
+    parser.add_argument('images', metavar='INPUT', nargs='+',
+                        help='picture file, folder of pictures at any depth, or tar file (webdataset shards, too)')
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument('--resolution', type=positive_int, nargs='+', metavar='R',
                        help='input sizes in pixels, trained or not (default: the largest trained one)')
     sizes.add_argument('--all', action='store_true', help='all sizes that the model was trained for')
-    parser.add_argument('--topk', type=positive_int, default=5, metavar='K', help='classes to show (default: 5)')
-    parser.add_argument('--device', type=torch.device, default=torch.device('cpu'), help='default: cpu')
+    sizes.add_argument('--ms', type=float, metavar='T',
+                       help='the largest trained size whose p95 on an engine is at most T milliseconds; measured first')
+    parser.add_argument('--topk', type=positive_int, default=5, metavar='K', help='classes to give (default: 5)')
+    parser.add_argument('--device', default='cpu', help="default: cpu; 'cuda' is for PyTorch")
+    parser.add_argument('--reader', metavar='NAME',
+                        help="read INPUT with a reader of timm: 'folder', 'tar', or 'hfds/NAME' (with --split)")
+    parser.add_argument('--split', default='validation', help='for --reader hfds/... (default: validation)')
+    add_session_arguments(parser)
+    add_writing_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    model = load_model(args.model, not args.no_weights, args.checkpoint, args.resolutions).to(args.device)
-    trained = get_resolutions(model)
-    sizes = trained if args.all else tuple(dict.fromkeys(args.resolution or trained[:1]))
-    names = class_names(model)
-    config = resolve_model_data_config(model)
-    transforms = {size: image_transform(config, size) for size in sizes}
-    for line in _heading(args, trained, sizes):
+    if args.out:
+        return write_predictions(args, *_pictures(args))
+    if args.batch_size or args.workers:
+        raise ValueError('--batch-size and --workers are for --out FILE: shown pictures are timed one by one.')
+    pictures, _ = _pictures(args)
+    on_session = wants_session(args) or args.reader or any(map(holds_pictures, args.images))
+    return _show(args, pictures, _on_engine(args) if on_session else _eager(args))
+
+
+def _pictures(args: argparse.Namespace) -> Tuple[PictureSource, Sequence[str]]:
+    """The pictures, and what their names are relative to."""
+    if args.reader is None:
+        collection: Collection = open_collection(args.images, absent=not args.out)
+        return collection, collection.folders
+    from ._readers import reader_pictures  # needs timm
+
+    if len(args.images) > 1:
+        raise ValueError(f'--reader takes one INPUT, not {len(args.images)}.')
+    (root,) = args.images
+    return reader_pictures(args.reader, root, args.split), [f'{args.reader}: {os.path.abspath(root)}']
+
+
+def _on_engine(args: argparse.Namespace) -> Classifier:
+    return SessionClassifier(args)
+
+
+def _eager(args: argparse.Namespace) -> Classifier:
+    require_torch(args.model)
+    from ._eager import EagerClassifier
+
+    return EagerClassifier(args)
+
+
+def _show(args: argparse.Namespace, pictures: PictureSource, classifier: Classifier) -> int:
+    for line in _heading(args, classifier):
         print(line)
-    _warm_up(model, config, sizes, args.device)
     unreadable = 0
-    for path in args.images:
+    for position, name in enumerate(pictures.names):
         try:
-            image = open_image(path)
+            results = classifier(pictures.read(position))
         except ImageError as error:
-            report(str(error))
+            report(f'{printable(name)}: {fault(error, name)}')
             unreadable += 1
             continue
-        print(printable(path))
-        for size, transform in transforms.items():
-            probabilities, milliseconds = _classify(model, transform(image)[None].to(args.device))
-            print('\n'.join(_rows(size, milliseconds, probabilities, names, args.topk)), flush=True)
+        print(printable(name))
+        for size, milliseconds, logits in results:
+            print('\n'.join(_rows(size, milliseconds, logits, classifier.label, args.topk)), flush=True)
     return PARTLY_FAILED if unreadable else 0
 
 
-def class_names(model: nn.Module) -> Callable[[int], str]:
-    """Class index -> name: as the model's cfg says, else ImageNet's if the number of classes fits, else a number.
-
-    Raises:
-        ValueError: a network without classifier, or for segmentation.
-    """
-    if getattr(model, 'task', 'classification') != 'classification':
-        raise ValueError(f'{type(model).__name__} is for {model.task}: rs-timm eval --overlays DIR draws what it '
-                         'predicts.')
-    if not getattr(model, 'num_classes', 0):
-        raise ValueError('the model has no classifier (num_classes=0): there are no classes to predict.')
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    labels, descriptions = cfg.get('label_names'), cfg.get('label_descriptions') or {}
-    if labels:
-        return lambda index: str(descriptions.get(labels[index], labels[index]))
-    subset = infer_imagenet_subset(model)
-    return ImageNetInfo(subset).index_to_description if subset else lambda index: f'class {index}'
-
-
-def _heading(args: argparse.Namespace, trained: Sequence[int], sizes: Sequence[int]) -> List[str]:
-    threads = torch.get_num_threads()
-    lines = [f'# {args.model} on {args.device}, threads: {threads}; ms: the forward pass of one picture']
+def _heading(args: argparse.Namespace, classifier: Classifier) -> List[str]:
+    lines = [f'# {args.model} on {classifier.described}; ms: the forward pass of one picture']
     if args.no_weights:
         lines.append('# random weights: the classes mean nothing')
-    for size in sizes:
-        upper, lower, _ = bracket(trained, size)
+    for size in classifier.sizes:
+        upper, lower, _ = bracket(classifier.trained, size)
         if upper != lower:
             lines.append(f'# {size} px has no BatchNorm set: interpolated between those for {upper} and {lower}')
         elif upper != size:
@@ -87,37 +121,9 @@ def _heading(args: argparse.Namespace, trained: Sequence[int], sizes: Sequence[i
     return lines
 
 
-def _warm_up(model: nn.Module, config: Mapping[str, Any], sizes: Sequence[int], device: torch.device) -> None:
-    """The first pass at a size pays for memory and kernels; it is not the picture's."""
-    for size in sizes:
-        _classify(model, torch.zeros(1, config['input_size'][0], size, size, device=device))
-
-
-@torch.inference_mode()
-def _classify(model: nn.Module, x: torch.Tensor) -> Tuple[torch.Tensor, float]:
-    """Probabilities [classes] of one picture [1, C, H, W], and milliseconds. The network follows the size of `x`."""
-    _wait(x.device)
-    start = time.perf_counter()
-    logits = model(x)
-    _wait(x.device)
-    milliseconds = (time.perf_counter() - start) * 1e3
-    return logits[0].float().softmax(0).cpu(), milliseconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-
-
-def _rows(
-        size: int,
-        milliseconds: float,
-        probabilities: torch.Tensor,
-        names: Callable[[int], str],
-        topk: int,
-) -> List[str]:
-    top = probabilities.topk(min(topk, len(probabilities)))
-    pairs = zip(top.values.tolist(), top.indices.tolist())
-    rows = [f'{value:8.1%}  {printable(names(index))}' for value, index in pairs]
+def _rows(size: int, milliseconds: float, logits: np.ndarray, label: Callable[[int], str], topk: int) -> List[str]:
+    p = np.exp(logits.astype(np.float64) - logits.max())
+    p /= p.sum()
+    rows = [f'{p[index]:8.1%}  {printable(label(int(index)))}' for index in np.argsort(-p, kind='stable')[:topk]]
     first = f'{size:6} px {milliseconds:8.1f} ms'
     return [first + rows[0], *(' ' * len(first) + row for row in rows[1:])]

@@ -6,12 +6,14 @@ from .images import image_transform
 from .mask_loader import create_mask_loader
 from .masks import MaskFolder
 from .multires import MultiResLoader, create_multires_loader
+from .readers import ReaderPictures
 
 __all__ = [
     'ImageError',
     'ImageFiles',
     'MaskFolder',
     'MultiResLoader',
+    'ReaderPictures',
     'create_mask_loader',
     'create_multires_loader',
     'image_transform',

@@ -16,7 +16,7 @@ from .rows import Prediction
 
 Loaded = Tuple[str, Union[np.ndarray, str]]  # name, and the ready picture [1, C, r, r] or what is wrong with it
 
-__all__ = ['Counts', 'PictureSource', 'Share', 'Work', 'predict_pictures']
+__all__ = ['Counts', 'PictureSource', 'Share', 'Work', 'fault', 'predict_pictures']
 
 _PART = 1024  # pictures that a kill may cost a process, and that processes share out at a time
 _PARTS_EACH = 8  # of a small collection, so that no process is left without work
@@ -120,7 +120,7 @@ def predict_pictures(
         output: Output,
         work: Work,
         share: Share = Share(),
-        progress: Callable[[List[Prediction]], None] = lambda rows: None,
+        progress: Callable[[Counts, int], None] = lambda counts, total: None,
 ) -> Counts:
     """Write a row for each picture of this process's share that has none yet.
 
@@ -133,7 +133,7 @@ def predict_pictures(
         output: over the same names.
         work: what is asked of the network.
         share: of this process.
-        progress: called with the rows of each batch.
+        progress: called before the first and after each batch, with what is done so far, and the pictures of the share.
 
     Raises:
         ValueError: a network that is no classifier.
@@ -142,9 +142,11 @@ def predict_pictures(
     if session.info.task != 'classification' or not session.info.num_classes:
         raise ValueError(f'{session.info.name} is no classifier: there are no classes to predict.')
     parts = list(_parts(len(pictures.names), work.batch_size, share))
-    done, counts = output.done(), Counts()
+    done = output.done()
     missing = [run for part in parts for run in _runs(p for p in part if pictures.names[p] not in done)]
-    counts = counts._replace(skipped=sum(map(len, parts)) - sum(map(len, missing)))
+    total = sum(map(len, parts))
+    counts = Counts(skipped=total - sum(map(len, missing)))
+    progress(counts, total)
     load = partial(_load, session, pictures, work.resolution)
     with ThreadPoolExecutor(work.threads, thread_name_prefix='rs_timm pictures') as pool:
         loaded = _ahead(pool, load, _batches(missing, work.batch_size))
@@ -154,12 +156,12 @@ def predict_pictures(
                 while len(rows) < len(part):
                     some = _predict(session, work, next(loaded))
                     rows += some
-                    progress(some)
+                    failed = sum(row.error is not None for row in some)
+                    counts = Counts(counts.predicted + len(some) - failed, counts.failed + failed, counts.skipped)
+                    progress(counts, total)
             finally:  # an interrupted part is whole batches, too
                 if rows:
                     output.write(rows)
-            failed = sum(row.error is not None for row in rows)
-            counts = counts._replace(predicted=counts.predicted + len(rows) - failed, failed=counts.failed + failed)
     return counts
 
 
@@ -201,7 +203,12 @@ def _load(session: Predictor, pictures: PictureSource, resolution: int, position
     try:
         return name, session.preprocess(pictures.read(position), resolution)
     except ImageError as error:
-        return name, str(error).removeprefix('picture 0: ')
+        return name, fault(error, name)
+
+
+def fault(error: ImageError, name: str) -> str:
+    """What is wrong with a picture, without its name."""
+    return str(error).removeprefix('picture 0: ').removeprefix(f'{name}: ')
 
 
 def _ahead(
