@@ -12,7 +12,8 @@ from typing import Any, Optional
 
 __all__ = ['WITHOUT_TORCH', 'register_models']
 
-WITHOUT_TORCH = ('_register', 'pictures', 'resolutions', 'runtime')  # the parts that never import torch or timm
+WITHOUT_TORCH = (  # the parts that never import torch or timm, or only when a command wants them
+    '__main__', '_register', 'cli', 'commands', 'pictures', 'resolutions', 'runtime')
 _PARTS_WITH_MODELS = ('models', 'segmentation')
 
 
