@@ -171,13 +171,13 @@ def test_predict_resolutions(cli, folder, photos, given, shown):
 def test_predict_goes_on_after_bad_pictures(cli, folder, photos, tmp_path):
     cut, absent = tmp_path / 'cut.jpg', tmp_path / 'absent.png'
     cut.write_bytes(b'\xff\xd8\xff')
-    status, out, err = cli('predict', folder, cut, photos[0], tmp_path, absent, photos[1])
+    status, out, err = cli('predict', folder, cut, photos[0], absent, photos[1])
     assert status == 1 and photos[0] in out and photos[1] in out
-    assert [line.split(': ')[1] for line in err] == [str(cut), str(tmp_path), str(absent)]
+    assert [line.split(': ')[1] for line in err] == [str(cut), str(absent)]
 
 
 def test_predict_names_imagenets_classes_and_the_models_own(model):
-    from rs_timm.commands.predict import class_names
+    from rs_timm.commands._eager import class_names
 
     assert class_names(timm.create_model('rs_resnet18'))(281) == 'tabby, tabby cat'
     model.pretrained_cfg.update(label_names=list('abcde'), label_descriptions={'b': 'the second'})

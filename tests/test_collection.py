@@ -1,0 +1,208 @@
+"""Pictures of files, folders and tar files: which there are, names, bytes; timm's readers are the oracle."""
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from timm.data import create_reader
+
+import rs_timm
+from rs_timm.data import ReaderPictures
+from rs_timm.pictures import ImageError
+from rs_timm.runtime.collection import ENDINGS, holds_pictures, open_collection
+
+ROOT = Path(rs_timm.__file__).parent.parent
+FILES = ('b/10.jpg', 'b/9.JPEG', 'a/x2.png', 'a/x10.png', 'a/deep/er/x1.jpg', 'top.jpg')
+
+
+def content(name):
+    """Bytes by which a file is known; no picture, since nothing here decodes."""
+    return f'content of {name}'.encode() * 40
+
+
+def write(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content(name))
+    return folder
+
+
+def pack(path, members):
+    """A tar file of name -> bytes, or (name, bytes) where a name comes twice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, 'w') as tar:
+        for name, data in members.items() if isinstance(members, dict) else members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def contents(pictures):
+    return {name: pictures.read(position) for position, name in enumerate(pictures.names)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write(tmp_path / 'pictures', *FILES, 'notes.txt', 'a/list.csv', 'b/._10.jpg', 'noending')
+
+
+def test_a_folder_is_what_timms_reader_finds(folder):
+    os.remove(folder / 'b/._10.jpg')  # what macOS lays beside its files is a picture for timm
+    pictures, timms = open_collection([folder]), ReaderPictures(create_reader('', str(folder)))
+    names = ['a/deep/er/x1.jpg', 'a/x2.png', 'a/x10.png', 'b/9.JPEG', 'b/10.jpg', 'top.jpg']
+    assert pictures.names == timms.names == names
+    assert contents(pictures) == contents(timms) == {name: content(name) for name in FILES}
+
+
+def test_a_tar_file_is_what_timms_reader_finds(tmp_path):
+    inner = pack(tmp_path / 'inner.tar', {'i/3.jpg': content('i/3.jpg')})
+    file = pack(tmp_path / 'all.tar', {**{name: content(name) for name in (*FILES, 'notes.txt')},
+                                       'class.tar': inner.read_bytes(), 'z/last.png': content('z/last.png')})
+    pictures, timms = open_collection([file]), ReaderPictures(create_reader('', str(file)))
+    found = contents(pictures)
+    found = {name.removeprefix('all.tar/').removeprefix('class.tar/'): data for name, data in found.items()}
+    assert found == contents(timms) and len(found) == len(pictures.names) == len(FILES) + 2
+    assert 'all.tar/class.tar/i/3.jpg' in pictures.names
+
+
+def test_shards_of_webdataset(tmp_path):
+    """Labels and texts lie beside the pictures; a folder of shards has index files, too."""
+    for shard in range(2):
+        members = {f'{shard}{k:03d}.{kind}': content(f'{shard}{k:03d}.{kind}')
+                   for k in range(12) for kind in ('webp', 'cls', 'json', 'txt')}
+        pack(tmp_path / 'shards' / f'train-{shard:06d}.tar', members)
+    write(tmp_path / 'shards', '_info.json')
+    names = [f'train-{shard:06d}.tar/{shard}{k:03d}.webp' for shard in range(2) for k in range(12)]
+    whole = open_collection([tmp_path / 'shards'])
+    assert whole.names == names and contents(whole) == {name: content(name.split('/')[1]) for name in names}
+    shards = open_collection(sorted((tmp_path / 'shards').glob('*.tar')))
+    assert (shards.names, shards.folders) == (whole.names, whole.folders)
+
+
+def test_names_do_not_depend_on_where_the_folder_is_named_from(folder, monkeypatch):
+    expected = open_collection([folder])
+    monkeypatch.chdir(folder.parent)
+    for given in ('pictures', './pictures/', folder.parent / 'pictures' / '..' / 'pictures'):
+        collection = open_collection([given])
+        assert (collection.names, collection.folders) == (expected.names, expected.folders)
+    assert open_collection(['pictures/top.jpg']).names == ['pictures/top.jpg']
+    assert open_collection(['pictures/top.jpg']).folders == (str(folder.parent),)
+
+
+def test_members_are_called_as_they_are_unpacked(tmp_path):
+    file = pack(tmp_path / 'odd.tar', [('./a.jpg', b'old'), ('/b.jpg', b'b'), ('a.jpg', b'new'), ('x/../c.jpg', b'c')])
+    assert contents(open_collection([file])) == {'odd.tar/a.jpg': b'new', 'odd.tar/b.jpg': b'b', 'odd.tar/c.jpg': b'c'}
+
+
+def test_links_and_members_that_are_no_files(tmp_path):
+    folder = write(tmp_path / 'f', 'a/1.jpg')
+    (folder / 'a' / 'up').symlink_to(folder)
+    (folder / 'a' / 'self').symlink_to(folder / 'a')
+    (folder / 'linked').symlink_to(write(tmp_path / 'elsewhere', '2.jpg'))
+    assert open_collection([folder]).names == ['a/1.jpg', 'linked/2.jpg']
+    with tarfile.open(tmp_path / 'f.tar', 'w') as tar:
+        tar.add(folder, 'f')
+        link = tarfile.TarInfo('link.jpg')
+        link.type, link.linkname = tarfile.SYMTYPE, 'f/a/1.jpg'
+        tar.addfile(link)
+    assert open_collection([tmp_path / 'f.tar']).names == ['f.tar/f/a/1.jpg']
+
+
+def test_many_threads_read_one_tar_file(tmp_path):
+    members = {f'{k}.jpg': os.urandom(5000 + k) for k in range(50)}
+    pictures = open_collection([pack(tmp_path / 'many.tar', members)])
+    with ThreadPoolExecutor(8) as pool:
+        read = list(pool.map(pictures.read, list(range(50)) * 4))
+    assert read == [members[name.split('/')[1]] for name in pictures.names] * 4
+
+
+def test_every_ending_is_opened_by_pillow():
+    from PIL import Image
+
+    assert not [ending for ending in ENDINGS if Image.registered_extensions()[ending] not in Image.OPEN]
+
+
+def test_names_that_are_no_text(tmp_path):
+    odd = os.path.join(os.fsencode(tmp_path), b'caf\xe9.jpg')
+    Path(os.fsdecode(odd)).write_bytes(b'x')
+    pictures = open_collection([tmp_path])
+    assert contents(pictures) == {'caf\\udce9.jpg': b'x'} and pictures.names[0].encode('utf-8')
+
+
+def test_what_goes_while_the_run_lasts(folder):
+    pictures = open_collection([folder])
+    os.remove(folder / 'top.jpg')
+    with pytest.raises(ImageError, match='^top.jpg: no such file$'):
+        pictures.read(pictures.names.index('top.jpg'))
+
+
+def test_paths_that_are_not_there(tmp_path):
+    assert open_collection([tmp_path / 'absent.tar'], absent=True).names == [str(tmp_path / 'absent.tar')]
+    for name in ('absent', 'absent.jpg', 'absent.tar'):
+        with pytest.raises(FileNotFoundError, match=f'{name}: no such file or folder'):
+            open_collection([tmp_path / name])
+    assert not holds_pictures(tmp_path / 'absent.tar') and holds_pictures(tmp_path)
+
+
+def truncated(path):
+    pack(path, {'a.jpg': b'x' * 5000, 'b.jpg': b'x' * 5000})
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def compressed(path):
+    with tarfile.open(path, 'w:gz') as tar:
+        tar.addfile(tarfile.TarInfo('a.jpg'))
+
+
+@pytest.mark.parametrize('name, make, message', [
+    ('empty', Path.mkdir, r'empty: no pictures in it \(.jpg, '),
+    ('texts', lambda path: write(path, 'a.txt', 'b/c.csv'), 'texts: no pictures in it'),
+    ('texts.tar', lambda path: pack(path, {'a.txt': b''}), 'texts.tar: no pictures in it'),
+    ('cut.tar', truncated, 'cut.tar: not a readable tar file'),
+    ('zero.tar', Path.touch, 'zero.tar: not a readable tar file'),
+    ('packed.tar', compressed, 'packed.tar: not a readable tar file .*compressed'),
+    ('packed.tar.gz', compressed, r'packed.tar.gz: .*plain .tar files alone .*unpack it'),
+    ('packed.zip', Path.touch, 'plain .tar files alone'),
+])
+def test_inputs_without_pictures(tmp_path, name, make, message):
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        open_collection([tmp_path / name])
+
+
+def test_two_pictures_of_one_name(tmp_path):
+    one, two = write(tmp_path / 'one', 'x.jpg'), write(tmp_path / 'two', 'x.jpg')
+    with pytest.raises(ValueError, match="called 'x.jpg', .*one/x.jpg and .*two/x.jpg: give the folder above both"):
+        open_collection([one, two])
+    assert open_collection([tmp_path]).names == ['one/x.jpg', 'two/x.jpg']
+
+
+def test_readers_that_cannot_be_indexed():
+    class Stream:
+        def __iter__(self):
+            yield
+
+    with pytest.raises(ValueError, match='Stream: .* one after the other, .*give the .tar files'):
+        ReaderPictures(Stream())
+
+
+def test_names_of_readers_that_have_none():
+    class Nameless:
+        def __getitem__(self, position):
+            return io.BytesIO(b'abc'), 0
+
+        def filenames(self):
+            return [None, 'b.jpg']
+
+    assert contents(ReaderPictures(Nameless())) == {'0': b'abc', 'b.jpg': b'abc'}
+
+
+def test_no_torch_needed():
+    code = ("import sys; sys.modules['torch'] = sys.modules['timm'] = None; import rs_timm.runtime.collection")
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
