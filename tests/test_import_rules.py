@@ -29,8 +29,8 @@ ALLOWED = {
     'run': set(),
     'cli': {'commands'},
     'commands': {
-        'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'hub', 'loss', 'runtime',
-        'segmentation', 'training'},
+        'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'hub', 'loss', 'pictures',
+        'resolutions', 'runtime', 'segmentation', 'training'},
     '__main__': {'cli'},
 }
 
