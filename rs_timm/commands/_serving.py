@@ -12,6 +12,7 @@ import numpy as np
 from rs_timm.runtime import Session
 from rs_timm.runtime.collection import open_collection
 from rs_timm.runtime.engines import ENGINES, PRECISIONS
+from rs_timm.runtime.machine import describe_machine
 
 from ._arguments import positive_int
 
@@ -114,7 +115,7 @@ def _named(args: argparse.Namespace) -> Tuple[Any, str]:
 def _part_of_the_cores() -> Optional[int]:
     """Several processes on one machine, each with as many threads as cores, would be in each other's way."""
     processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
-    return max(1, len(os.sched_getaffinity(0)) // processes) if processes > 1 else None
+    return max(1, describe_machine()['cores'] // processes) if processes > 1 else None
 
 
 def _calibration(folder: Optional[str]) -> Optional[List[str]]:
