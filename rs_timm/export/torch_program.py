@@ -4,14 +4,16 @@ The blend of the sets is written in torch here, as `choice` writes it in ONNX, a
 result in place of its BatchNorms' tensors.
 """
 import os
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 from uuid import uuid4
 
 import torch
 from timm.utils import unwrap_model
 from torch import nn
+from torch.fx.experimental import _config
 from torch.utils._pytree import tree_leaves
 
 from rs_timm.analysis.cost import image_channels
@@ -143,12 +145,19 @@ def _program(network: _Blended, example: torch.Tensor) -> Any:
     if any_size is None:
         raise ValueError(f'torch {torch.__version__} exports no programs of any size: that came with torch 2.6.')
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _no_special_sizes():
             return torch.export.export(network, (example,), dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},))
     except Exception as error:  # many kinds
         reason = ' '.join(str(error).split())[:300]
         raise ValueError(
             f'torch.export cannot express {type(network.plain).__name__} for any size: {reason}') from error
+
+
+def _no_special_sizes() -> ContextManager[Any]:
+    """Else a program refuses images so small that some side inside the network is 1, as it does not in the example."""
+    if not hasattr(_config, 'backed_size_oblivious'):  # torch before 2.7
+        return nullcontext()
+    return _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 def _compile(program: Any, file: Path, description: str) -> None:
