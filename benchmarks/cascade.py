@@ -7,7 +7,8 @@ by alpha where the weights know it, else evenly. All are timed in turns, batch b
 
     python -m benchmarks.cascade --data DIR [--model rs_resnet18] [--engine openvino] [--pictures 1000]
 
-DIR holds val/CLASS/*; the network is one with trained weights.
+DIR holds val/CLASS/*; the network is one with trained weights ('lite0' is EfficientNet-Lite0 for Imagenette). The table
+holds one network; what is in it is not measured again, unless --again.
 """
 import argparse
 import random
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from benchmarks.environment import RESULTS, describe
 from benchmarks.runtime.figures import write_figures
 from benchmarks.runtime.networks import labelled, load
-from benchmarks.runtime.table import put
+from benchmarks.runtime.table import is_done, put
 from rs_timm.runtime import Cascade, CascadeFit, Session, fit_cascade, measure
 from rs_timm.runtime.confidence import combine_logits, stage_weights
 from rs_timm.runtime.madds import madds_of
@@ -129,6 +130,10 @@ def halves(files: Sequence[Path], targets: np.ndarray) -> Tuple[List[Path], np.n
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     args = _parse(arguments)
+    wanted = dict(model=args.model, engine=args.engine, precision=args.precision, batch=args.batch)
+    if not args.again and is_done(args.out, **wanted):
+        print(f'{args.out} has these rows; --again measures anew')
+        return
     with tempfile.TemporaryDirectory() as folder:
         network = load(args.model, Path(folder))
         if not network.trained:
@@ -188,6 +193,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--pictures', type=int, default=1000, help='half of them to fit, half to report')
     parser.add_argument('--batch', type=int, default=32)
+    parser.add_argument('--again', action='store_true', help='measure even if the table is of this network')
     parser.add_argument('--out', type=Path, default=RESULTS / 'cascade.csv')
     return parser.parse_args(arguments)
 

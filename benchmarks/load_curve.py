@@ -7,7 +7,8 @@ all of them: none is dropped. Counted are the answers in time and the right ones
 
     python -m benchmarks.load_curve --data DIR [--model rs_resnet18] [--engine openvino] [--seconds 40]
 
-DIR holds val/CLASS/*; the network is one with trained weights.
+DIR holds val/CLASS/*; the network is one with trained weights ('lite0' is EfficientNet-Lite0 for Imagenette). The table
+holds one network; what is in it is not measured again, unless --again.
 """
 import argparse
 import tempfile
@@ -21,7 +22,7 @@ from benchmarks.environment import RESULTS, describe
 from benchmarks.runtime.figures import write_figures
 from benchmarks.runtime.networks import labelled, load
 from benchmarks.runtime.stream import Fixed, Policy, Served, arrivals, p95, ramp, serve
-from benchmarks.runtime.table import put
+from benchmarks.runtime.table import is_done, put
 from rs_timm.runtime import LatencyTable, LoadController, Session, measure
 
 BINS = 20
@@ -54,6 +55,10 @@ def rows_of(served: Served, targets: np.ndarray, deadline: float, seconds: float
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     args = _parse(arguments)
+    wanted = dict(model=args.model, engine=args.engine, precision=args.precision, seconds=args.seconds)
+    if not args.again and is_done(args.out, **wanted):
+        print(f'{args.out} has these rows; --again measures anew')
+        return
     with tempfile.TemporaryDirectory() as folder:
         network = load(args.model, Path(folder))
         if not network.trained:
@@ -122,6 +127,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument('--pictures', type=int, default=500, help='different ones')
     parser.add_argument('--repeats', type=int, default=100, help='calls each to measure the costs')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--again', action='store_true', help='measure even if the table is of this network')
     parser.add_argument('--out', type=Path, default=RESULTS / 'load_curve.csv')
     return parser.parse_args(arguments)
 

@@ -8,8 +8,8 @@ timed in turns within the run; quoted are medians, and medians of the ratios of 
     python -m benchmarks.runtime_latency [--data DIR] [--models rs_resnet50 ...] [--quick] [--again]
 
 DIR holds train/CLASS/* and val/CLASS/* (as Imagenette does). Without it pictures are made up, and agreement is not
-measured; nor is it for random weights. 'lite0' is EfficientNet-Lite0 with ImageNet weights. Rows that are in the table
-stay, unless --again; a run that was cut off goes on where it was.
+measured; nor is it for random weights. 'lite0' is EfficientNet-Lite0 with ImageNet weights, cut down to the classes of
+Imagenette. Rows that are in the table stay, unless --again; a run that was cut off goes on where it was.
 """
 import argparse
 import logging
@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.environment import RESULTS, describe
 from benchmarks.runtime.contenders import CASES, Case, sessions
+from benchmarks.runtime.figures import write_figures
 from benchmarks.runtime.networks import LITE0, Network, labelled, load, pictures
 from benchmarks.runtime.questions import (
     agreement_rows,
@@ -94,6 +95,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             started = time.monotonic()
             _answer(name, args, folder, environment)
             print(f'# {name}: {time.monotonic() - started:.0f} s', flush=True)
+    write_figures(args.out.parent, 'runtime_latency')
 
 
 def _answer(name: str, args: argparse.Namespace, folder: Path, environment: Dict[str, str]) -> None:
@@ -133,7 +135,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument('--questions', nargs='+', choices=QUESTIONS, help='default: all for the first two models')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--calls', type=int, default=72, help='that count, of each case; at least 72')
-    parser.add_argument('--pictures', type=int, default=100, help='for the agreement')
+    parser.add_argument('--pictures', type=int, default=500, help='for the agreement')
     parser.add_argument('--quick', action='store_true', help='the largest and the smallest resolution alone')
     parser.add_argument('--again', action='store_true', help='measure what is in the table, too')
     parser.add_argument('--cache', type=Path, help='keep exported files and int8 networks here, for the next run')

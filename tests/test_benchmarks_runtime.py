@@ -10,9 +10,11 @@ from PIL import Image
 
 from benchmarks import cascade, load_curve, runtime_latency
 from benchmarks.runtime import figures, networks, questions, sections
+from benchmarks.runtime.contenders import engine_network, without_engine
 from benchmarks.runtime.stream import Fixed, arrivals, p95, ramp, serve
-from benchmarks.runtime.table import put, read
+from benchmarks.runtime.table import is_done, put, read
 from benchmarks.runtime.turns import VISIT, ratio, take_turns
+from rs_timm.runtime import Session
 
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
@@ -46,6 +48,15 @@ def test_rows_of_a_unit_replace_its_older_ones(tmp_path):
     rows = read(path)
     assert [(row['question'], row['value'], row['more']) for row in rows] == [('b', '2', ''), ('a', '3.12346', 'x')]
     assert [file.name for file in tmp_path.iterdir()] == ['x.csv'] and read(tmp_path / 'none.csv') == []
+
+
+def test_a_table_is_done_if_all_its_rows_are_of_what_is_wanted(tmp_path):
+    path = tmp_path / 'x.csv'
+    assert not is_done(path, model='m')
+    put(path, [dict(model='m', seconds=40., row=row) for row in range(2)], ('row',))
+    assert is_done(path, model='m', seconds=40.) and not is_done(path, model='m', seconds=20.)
+    put(path, [dict(model='other', seconds=40., row=2)], ('row',))
+    assert not is_done(path, model='m') and not is_done(path, model='m', absent='')
 
 
 # the stream
@@ -122,6 +133,34 @@ def test_labels_are_the_positions_of_the_folders_names(tmp_path):
         networks.labelled(tmp_path, ['a'])
 
 
+def test_a_classifier_cut_down_keeps_the_logits_of_its_classes():
+    import torch
+    from timm.data import ImageNetInfo
+
+    import rs_timm
+    torch.manual_seed(0)
+    model = rs_timm.switchable('test_resnet', SIZES, num_classes=1000).eval()
+    x, names = torch.randn(2, 3, 48, 48), ImageNetInfo().label_names()
+    with torch.no_grad():
+        expected = model(x)[:, [names.index(synset) for synset in networks.IMAGENETTE]]
+        networks.of_classes(model, networks.IMAGENETTE)
+        torch.testing.assert_close(model(x), expected)
+    info = rs_timm.export.model_info(model)
+    assert info.label_names == networks.IMAGENETTE and info.num_classes == model.num_classes == 10
+
+
+def test_a_fresh_network_has_no_weights_that_could_be_stored_once(tmp_path):
+    import torch
+    network = networks.load('rs_mobilenetv2', tmp_path)
+    assert network.weights == 'random' and not network.trained
+    for r in (224, 96):
+        plain = networks.rs_timm.extract(network.model, r)
+        gammas = [m.weight for m in plain.modules() if hasattr(m, 'running_mean')]
+        assert all((gamma > 0.2).all() for gamma in gammas)
+    with torch.no_grad():
+        assert torch.isfinite(network.model(torch.randn(1, 3, 96, 96))).all()
+
+
 # whole runs, on a tiny network
 
 @pytest.fixture
@@ -188,6 +227,10 @@ def test_cascade_end_to_end(tiny, monkeypatch):
     for row in rows:
         assert sum(map(float, row['answered'].split())) == pytest.approx(1., abs=2e-3) and float(row['ms']) > 0
     assert (tiny / 'out' / 'plots' / 'cascade.svg').is_file()
+    before = (tiny / 'out' / 'cascade.csv').stat().st_mtime_ns
+    cascade.main(['--data', str(tiny), '--engine', 'onnxruntime', '--batch', '4', '--out',
+                  str(tiny / 'out' / 'cascade.csv')])
+    assert (tiny / 'out' / 'cascade.csv').stat().st_mtime_ns == before  # all is there
     monkeypatch.setattr(sections, 'RESULTS', tiny / 'out')
     assert sections.cascade_section().count('\n| ') == len(rows) + 1
 
@@ -209,13 +252,26 @@ def test_runtime_latency_end_to_end(tiny, monkeypatch, capsys):
         assert float(found['agreement', 'onnxruntime', size, 'top-1']['largest_difference']) < 1e-4
     assert found['memory', 'onnxruntime', '', 'session']['ratio'] == '0.5'  # (150 - 100) / (200 - 100)
     assert ('price', 'onnxruntime', '32', 'one graph') in found
-    assert float(found['switch', 'onnxruntime', '', 'set_resolution']['value']) < 50.
+    switch = {(row['part'], row['resolution']) for row in rows if row['question'] == 'switch'}
+    assert switch == {('set_resolution', ''), ('switch and dispatch', ''), *(
+        (part, size) for part in ('first call', 'first call, engine alone') for size in ('64', '32'))}
+    assert (tiny / 'out' / 'plots' / 'runtime_latency.png').is_file()
     capsys.readouterr()
     runtime_latency.main(options)  # all is there
     assert 'rs_resnet18, ' not in capsys.readouterr().out and read(out) == rows
     monkeypatch.setattr(sections, 'RESULTS', tiny / 'out')
     for section in ('latency', 'price', 'memory', 'agreement'):
         assert 'not measured' not in sections.SECTIONS[f'runtime_{section}']()
+
+
+def test_the_session_around_the_engine_is_told_apart(tiny):
+    """Without the engine the session does the same, and the engine's network is the one that the session calls."""
+    session = Session(runtime_latency.load('', tiny).file, 'onnxruntime')
+    bare, x = without_engine(session), np.ones((1, 3, 48, 48), np.float32)
+    assert bare.run(x, 48).shape == (1, 1) and session.run(x, 48).shape == (1, 2)
+    with pytest.raises(ValueError, match='a ready batch'):
+        bare.run(x, 32)
+    np.testing.assert_array_equal(engine_network(session, 48)(x), session.run(x))
 
 
 def test_memory_of_a_fresh_process(tmp_path):
@@ -229,6 +285,25 @@ def test_memory_of_a_fresh_process(tmp_path):
     assert 20. < taken['before'] < taken['after']
     with pytest.raises(RuntimeError, match='no such file'):
         resident_memory('session', 'onnxruntime', 'fp32', 1, SIZES, [tmp_path / 'none.onnx'])
+
+
+def test_what_a_precision_costs_is_told_for_each_resolution(monkeypatch, tmp_path):
+    common = dict(question='agreement', model='m', weights='w', calls=100, device='cpu', threads=2, openvino=1,
+                  onnxruntime=1, torch=2, timm=1)
+    rows = [dict(common, engine=engine, precision=precision, resolution=size, value=value, top1=top1)
+            for engine, precision, size, value, top1 in (
+                ('timm eager', 'fp32', 224, 100., 90.), ('timm eager', 'fp32', 96, 100., 80.),
+                ('openvino', 'int8', 224, 99., 89.5), ('openvino', 'int8', 96, 97., 80.))]
+    put(tmp_path / 'runtime_latency.csv', rows, ('engine', 'resolution'))
+    monkeypatch.setattr(sections, 'RESULTS', tmp_path)
+    lines = sections.agreement_section().splitlines()
+    assert '| timm eager fp32 | 100.0 (90.0) | 100.0 (80.0) |' in lines
+    assert '| openvino int8 | 99.0 (89.5, -0.5) | 97.0 (80.0, +0.0) |' in lines
+
+
+def test_no_figure_without_the_rows_that_it_shows(tmp_path):
+    put(tmp_path / 'runtime_latency.csv', [dict(question='memory', model='m', value=1.)], ('question',))
+    assert figures.write_figures(tmp_path) == []
 
 
 def test_nothing_measured_says_so(monkeypatch, tmp_path):

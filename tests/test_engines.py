@@ -1,5 +1,7 @@
 """Which engines there are, which one is taken, and what is said about one that is not there or cannot do it."""
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
@@ -96,3 +98,18 @@ def test_versions_are_those_installed(name):
     pytest.importorskip(name)
     versions = create_engine(name, 'fp32', None, of_torch=True).versions()
     assert versions[name].startswith(version(name).split('+')[0].rpartition('.')[0])
+
+
+def test_memory_that_was_freed_goes_back():
+    """Many small blocks, which the C library would keep: with the last one in use, it cannot shrink by itself."""
+    pytest.importorskip('psutil')
+    script = (
+        'import gc, psutil\n'
+        'from rs_timm.runtime.heap import _trim, give_back\n'
+        'blocks = [bytearray(4000) for _ in range(20_000)]\n'
+        'last = bytearray(4000)\n'
+        'before = psutil.Process().memory_info().rss\n'
+        'del blocks; gc.collect(); give_back()\n'
+        'print(_trim() is None or before - psutil.Process().memory_info().rss > 40e6)\n')
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == 'True'

@@ -1,4 +1,6 @@
 """An exported file is the network: in every engine, at every size, with one copy of the weights."""
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -147,9 +149,36 @@ def test_one_copy_of_the_weights(random_statistics):
     floats = sum(constant.size for constant in constants if constant.dtype == np.float32)
     counts = parameter_counts(model)
     sets = 2 * sum(counts.private.values())  # as many means and variances as gammas and betas
-    assert 0 < floats - counts.shared - sets < 100  # the choice itself
+    first_variances = counts.private[224] // 2  # are the unit of the others
+    assert 0 < floats - counts.shared - (sets - first_variances) < 100  # the choice itself
+
+
+@pytest.mark.parametrize('base, allowed', [('rs_resnet18', 1.05), ('rs_mobilenetv2', 1.05 + 0.039)])
+def test_the_file_is_hardly_larger_than_a_plain_network(random_statistics, base, allowed):
+    """As torch exports that: BatchNorms folded, nothing added, which is the smallest it can be."""
+    model = network(random_statistics, base, num_classes=1000, resolutions=(224, 192, 160, 128, 96))
     bare = onnx_model(model, metadata=dict(label_names=None, label_descriptions=None))
-    assert bare.ByteSize() < 1.05 * specialise(bare, 224).ByteSize()
+    plain = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the exporter is deprecated
+        torch.onnx.export(rs_timm.extract(model, 224), (torch.zeros(1, 3, 224, 224),), plain, dynamo=False)
+    assert bare.ByteSize() < allowed * len(plain.getvalue())
+    assert onnx_model(model).ByteSize() < allowed * specialise(onnx_model(model), 224).ByteSize()
+
+
+def test_scales_of_channels_that_hardly_vary(random_statistics):
+    """The variance of the largest size is the unit: it may be tiny, or huge, beside those of the others."""
+    model = network(random_statistics)
+    with torch.no_grad():
+        for layer in switchable_layers(model):
+            layer['64'].running_var[::3] = 0.
+            layer['64'].running_var[1::3] = 1e6
+            layer['48'].running_var[2::3] = 0.
+    proto = onnx_model(model)
+    for size in (*SIZES, *UNSEEN):
+        expected = model(images(1, size)).detach()
+        for graph in (proto, specialise(proto, size)):
+            assert_same(engine('onnxruntime', graph)(images=images(1, size).numpy()), expected)
 
 
 def test_the_graph_is_valid_and_small(model):

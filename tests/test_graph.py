@@ -52,6 +52,20 @@ def test_specialised_is_extracted(random_statistics, interpolation, fold, name):
         assert_same(engine(name, plain)(images=x.numpy()), rs_timm.extract(model, resolution)(x))
 
 
+def test_files_that_store_the_first_variances_too(proto):
+    """They are 1: the unit of the others."""
+    earlier = onnx.ModelProto()
+    earlier.CopyFrom(proto)
+    (table,) = (tensor for tensor in earlier.graph.initializer if tensor.name == 'rs_timm/variance')
+    others = numpy_helper.to_array(table)
+    assert len(others) == len(SIZES) - 1
+    table.CopyFrom(numpy_helper.from_array(np.concatenate([np.ones_like(others[:1]), others]), table.name))
+    for resolution in (*SIZES, 40):
+        assert weights(specialise(earlier, resolution)).keys() == weights(specialise(proto, resolution)).keys()
+        for name, values in weights(specialise(proto, resolution)).items():
+            np.testing.assert_array_equal(weights(specialise(earlier, resolution))[name], values)
+
+
 @pytest.mark.parametrize('base, fold, layers', [
     ('test_resnet', True, 0),
     ('test_resnet', False, 'all'),

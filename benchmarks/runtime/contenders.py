@@ -1,6 +1,7 @@
 """What is timed: stock timm in eager mode, sessions, and plain networks in the same engine."""
 import io
 import warnings
+from copy import copy
 from pathlib import Path
 from typing import Any, Callable, Dict, NamedTuple, Optional, Sequence
 
@@ -15,7 +16,17 @@ from rs_timm.pictures import open_image
 from rs_timm.runtime import Session
 from rs_timm.runtime.engines import create_engine
 
-__all__ = ['CASES', 'EAGER', 'Case', 'Eager', 'plain_graph', 'plain_networks', 'sessions']
+__all__ = [
+    'CASES',
+    'EAGER',
+    'Case',
+    'Eager',
+    'engine_network',
+    'plain_graph',
+    'plain_networks',
+    'sessions',
+    'without_engine',
+]
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -92,3 +103,18 @@ def plain_graph(model: nn.Module, resolution: int) -> Any:
             model.eval(), (torch.zeros(1, 3, resolution, resolution),), buffer,  # type: ignore[arg-type]
             input_names=['images'], output_names=['logits'], dynamo=False)
     return onnx.load_from_string(buffer.getvalue())
+
+
+def engine_network(session: Session, resolution: int) -> Run:
+    """The engine's own network of a session for one picture, without the session around it."""
+    session.prepare((resolution,))
+    networks = session._networks  # private: what is measured is the session's share
+    return networks.get((resolution, 1)) or networks[resolution, None]
+
+
+def without_engine(session: Session) -> Session:
+    """The same session with networks that answer at once: what is left is its own work."""
+    session.prepare()
+    bare, answer = copy(session), np.zeros((1, 1), np.float32)
+    bare._networks = dict.fromkeys(session._networks, lambda images: answer)
+    return bare

@@ -1,13 +1,15 @@
 """The figures of the runtime, drawn from its tables of results."""
 from functools import cache
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import timm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.environment import RESULTS
+from benchmarks.runtime.networks import LITE0
 from benchmarks.runtime.table import Row, read
 from rs_timm.analysis import madds
 
@@ -31,7 +33,7 @@ def latency_figure(rows: Sequence[Row], madds: Callable[[str, int], float]) -> F
     """
     rows = _of(rows, question='latency', part='network')
     models = list(dict.fromkeys(row['model'] for row in rows))
-    figure = Figure(figsize=(4.4 * len(models), 4.2), layout='constrained')
+    figure = Figure(figsize=(4.4 * len(models) + 2., 4.2), layout='constrained')
     for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models):
         cases = list(dict.fromkeys((row['engine'], row['precision']) for row in _of(rows, model=model)))
         for engine, precision in cases:
@@ -42,10 +44,19 @@ def latency_figure(rows: Sequence[Row], madds: Callable[[str, int], float]) -> F
         axis.set(xscale='log', yscale='log', xlabel='million multiply-adds', title=model)
         axis.set_ylabel('median latency, ms')
         _proportional(axis)
+        _plain_ticks(axis.xaxis, axis.yaxis)
         axis.grid(alpha=0.3, which='both')
-    figure.axes[0].legend(fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='outside right center', fontsize=8)
     _caption(figure, rows[0], 'one picture, network alone; 224 to 96 px')
     return figure
+
+
+def _plain_ticks(*axes: Any) -> None:
+    """1, 2, 5, 10, 20 ... on logarithmic axes, in place of powers of ten."""
+    for axis in axes:
+        axis.set_major_locator(LogLocator(subs=(1., 2., 5.)))
+        axis.set_major_formatter(FuncFormatter(lambda value, position: f'{value:g}'))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _proportional(axis: Any) -> None:
@@ -64,23 +75,23 @@ def load_figure(rows: Sequence[Row]) -> Figure:
     load, in_time, size, right = figure.subplots(4, 1, sharex=True)
     width = float(parts[1]['second']) - float(parts[0]['second'])
     first = _of(parts, policy=policies[0])
-    load.step(_numbers(first, 'second'), [float(r['arrivals']) / width / float(r['capacity']) for r in first],
-              where='post', color='black')
+    edges = [*_numbers(first, 'second'), float(first[-1]['second']) + width]
+    load.stairs([float(r['arrivals']) / width / float(r['capacity']) for r in first], edges, color='black')
     load.axhline(1., color='gray', linewidth=0.8)
     load.set(ylabel='requests, of what the\nlargest size can carry', ylim=(0, None))
-    for policy in policies:
+    for policy, style in zip(policies, ('o-', 's-', '^--')):  # lines that lie upon another stay visible
         line = _of(parts, policy=policy)
         seconds = [float(row['second']) + width / 2 for row in line]
         for axis, column in ((in_time, 'in_time'), (right, 'right_in_time')):
             shares = [100. * float(row[column]) / max(1., float(row['arrivals'])) for row in line]
-            axis.plot(seconds, shares, '.-', label=policy)
-        size.plot(seconds, _numbers(line, 'mean_resolution'), '.-', label=policy)
+            axis.plot(seconds, shares, style, markersize=4, label=policy)
+        size.plot(seconds, _numbers(line, 'mean_resolution'), style, markersize=4, label=policy)
     in_time.set(ylabel='answered in time, %', ylim=(-3, 103))
     size.set(ylabel='mean resolution, px')
     right.set(ylabel='right and in time, %', ylim=(-3, 103), xlabel='second at which the request came')
     for axis in figure.axes:
         axis.grid(alpha=0.3)
-    in_time.legend(fontsize=8)
+    in_time.legend(fontsize=8, loc='center right')
     _caption(figure, rows[0], f"in time: within {float(rows[0]['deadline_ms']):.0f} ms")
     return figure
 
@@ -102,10 +113,11 @@ def cascade_figure(rows: Sequence[Row]) -> Figure:
         for row in kinds['one size']:
             axis.annotate(row['resolutions'], (float(row[column]), float(row['top1'])), (3, -11),
                           textcoords='offset points', fontsize=7)
-        axis.set(xlabel=label)
-        axis.grid(alpha=0.3)
+        axis.set(xscale='log', xlabel=label)
+        _plain_ticks(axis.xaxis)
+        axis.grid(alpha=0.3, which='both')
     figure.axes[0].set_ylabel('top-1, %')
-    figure.axes[0].legend(fontsize=7)
+    figure.axes[0].legend(fontsize=7, loc='lower right')
     _caption(figure, rows[0], f"{rows[0]['pictures']} pictures that the fit has not seen")
     return figure
 
@@ -118,8 +130,9 @@ def _caption(figure: Figure, row: Row, text: str) -> None:
 
 @cache
 def madds_of_model(model: str, resolution: int) -> int:
-    """Multiply-adds of a registered network with 1000 classes."""
-    return madds(timm.create_model(model, device='meta', num_classes=1000), resolution)
+    """Multiply-adds of a registered network, or of 'lite0', with 1000 classes."""
+    name = 'tf_efficientnet_lite0' if model == LITE0 else model
+    return madds(timm.create_model(name, device='meta', num_classes=1000), resolution)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -129,18 +142,18 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path.with_suffix(suffix), dpi=130)
 
 
-FIGURES: Dict[str, Callable[[List[Row]], Figure]] = {
-    'runtime_latency': lambda rows: latency_figure(rows, madds_of_model),
-    'load_curve': load_figure,
-    'cascade': cascade_figure,
+FIGURES: Dict[str, Tuple[Dict[str, str], Callable[[List[Row]], Figure]]] = {  # needed rows, how to draw them
+    'runtime_latency': (dict(question='latency'), lambda rows: latency_figure(rows, madds_of_model)),
+    'load_curve': ({}, load_figure),
+    'cascade': ({}, cascade_figure),
 }
 
 
 def write_figures(results: Path = RESULTS, only: Optional[str] = None) -> List[str]:
     """Draw what there are results of, as PNG and SVG; returns the names."""
     drawn = []
-    for name, draw in FIGURES.items():
-        rows = read(results / f'{name}.csv')
+    for name, (needed, draw) in FIGURES.items():
+        rows = _of(read(results / f'{name}.csv'), **needed)
         if rows and only in (None, name):
             save(draw(rows), results / 'plots' / name)
             drawn.append(name)

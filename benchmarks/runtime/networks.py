@@ -1,12 +1,13 @@
 """Networks by name, and the pictures that they classify.
 
 A name is one of timm's registry (`rs_resnet50`: shipped weights if the project has some, else random ones, for
-latency), or 'lite0': EfficientNet-Lite0 with its ImageNet weights, made switchable.
+latency), or 'lite0': EfficientNet-Lite0 with its ImageNet weights, made switchable, and its last layer cut down to the
+ten classes of Imagenette.
 """
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Any, List, Optional, Sequence, Tuple
 
 import numpy as np
 import timm
@@ -14,14 +15,17 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import rs_timm
 from rs_timm.data import ImageFiles
 from rs_timm.models import manifest
 
-__all__ = ['LITE0', 'Network', 'labelled', 'load', 'made_up_pictures']
+__all__ = ['LITE0', 'Network', 'labelled', 'load', 'made_up_pictures', 'of_classes', 'pictures']
 
 LITE0 = 'lite0'
+IMAGENETTE = ('n01440764', 'n02102040', 'n02979186', 'n03000684', 'n03028079', 'n03394916', 'n03417042', 'n03425413',
+              'n03445777', 'n03888257')  # synsets
 RANDOM = 'random'
 
 
@@ -47,16 +51,51 @@ def load(name: str, folder: Path) -> Network:
     """The network `name`, exported into `folder`."""
     torch.manual_seed(0)
     if name == LITE0:
-        from benchmarks.recalibration import load_network
-        model, weights = load_network(''), 'ImageNet, made switchable'
+        model, weights = _lite0(), 'ImageNet, cut to ten classes'
     else:
         shipped = next((key for key in manifest() if key.partition('.')[0] == name or key == name), None)
         model = timm.create_model(shipped or name, pretrained=shipped is not None)
         weights = shipped or RANDOM
+        if shipped is None:
+            _randomise(model)
     model = model.eval()
     file = folder / f'{name}.onnx'
     rs_timm.export_onnx(model, file)
     return Network(name, model, weights, file)
+
+
+def _lite0() -> nn.Module:
+    from benchmarks.recalibration import MEAN, STD, load_network
+    model = load_network('')
+    of_classes(model, IMAGENETTE)
+    model.pretrained_cfg.update(mean=(MEAN,) * 3, std=(STD,) * 3)  # of these weights
+    return model
+
+
+def of_classes(model: nn.Module, synsets: Sequence[str]) -> None:
+    """Leave, in place, of a classifier of ImageNet's 1000 classes the outputs for `synsets`."""
+    network: Any = model
+    all_synsets = ImageNetInfo().label_names()
+    rows = [all_synsets.index(synset) for synset in synsets]
+    old = network.get_classifier()
+    network.reset_classifier(len(rows))
+    new = network.get_classifier()
+    with torch.no_grad():
+        new.weight.copy_(old.weight[rows])
+        new.bias.copy_(old.bias[rows])
+    network.pretrained_cfg = dict(network.pretrained_cfg, num_classes=len(rows), label_names=list(synsets))
+
+
+def _randomise(model: nn.Module) -> None:
+    """Give each BatchNorm set values of its own.
+
+    In a fresh network the last gammas of the blocks are 0, so that folded weights are 0, too. Engines and exporters
+    store one of those for all, so that a plain network takes less memory than it will once it is trained.
+    """
+    for bn in model.modules():
+        if isinstance(bn, _BatchNorm):
+            for tensor, low, high in ((bn.weight, 0.3, 0.7), (bn.bias, -0.1, 0.1), (bn.running_var, 0.8, 1.2)):
+                nn.init.uniform_(tensor, low, high)  # type: ignore[arg-type]
 
 
 def made_up_pictures(folder: Path, count: int) -> List[Path]:

@@ -8,7 +8,15 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 import numpy as np
 
-from benchmarks.runtime.contenders import EAGER, Case, Eager, plain_graph, plain_networks
+from benchmarks.runtime.contenders import (
+    EAGER,
+    Case,
+    Eager,
+    engine_network,
+    plain_graph,
+    plain_networks,
+    without_engine,
+)
 from benchmarks.runtime.memory import resident_memory
 from benchmarks.runtime.networks import Network
 from benchmarks.runtime.turns import ratio, take_turns
@@ -100,28 +108,58 @@ def price_rows(network: Network, session: Session, case: Case, sizes: Sequence[i
 
 
 def switch_rows(session: Session, case: Case, sizes: Sequence[int], rounds: int = 60) -> Rows:
-    """Microseconds of `set_resolution`, and what the first call after a switch takes more than the next ones."""
-    a, b, inputs = sizes[0], sizes[-1], _inputs(sizes)
-    setting = []
+    """Microseconds of a switch, and what the first call after it takes more than the next ones.
+
+    The switch is `set_resolution`, and all that a session does for a call around the engine: both with networks that
+    answer at once. The first call is measured in the session and, without it, on the engine's own two networks: what
+    both take more is the engine's and the caches'.
+    """
+    a, b = sizes[0], sizes[-1]
+    inputs, common = _inputs((a, b)), dict(engine=case.engine, precision=case.precision)
+    bare, networks = without_engine(session), {r: engine_network(session, r) for r in (a, b)}
+
+    def switch(r: int) -> None:
+        bare.set_resolution(r)
+        bare.run(inputs[r], r)
+
+    rows: Rows = [
+        dict(common, part=part, calls=100 * rounds, value=_per_call([partial(call, r) for r in (a, b)], rounds),
+             unit='us')
+        for part, call in (('set_resolution', session.set_resolution), ('switch and dispatch', switch))]
+    ways = {'first call': lambda r: session.run(inputs[r], r),
+            'first call, engine alone': lambda r: networks[r](inputs[r])}
+    for (part, r), (first, later) in _after_switch(ways, (a, b), rounds).items():
+        rows.append(dict(common, resolution=r, part=part, calls=rounds, p50_ms=first, against='later calls',
+                         ratio=first / later, value=1e3 * (first - later), unit='us'))
+    return rows
+
+
+def _per_call(calls: Sequence[Callable[[], Any]], rounds: int) -> float:
+    """Median microseconds of one of them, over rounds of 100."""
+    taken = []
     for _ in range(rounds):
         start = time.perf_counter_ns()
-        for _ in range(50):
-            session.set_resolution(a), session.set_resolution(b)
-        setting.append((time.perf_counter_ns() - start) / 100 / 1e3)
-    rows: Rows = [dict(engine=case.engine, precision=case.precision, part='set_resolution', calls=100 * rounds,
-                       value=median(setting), unit='us')]
-    first: Dict[int, List[float]] = {a: [], b: []}
-    later: Dict[int, List[float]] = {a: [], b: []}
+        for _ in range(100 // len(calls)):
+            for call in calls:
+                call()
+        taken.append((time.perf_counter_ns() - start) / 100 / 1e3)
+    return median(taken)
+
+
+def _after_switch(
+        ways: Dict[str, Callable[[int], Any]],
+        sizes: Sequence[int],
+        rounds: int,
+) -> Dict[Tuple[str, int], Tuple[float, float]]:
+    """(way, resolution) -> median milliseconds of the first of four calls, and of the last two; sizes alternate."""
+    first: Dict[Tuple[str, int], List[float]] = {(way, r): [] for way in ways for r in sizes}
+    later: Dict[Tuple[str, int], List[float]] = {key: [] for key in first}
     for _ in range(rounds):
-        for r in (a, b):
-            taken = [_milliseconds(partial(session.run, inputs[r], r)) for _ in range(4)]
-            first[r].append(taken[0])
-            later[r].append(median(taken[2:]))
-    for r in (a, b):
-        rows.append(dict(engine=case.engine, precision=case.precision, resolution=r, part='first call', calls=rounds,
-                         p50_ms=median(first[r]), against='later calls', ratio=median(first[r]) / median(later[r]),
-                         value=1e3 * (median(first[r]) - median(later[r])), unit='us'))
-    return rows
+        for way, r in first:
+            taken = [_milliseconds(partial(ways[way], r)) for _ in range(4)]
+            first[way, r].append(taken[0])
+            later[way, r].append(median(taken[2:]))
+    return {key: (median(first[key]), median(later[key])) for key in first}
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:

@@ -112,11 +112,14 @@ def _switch() -> List[str]:
     rows = _rows('runtime_latency', question='switch')
     lines = []
     for (model, engine, precision), own in _groups(rows, 'model', 'engine', 'precision'):
-        setting = next(row for row in own if row['part'] == 'set_resolution')
-        first = [f"{float(row['value']):.0f} us at {row['resolution']} px"
-                 for row in own if row['part'] == 'first call']
-        lines.append([f'`{model}`', f'{engine} {precision}', f"{float(setting['value']):.1f} us", ', '.join(first)])
-    header = ['network', 'engine', '`set_resolution`', 'the first call after it takes longer by (cold caches)']
+        value = {(row['part'], row['resolution']): float(row['value']) for row in own}
+        sizes = [size for (size,) in _distinct(own, 'resolution') if size]
+        lines.append([f'`{model}`', f'{engine} {precision}',
+                      *(f'{value[part, ""]:.1f} us' for part in ('set_resolution', 'switch and dispatch')),
+                      *(', '.join(f'{value[part, size]:.0f} us at {size} px' for size in sizes)
+                        for part in ('first call', 'first call, engine alone'))])
+    header = ['network', 'engine', '`set_resolution`', 'with all that a session does around a call',
+              'first call after a switch takes longer by', 'the same without a session (cold caches)']
     return [table(header, lines)] if lines else []
 
 
@@ -146,14 +149,22 @@ def agreement_section() -> str:
     parts = []
     for (model, weights), own in _groups(rows, 'model', 'weights'):
         sizes = [size for (size,) in _distinct(own, 'resolution')]
+        exact = {row['resolution']: float(row['top1']) for row in own if row['engine'] == _EAGER}
         lines = []
         for (engine, precision), same in _groups(own, 'engine', 'precision'):
             found = {row['resolution']: row for row in same}
-            lines.append([f'{engine} {precision}', *(
-                f"{float(found[size]['value']):.1f} ({float(found[size]['top1']):.1f})" for size in sizes)])
+            cells = [_agreement(found[size], None if engine == _EAGER else exact[size]) for size in sizes]
+            lines.append([f'{engine} {precision}', *cells])
         parts += [f"`{model}` ({weights}), {own[0]['calls']} pictures: agreement with torch fp32 on the first class in "
-                  'percent, and in brackets top-1:', table(['', *(f'{size} px' for size in sizes)], lines)]
-    return '\n\n'.join(parts)
+                  'percent; in brackets top-1, and what it gains or loses against torch fp32:',
+                  table(['', *(f'{size} px' for size in sizes)], lines)]
+    return '\n\n'.join([*parts, f'{_environment(rows[0])}.'])
+
+
+def _agreement(row: Row, exact: Optional[float]) -> str:
+    top1 = float(row['top1'])
+    cost = '' if exact is None else f', {round(top1 - exact, 1) + 0.:+.1f}'
+    return f"{float(row['value']):.1f} ({top1:.1f}{cost})"
 
 
 def load_section() -> str:

@@ -3,7 +3,7 @@ import csv
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-__all__ = ['Row', 'put', 'read']
+__all__ = ['Row', 'is_done', 'put', 'read']
 
 Row = Dict[str, str]
 
@@ -14,6 +14,12 @@ def read(path: Path) -> List[Row]:
         return []
     with path.open(newline='', encoding='utf-8') as stream:
         return list(csv.DictReader(stream))
+
+
+def is_done(path: Path, **values: Any) -> bool:
+    """Whether the table has rows, and all of them have these values."""
+    rows = read(path)
+    return bool(rows) and all(row.get(name) == _text(value) for row in rows for name, value in values.items())
 
 
 def put(path: Path, rows: Sequence[Mapping[str, Any]], unit: Tuple[str, ...]) -> None:

@@ -83,12 +83,19 @@ class Choice:
 
     def _scale_and_shift(self, weights: str, tables: Tables) -> Dict[str, str]:
         blended = {name: self._add('MatMul', weights, self._constant(name, table))
-                   for name, table in tables.values.items()}
+                   for name, table in tables.values.items() if name != 'variance'}
         if tables.interpolation == 'params':
-            scale = self._add('Div', blended['gamma'], self._add('Sqrt', blended['variance']))
+            scale = blended['gamma'] if len(tables.resolutions) == 1 else self._add(
+                'Div', blended['gamma'], self._add('Sqrt', self._variance(weights, tables.values['variance'])))
             blended = dict(
                 scale=scale, shift=self._add('Sub', blended['beta'], self._add('Mul', blended['mean'], scale)))
         return blended
+
+    def _variance(self, weights: str, table: np.ndarray) -> str:
+        """Of a table whose first row, which is 1 everywhere, is not stored."""
+        parts = [f'{PREFIX}weight_{part}' for part in ('first', 'others')]
+        self._node('Split', [weights, self._constant('parts', [1, len(table) - 1], np.int64)], parts, 'parts', axis=1)
+        return self._add('Add', self._add('MatMul', parts[1], self._constant('variance', table[1:])), parts[0])
 
     def _split(self, vectors: Dict[str, str], layers: Dict[str, int], ranks: Mapping[str, int]) -> None:
         channels = self._constant('channels', list(layers.values()), np.int64)

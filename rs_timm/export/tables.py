@@ -20,7 +20,9 @@ class Tables:
         interpolation: 'params', 'affine' or 'nearest'.
         layers: name of a layer -> its number of channels, in the order of the columns.
         values: table -> float32 [rows, columns]. For 'params' these are gamma, beta, mean and variance, with the
-            layer's eps in the variance; for the other two, which blend y = scale * x + shift, scale and shift.
+            layer's eps in the variance, and each channel in units in which the variance of the first row is 1: scale is
+            gamma / sqrt(variance) of the blends, in which the unit cancels, and the row need not be stored. For the
+            other two, which blend y = scale * x + shift, scale and shift.
     """
 
     resolutions: Tuple[int, ...]
@@ -46,12 +48,15 @@ def make_tables(model: nn.Module) -> Tables:
         rows = [s if interpolation == 'params' else _scale_and_shift(s) for s in sets]
         for key in rows[0]:
             columns.setdefault(key, []).append(np.stack([row[key] for row in rows]))
-    values = {key: np.concatenate(parts, axis=1).astype(np.float32) for key, parts in columns.items()}
+    values = {key: np.concatenate(parts, axis=1) for key, parts in columns.items()}
+    if interpolation == 'params':
+        unit = values['variance'][:1]
+        values.update(gamma=values['gamma'] / np.sqrt(unit), variance=values['variance'] / unit)
     return Tables(
         resolutions=resolutions,
         interpolation=interpolation,
         layers={name: layer[str(resolutions[0])].num_features for name, layer in layers.items()},
-        values=values,
+        values={key: table.astype(np.float32) for key, table in values.items()},
     )
 
 

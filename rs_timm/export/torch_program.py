@@ -4,14 +4,17 @@ The blend of the sets is written in torch here, as `choice` writes it in ONNX, a
 result in place of its BatchNorms' tensors.
 """
 import os
+from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 from uuid import uuid4
 
 import torch
 from timm.utils import unwrap_model
 from torch import nn
+from torch.fx.experimental import _config
+from torch.utils._pytree import tree_leaves
 
 from rs_timm.analysis.cost import image_channels
 from rs_timm.layers import extract
@@ -22,6 +25,8 @@ from .probe import probe
 from .tables import Tables, make_tables
 
 __all__ = ['export_torch']
+
+_TOLERANCE = 1e-3  # of the largest output; float32 in another order gives about 1e-6
 
 
 def export_torch(
@@ -48,13 +53,15 @@ def export_torch(
         model: a switchable network, or a wrapper of one; it is not changed.
         path: NAME.pt2; written as a whole or not at all.
         compile: compile for this processor with AOTInductor, which needs a C++ compiler and takes minutes for a deep
-            network; `torch._inductor.aoti_load_package` loads the result. Otherwise `torch.export.load` does.
+            network; `torch._inductor.aoti_load_package` loads the result. Otherwise `torch.export.load` does. What was
+            compiled is compared with the network at trained and other sizes, since AOTInductor has been seen to be
+            wrong without a word where sizes are free (torch 2.14 on a CPU); then nothing is written.
         metadata: as in `export_onnx`. The description is JSON, in the extra file 'rs_timm' of a program, or in the
             metadata of a compiled one.
 
     Raises:
         ValueError: a network that is not switchable, or that torch.export cannot express for any size.
-        RuntimeError: AOTInductor failed.
+        RuntimeError: AOTInductor failed, or its package gives something else than the network.
     """
     file = Path(path)
     if file.suffix != '.pt2':
@@ -65,12 +72,14 @@ def export_torch(
     example = torch.zeros(2, image_channels(plain), *(tables.resolutions[0],) * 2)
     outputs = list(probe(plain, example).outputs.values())
     info = describe(model, example.shape[1], outputs, 'shape').replace(**(metadata or {}))
-    program = _program(_Blended(plain, tables), example)
+    network = _Blended(plain, tables)
+    program = _program(network, example)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f'.{uuid4().hex}.pt2')
     try:
         if compile:
             _compile(program, temporary, info.to_json())
+            _check_compiled(temporary, network, _checked_sizes(tables.resolutions), example.shape[1])
         else:
             torch.export.save(program, temporary, extra_files={METADATA_KEY: info.to_json()})
         os.replace(temporary, file)
@@ -136,12 +145,19 @@ def _program(network: _Blended, example: torch.Tensor) -> Any:
     if any_size is None:
         raise ValueError(f'torch {torch.__version__} exports no programs of any size: that came with torch 2.6.')
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _no_special_sizes():
             return torch.export.export(network, (example,), dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},))
     except Exception as error:  # many kinds
         reason = ' '.join(str(error).split())[:300]
         raise ValueError(
             f'torch.export cannot express {type(network.plain).__name__} for any size: {reason}') from error
+
+
+def _no_special_sizes() -> ContextManager[Any]:
+    """Else a program refuses images so small that some side inside the network is 1, as it does not in the example."""
+    if not hasattr(_config, 'backed_size_oblivious'):  # torch before 2.7
+        return nullcontext()
+    return _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
 
 
 def _compile(program: Any, file: Path, description: str) -> None:
@@ -157,3 +173,34 @@ def _compile(program: Any, file: Path, description: str) -> None:
     except Exception as error:
         reason = ' '.join(str(error).split())[:300]
         raise RuntimeError(f'AOTInductor, which needs a C++ compiler, failed: {reason}') from error
+
+
+def _checked_sizes(resolutions: Sequence[int]) -> List[Tuple[int, int, int]]:
+    """Batch, height and width of images that tell whether a package holds for all.
+
+    >>> _checked_sizes((64, 48))
+    [(1, 64, 64), (2, 48, 48), (3, 49, 49), (1, 57, 57), (2, 48, 65)]
+    """
+    smallest, largest = resolutions[-1], resolutions[0]
+    odd = [(smallest + 1,) * 2, ((smallest + largest) // 2 + 1,) * 2, (smallest, largest + 1)]
+    sides = [*((r, r) for r in resolutions), *odd]
+    return [(1 + number % 3, height, width) for number, (height, width) in enumerate(sides)]
+
+
+@torch.no_grad()
+def _check_compiled(file: Path, network: nn.Module, sizes: Sequence[Tuple[int, int, int]], channels: int) -> None:
+    """Raise RuntimeError unless the package in `file` gives what `network` gives for images of `sizes`."""
+    from torch import _inductor
+
+    compiled = _inductor.aoti_load_package(str(file))
+    for batch, height, width in sizes:
+        generator = torch.Generator().manual_seed(height)
+        images = torch.randn(batch, channels, height, width, generator=generator)
+        pairs = zip(tree_leaves(network(images)), tree_leaves(compiled(images)))
+        difference = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
+        if not difference < _TOLERANCE:  # nan is no agreement either
+            raise RuntimeError(
+                f'AOTInductor of torch {torch.__version__} compiled another network: for {batch} images of {height} x '
+                f'{width} px the output is off by {difference:.2g} of its largest value. Nothing was written. Take '
+                'compile=False, whose program torch runs as it is, or compile one plain network a resolution, of fixed '
+                'size: rs_timm.extract(model, resolution).')

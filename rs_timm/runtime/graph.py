@@ -131,6 +131,8 @@ def _affine(model: Any, info: ModelInfo, resolution: int) -> _Affine:
     if info.interpolation == 'nearest':
         t = float(t > 0.5)
     rows = info.resolutions.index(upper), info.resolutions.index(lower)
+    if info.interpolation == 'params':
+        tables['variance'] = _with_unit(tables.get('variance'), tables['gamma'])
     blended = {name: table[rows[0]] * (1. - t) + table[rows[1]] * t for name, table in tables.items()}
     if info.interpolation == 'params':
         scale = blended['gamma'] / np.sqrt(blended['variance'])
@@ -149,6 +151,12 @@ def _tables(model: Any) -> Iterator[Tuple[str, np.ndarray]]:
         name = tensor.name.removeprefix(PREFIX)
         if name in ('gamma', 'beta', 'mean', 'variance', 'scale', 'shift') and name != tensor.name:
             yield name, numpy_helper.to_array(tensor).astype(np.float64)
+
+
+def _with_unit(variance: Optional[np.ndarray], gamma: np.ndarray) -> np.ndarray:
+    """The variances with their first row, which is 1 everywhere and not stored; files of an earlier form store it."""
+    missing = len(gamma) - (0 if variance is None else len(variance))
+    return np.concatenate([np.ones((missing, gamma.shape[1])), *([] if variance is None else [variance])])
 
 
 def _split(model: Any, vectors: Dict[str, np.ndarray]) -> Iterator[Tuple[str, np.ndarray]]:

@@ -10,6 +10,7 @@ import numpy as np
 from rs_timm.resolutions import check_resolutions
 
 from .engines import Network, create_engine
+from .heap import give_back
 from .images import Preprocessing, is_ready
 from .info import ModelInfo
 from .quantize import QuantisedFile
@@ -207,6 +208,7 @@ class Session:
                 if network is None:
                     network = self._engine.compile(self._plain(resolution), batch)
                     self._networks[key] = network
+                    give_back()
         return network
 
     def _plain(self, resolution: int) -> Any:
