@@ -14,7 +14,8 @@ __all__ = ['draw_dense', 'draw_figure_1', 'draw_figure_4', 'draw_ladder']
 
 _NETWORKS = dict(resnet50=('ResNet50', '#7b3294'), mobilenetv2=('MobileNetV2', '#008837'),
                  resnet18=('ResNet18', '#c51b7d'))
-_SLIMMABLE = {'S-MobileNetV2': 'x', 'US-MobileNetV2': '+'}
+_SLIMMABLE = {'S-MobileNetV2': ('x', 'black'), 'US-MobileNetV2': ('+', '#0050d0'),
+              'individual widths': ('1', '#b05000')}  # of Table 4
 
 
 def draw_figure_1(results: Results) -> Figure:
@@ -54,10 +55,9 @@ def _published_curves(axes: Axes) -> None:
         for what, words, style in (('rs_net', 'RS-Net', 'o-'), ('individual', 'I-Nets', 's--')):
             axes.plot(x, published.TOP1[network][what], style, color=colour, markersize=4, linewidth=1.3,
                       markerfacecolor=colour if what == 'rs_net' else 'white', label=f'{name}, {words}')
-    for method, marker in _SLIMMABLE.items():
-        axes.plot(*zip(*published.TABLE_4[method]), marker, color='black', markersize=7, label=method)
-    widths = published.TABLE_4['individual widths']
-    axes.plot(*zip(*widths), '1', color='black', markersize=8, label='MobileNetV2, individual widths')
+    for method, (marker, colour) in _SLIMMABLE.items():
+        name = method if 'MobileNetV2' in method else f'MobileNetV2, {method}'
+        axes.plot(*zip(*published.TABLE_4[method]), marker, color=colour, markersize=8, label=name)
     axes.set_xscale('log')
     axes.set_xticks([50, 100, 200, 500, 1000, 2000, 4000], ['50', '100', '200', '500', '1000', '2000', '4000'])
     axes.minorticks_off()
@@ -89,10 +89,10 @@ def draw_figure_4(results: Results) -> Figure:
 
 
 def draw_dense(results: Results) -> Figure:
-    """Every I-Net and the RS-Net at the dense sizes; marks where the sets of unseen sizes are not interpolated."""
+    """Every I-Net and the RS-Net at the dense sizes; below it what other ways to make the unseen sets change."""
     curves = dense(results)
-    figure = Figure(figsize=(8, 5.6), layout='constrained')
-    axes = figure.subplots()
+    figure = Figure(figsize=(8.5, 7.6), layout='constrained')
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
     colours = by_resolution(results.sizes)
     for size in results.sizes:
         if f'I-{size}' in curves:
@@ -100,21 +100,30 @@ def draw_dense(results: Results) -> Figure:
                   markersize=3, marker='s')
     line = {**curves.get('RS-Net, params', {}), **curves.get('RS-Net', {})}
     if line:
-        curve(axes, line, "RS-Net, own sets; between them 'params'", color='#d62728', linewidth=2.)
-    for sets, marker in zip(INTERPOLATIONS[1:], '^v*'):
-        if f'RS-Net, {sets}' in curves:
-            points = curves[f'RS-Net, {sets}']
-            axes.plot(list(points), [sample.mean for sample in points.values()], marker, color='black', markersize=6,
-                      markerfacecolor='white', markeredgewidth=0.9, label=f"RS-Net, '{sets}' at unseen sizes")
-    for size in results.sizes:
-        axes.axvline(size, color='#d62728', linewidth=0.6, alpha=0.35)
-    every = sorted({*results.preset.dense, *results.sizes})
-    sizes_axis(axes, every)
-    axes.tick_params(axis='x', rotation=90, labelsize=8)
+        curve(axes, line, "RS-Net, own sets, else 'params'", color='#d62728', linewidth=2.)
     axes.set_ylabel('top-1, %')
-    axes.legend(fontsize=7.5, ncols=2, loc='lower right')
+    axes.legend(fontsize=7.5, loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False)
+    _other_sets(below, curves)
+    every = sorted({*results.preset.dense, *results.sizes})
+    for panel in (axes, below):
+        for size in results.sizes:
+            panel.axvline(size, color='#d62728', linewidth=0.7, alpha=0.4)
+        sizes_axis(panel, every)
+    axes.set_xlabel('')
+    below.tick_params(axis='x', rotation=90, labelsize=8)
     caption(figure, results, 'Sizes between and beyond the trained ones (vertical lines)')
     return figure
+
+
+def _other_sets(axes: Axes, curves: Dict[str, Curve]) -> None:
+    base = curves.get('RS-Net, params', {})
+    for sets, (marker, colour) in zip(INTERPOLATIONS[1:], (('^', '#1f77b4'), ('v', '#e69f00'), ('*', '#2ca02c'))):
+        points = {x: sample.mean - base[x].mean for x, sample in curves.get(f'RS-Net, {sets}', {}).items() if x in base}
+        axes.plot(list(points), list(points.values()), marker, color=colour, markersize=6, label=f"'{sets}'")
+    axes.axhline(0, color='#d62728', linewidth=1.4, label="'params'")
+    axes.margins(y=0.2)
+    axes.set_ylabel("RS-Net at unseen sizes:\ntop-1 against 'params', points", fontsize=8)
+    axes.legend(fontsize=7.5, loc='center left', bbox_to_anchor=(1.01, 0.5), frameon=False)
 
 
 def draw_ladder(results: Results) -> Figure:

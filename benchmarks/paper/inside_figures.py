@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from benchmarks import published
 from benchmarks.paper.aggregate import Results
 from benchmarks.paper.curves import BASES, CROPS, NORM_TENSORS, alphas, effects, features, norms
-from benchmarks.paper.style import by_resolution, caption, curve
+from benchmarks.paper.style import PAPER_GROUND, by_resolution, caption, curve
 
 __all__ = ['any_measured', 'draw_alphas', 'draw_effects', 'draw_features', 'draw_norms']
 
@@ -22,7 +22,8 @@ def draw_features(results: Results) -> Figure:
             for kind, (values, shares) in crops.items():
                 axes.plot(values, shares, '-' if kind == 'test' else '--', color=colour, linewidth=1.3,
                           label=f'{label} ({kind})')
-        axes.set(xlabel='value of a pooled feature', ylabel='share of values at or below', title=f'{size} px')
+        axes.set(xlabel='value of a pooled feature', ylabel='share of values at or below')
+        axes.set_title(f'tested at {size} px', fontsize=9)
         axes.set_xlim(0, 1.05 * max(_share(values, shares, 0.98) for crops in curves.values()
                                     for values, shares in crops.values()))
         axes.grid(alpha=0.3)
@@ -40,7 +41,7 @@ def draw_effects(results: Results) -> Figure:
     """Gains of parallel training over the I-Nets: a group of bars a combination, a row for each range of crops."""
     found = {words: effects(results, begin) for words, begin in CROPS.items()}
     found = {words: gains for words, gains in found.items() if any_measured(gains)}
-    figure = Figure(figsize=(9.5, 0.9 + 3.2 * len(found)), layout='constrained')
+    figure = Figure(figsize=(12, 0.9 + 3.2 * len(found)), layout='constrained')
     colours = by_resolution(results.sizes)
     rows = figure.subplots(len(found), 1, squeeze=False, sharey=True)[:, 0]
     for axes, (words, gains) in zip(rows, found.items()):
@@ -60,7 +61,7 @@ def any_measured(gains: Dict[str, Dict[int, Optional[float]]]) -> bool:
 
 
 def _bars(axes: Axes, gains: Dict[str, Dict[int, Optional[float]]], colours: Dict[int, Any]) -> None:
-    width = 0.16
+    width = 0.18
     for group, own in enumerate(gains.values()):
         for i, (size, value) in enumerate(own.items()):
             x = group + (i - (len(own) - 1) / 2) * width
@@ -68,13 +69,17 @@ def _bars(axes: Axes, gains: Dict[str, Dict[int, Optional[float]]], colours: Dic
                 continue
             axes.bar(x, value, 0.9 * width, color=colours[size], label=f'{size} px')
             axes.annotate(f'{value:+.1f}', (x, value), (0, 2 if value >= 0 else -2), textcoords='offset points',
-                          ha='center', va='bottom' if value >= 0 else 'top', fontsize=6.5)
+                          ha='center', va='bottom' if value >= 0 else 'top', fontsize=6)
     axes.axhline(0, color='black', linewidth=0.8)
-    names = [label if all(value is not None for value in own.values()) else f'{label}\n(not measured)'
-             for label, own in gains.items()]
-    axes.set_xticks(range(len(gains)), [_folded(name) for name in names], fontsize=7.5)
+    names = [_folded(label) + _lack(own) for label, own in gains.items()]
+    axes.set_xticks(range(len(gains)), names, fontsize=7.5)
     axes.set_xlim(-0.6, len(gains) - 0.4)
     axes.grid(alpha=0.3, axis='y')
+
+
+def _lack(own: Dict[int, Optional[float]]) -> str:
+    missing = sum(value is None for value in own.values())
+    return '' if not missing else '\n(not measured)' if missing == len(own) else f'\n({missing} not measured)'
 
 
 def _folded(label: str) -> str:
@@ -125,16 +130,18 @@ def draw_alphas(results: Results) -> Figure:
     network = results.preset.network if results.preset.network in published.ALPHA else 'resnet18'
     figure = Figure(figsize=(7, 4.4), layout='constrained')
     axes = figure.subplots()
-    for size, points in found.items():
-        curve(axes, points, f'{size} px', color=colours[size])
     last = max(epoch for points in found.values() for epoch in points)
+    sparse = max(1, last // 15)  # of many epochs, not every one gets a mark
+    for size, points in found.items():
+        curve(axes, points, f'{size} px', color=colours[size], markevery=sparse, errorevery=sparse)
     place = last + max(1., 0.08 * last)
     for size, r, weight in zip(results.sizes, published.RESOLUTIONS, published.ALPHA[network]):
         axes.plot(place, weight, 'D', color=colours[size], markerfacecolor='white', markersize=6)
         axes.annotate(f'{r} px', (place, weight), (8, 0), textcoords='offset points', va='center', fontsize=7.5)
-    axes.axvline((last + place) / 2, color='gray', linewidth=0.8, linestyle=':')
+    right = place + 0.12 * (last + 1)
+    axes.axvspan((last + place) / 2, right, color=PAPER_GROUND, zorder=0)
     axes.plot([], [], 'D', color='gray', markerfacecolor='white', label=f'published: end of {network} on ImageNet')
-    axes.set(xlabel='epoch', ylabel='weight α in the ensemble', ylim=(0, None), xlim=(None, place + 0.12 * (last + 1)))
+    axes.set(xlabel='epoch', ylabel='weight α in the ensemble', ylim=(-0.02, None), xlim=(None, right))
     axes.set_xticks([epoch for epoch in axes.get_xticks() if epoch == int(epoch) and 1 <= epoch <= last])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=3, loc='upper center', bbox_to_anchor=(0.5, -0.16), frameon=False)

@@ -58,7 +58,7 @@ def drawable(folder: Path) -> Dict[str, Callable[[], Figure]]:
 
 
 def _stem(name: str, results: Results) -> str:
-    return f'paper_{name}_{results.preset.name}'
+    return f'paper_{name}' if name in LADDER_PICTURES else f'paper_{name}_{results.preset.name}'
 
 
 def write_pictures(folder: Path) -> List[str]:

@@ -1,5 +1,6 @@
 """How the pictures look: colours by meaning, error bars, and files that are the same whenever they are drawn."""
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Dict, List, Mapping, Sequence
 
 from matplotlib import colormaps, rc_context
@@ -7,15 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.paper.aggregate import Results, Sample
+from benchmarks.store import RUNS
 
-__all__ = ['COLOURS', 'as_published', 'by_resolution', 'caption', 'curve', 'legend_below', 'save', 'sizes_axis']
+__all__ = ['COLOURS', 'PAPER_GROUND', 'as_published', 'by_resolution', 'caption', 'curve', 'legend_below', 'save', 'sizes_axis']
 
 COLOURS = {
     'I-Nets': '#444444', 'parallel': '#1f77b4', 'parallel, private BNs': '#1f77b4', 'RS-Net': '#d62728',
     'parallel, shared BNs': '#2ca02c',
 }
 _OTHER = '#e69f00'  # the largest I-Net, used at all sizes
-_PAPER = '#f3efe2'  # behind whatever is published and was not measured here
+PAPER_GROUND = '#f3efe2'  # behind whatever is published and was not measured here
 
 
 def curve(axes: Axes, points: Mapping[float, Sample], label: str, **style: Any) -> None:
@@ -23,10 +25,8 @@ def curve(axes: Axes, points: Mapping[float, Sample], label: str, **style: Any) 
     order = sorted(points)
     spread = [points[x].std if len(points[x].values) > 1 else 0. for x in order]
     style = {'color': COLOURS.get(label, _OTHER), 'marker': 'o', 'markersize': 4, 'linewidth': 1.4, **style}
-    y = [points[x].mean for x in order]
-    if any(spread):
-        style.update(yerr=spread, capsize=2.5, elinewidth=0.9)
-    (axes.errorbar if any(spread) else axes.plot)(order, y, label=label, **style)
+    axes.errorbar(order, [points[x].mean for x in order], spread if any(spread) else None, label=label, capsize=2.5,
+                  elinewidth=0.9, **style)
 
 
 def by_resolution(sizes: Sequence[int]) -> Dict[int, Any]:
@@ -44,7 +44,7 @@ def sizes_axis(axes: Axes, sizes: Sequence[int]) -> None:
 
 def as_published(axes: Axes, title: str) -> None:
     """Mark a panel as the paper's: its own background, and words in the title."""
-    axes.set_facecolor(_PAPER)
+    axes.set_facecolor(PAPER_GROUND)
     axes.set_title(f'PUBLISHED, not measured here\n{title}', fontsize=9)
 
 
@@ -53,9 +53,16 @@ def legend_below(axes: Axes, columns: int = 2) -> None:
 
 
 def caption(figure: Figure, results: Results, text: str, bars: bool = True) -> None:
-    """What is seen, and on what it was measured; bars are explained."""
-    what = '; bars: ± standard deviation over the seeds' if bars else ''
-    figure.suptitle(f'{text}\n{results.preset.about}{what}', fontsize=9)
+    """What is seen, and on what it was measured; bars are explained where there are any."""
+    jobs = results.rows[RUNS]
+    several = len(jobs) > len({row['run'] for row in jobs})
+    width = int(13 * figure.get_figwidth())  # letters of this size to an inch, with room at the sides
+    lines = [*wrap(text, width), *wrap(results.preset.about, width)]
+    if bars and several:
+        note = 'bars: ± standard deviation over the seeds'
+        joined = f'{lines[-1]}; {note}'
+        lines[-1:] = [joined] if len(joined) <= width else [lines[-1], note]
+    figure.suptitle('\n'.join(lines), fontsize=9)
 
 
 def save(figure: Figure, path: Path) -> List[Path]:
