@@ -1,5 +1,5 @@
 """What the paper shows in Figures 3, 5, 6 and 9 and in Appendix A, as Markdown."""
-from typing import List
+from typing import List, Optional
 
 from benchmarks import published
 from benchmarks.markdown import NOT_MEASURED, table
@@ -44,14 +44,14 @@ def effects_table(results: Results) -> str:
         parts += [f'{words[0].upper()}{words[1:]}:',
                   table(['trained with', *(f'{size} px' for size in results.sizes)], lines)]
     individual = published.TOP1['resnet18']['individual']
-    gains = ', '.join(
+    theirs = ', '.join(
         f'{signed(top1 - individual[published.RESOLUTIONS.index(size)])} at {size} px'
         for size, top1 in published.PAIR.items())
     return '\n\n'.join([*parts, f'{PAPER} (Section 4.3, resnet18 on ImageNet, crops of 8 to 100 %, trained with '
-                                f'{" & ".join(map(str, published.PAIR))}): {gains}.'])
+                                f'{" & ".join(map(str, published.PAIR))}): {theirs}.'])
 
 
-def _gain(value: 'float | None') -> str:
+def _gain(value: Optional[float]) -> str:
     return NOT_MEASURED if value is None else signed(value)
 
 

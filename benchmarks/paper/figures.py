@@ -61,7 +61,7 @@ def _published_curves(axes: Axes) -> None:
     axes.set_xscale('log')
     axes.set_xticks([50, 100, 200, 500, 1000, 2000, 4000], ['50', '100', '200', '500', '1000', '2000', '4000'])
     axes.minorticks_off()
-    as_published(axes, 'the paper on ImageNet, 224 to 96 px; slimmable networks from its Table 4')
+    as_published(axes, 'the paper on ImageNet, 224 to 96 px; slimmable: its Table 4')
 
 
 def draw_figure_4(results: Results) -> Figure:
@@ -77,8 +77,8 @@ def draw_figure_4(results: Results) -> Figure:
              'rs_net': 'RS-Net'}
     for what, label in names.items():
         style = dict(linestyle='--', marker='s') if label == 'I-Nets' else {}
-        points = dict(zip(published.RESOLUTIONS, published.FIGURE_4[what]))
-        curve(theirs, {size: Sample({'paper': value}) for size, value in points.items()}, label, **style)
+        values = zip(published.RESOLUTIONS, published.FIGURE_4[what])
+        curve(theirs, {size: Sample({'paper': value}) for size, value in values}, label, **style)
     sizes_axis(theirs, published.RESOLUTIONS)
     as_published(theirs, 'MobileNetV2 on ImageNet (Figure 4, left)')
     for axes in (ours, theirs):

@@ -131,9 +131,10 @@ def draw_alphas(results: Results) -> Figure:
     figure = Figure(figsize=(7, 4.4), layout='constrained')
     axes = figure.subplots()
     last = max(epoch for points in found.values() for epoch in points)
-    sparse = max(1, last // 15)  # of many epochs, not every one gets a mark
+    sparse = max(1, last // 15)
+    marked = (last - 1) % sparse, sparse  # of many epochs, not every one gets a mark, but the last does
     for size, points in found.items():
-        curve(axes, points, f'{size} px', color=colours[size], markevery=sparse, errorevery=sparse)
+        curve(axes, points, f'{size} px', color=colours[size], markevery=marked, errorevery=marked)
     place = last + max(1., 0.08 * last)
     for size, r, weight in zip(results.sizes, published.RESOLUTIONS, published.ALPHA[network]):
         axes.plot(place, weight, 'D', color=colours[size], markerfacecolor='white', markersize=6)

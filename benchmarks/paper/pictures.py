@@ -1,5 +1,6 @@
 """Which pictures there are, whether there is anything to draw, and the files."""
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping
 
@@ -53,7 +54,7 @@ def drawable(folder: Path) -> Dict[str, Callable[[], Figure]]:
         pictures = LADDER_PICTURES if results.preset.name == 'ladder' else PICTURES
         for name, picture in pictures.items():
             if picture.data(results):
-                found[_stem(name, results)] = lambda picture=picture, results=results: picture.draw(results)
+                found[_stem(name, results)] = partial(picture.draw, results)
     return found
 
 

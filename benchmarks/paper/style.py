@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from benchmarks.paper.aggregate import Results, Sample
 from benchmarks.store import RUNS
 
-__all__ = ['COLOURS', 'PAPER_GROUND', 'as_published', 'by_resolution', 'caption', 'curve', 'legend_below', 'save', 'sizes_axis']
+__all__ = ['COLOURS', 'PAPER_GROUND', 'as_published', 'by_resolution', 'caption', 'curve', 'legend_below', 'save',
+           'sizes_axis']
 
 COLOURS = {
     'I-Nets': '#444444', 'parallel': '#1f77b4', 'parallel, private BNs': '#1f77b4', 'RS-Net': '#d62728',
@@ -20,7 +21,7 @@ _OTHER = '#e69f00'  # the largest I-Net, used at all sizes
 PAPER_GROUND = '#f3efe2'  # behind whatever is published and was not measured here
 
 
-def curve(axes: Axes, points: Mapping[float, Sample], label: str, **style: Any) -> None:
+def curve(axes: Axes, points: Mapping[Any, Sample], label: str, **style: Any) -> None:
     """A line through the means of the samples; a bar shows the standard deviation where there are several seeds."""
     order = sorted(points)
     spread = [points[x].std if len(points[x].values) > 1 else 0. for x in order]

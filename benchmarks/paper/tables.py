@@ -1,6 +1,6 @@
 """The paper's tables as Markdown: what was measured, and below or beside it what the paper has."""
 from itertools import zip_longest
-from typing import List, Sequence, Tuple
+from typing import List, Mapping, Sequence, Tuple
 
 from benchmarks import published
 from benchmarks.markdown import table
@@ -148,7 +148,7 @@ def _ablation(
         results: Results,
         columns: Sequence[Column],
         name: str,
-        figures: 'dict[str, published.Figures]',
+        figures: Mapping[str, published.Figures],
         foot: Sequence[Sequence[str]] = (),
 ) -> str:
     return '\n\n'.join([
