@@ -1,29 +1,31 @@
-"""Write the generated parts of README.md and MODEL_CARD.md: `python -m benchmarks.report`.
+"""Write the generated parts of README.md, MODEL_CARD.md and docs/*.md, and the plots: `python -m benchmarks.report`.
 
 A generated part stands between `<!-- report:NAME -->` and `<!-- /report:NAME -->`. Figures come from counting or from
-benchmarks/results/*.csv; what nobody measured says so.
+benchmarks/results/*.csv; what nobody measured says so. Plots go beside the CSV files, as PNG and SVG.
 """
 import csv
 import re
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional
 
 import timm
 
 import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.environment import RESULTS
+from benchmarks.markdown import NOT_MEASURED, table
+from benchmarks.paper.pictures import write_pictures
+from benchmarks.paper.sections import SECTIONS as PAPER
+from benchmarks.runtime.figures import write_figures
+from benchmarks.runtime.sections import SECTIONS as RUNTIME
+from benchmarks.training.section import SECTIONS as TRAINING
 from rs_timm.analysis import madds, parameter_counts
 from rs_timm.models import manifest, weights_dir
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ('README.md', 'MODEL_CARD.md')
-NOT_MEASURED = 'not measured'
+_MARK = re.compile(r'<!-- report:(\w+) -->')
+DOCUMENTS = ('README.md', 'MODEL_CARD.md', *sorted(
+    f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md') if _MARK.search(path.read_text(encoding='utf-8'))))
 MODELS = ('rs_resnet18', 'rs_resnet34', 'rs_resnet50', 'rs_resnet101', 'rs_mobilenetv2')
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
 def cost_section() -> str:
@@ -100,6 +102,9 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'cost': cost_section,
     'weights': weights_section,
     'switch': switch_section,
+    **RUNTIME,
+    **TRAINING,
+    **PAPER,
 }
 
 
@@ -119,6 +124,8 @@ def main() -> None:
         path = ROOT / document
         path.write_text(render(path.read_text(encoding='utf-8')), encoding='utf-8')
         print(f'wrote {document}')
+    for name in [*write_pictures(RESULTS), *write_figures(RESULTS)]:
+        print(f'drew {name}')
 
 
 if __name__ == '__main__':

@@ -90,11 +90,15 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
     pictures = Pictures(args.data, recipe, device, args.workers)
     if recipe.init and not Path(recipe.init).is_file():
         write_start(Path(recipe.init), Loaders(args.data, recipe, workers=0).class_names)
+    seconds = None
     if job.run.trains:
         trained = train(job.preset.model, args.data, recipe, str(folder), resume, options)
         model, epochs = trained.model, trained.rows
     else:
+        started = time.monotonic()
         model, epochs = _as_it_is(job, recipe, pictures), []
+        if job.run.prior_images is not None:
+            seconds = round(time.monotonic() - started, 1)
     sizes = job.preset.recipe.debug() if args.debug_twin else job.preset.recipe
     dense = [size // 4 + 8 for size in job.preset.dense] if args.debug_twin else job.preset.dense
     measured, said = measure(job, recipe, model, pictures, dense, sizes.resolutions, epochs)
@@ -102,7 +106,8 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
     for table in TABLES:  # the table of runs, which says that all is there, comes last
         if table is not RUNS:
             put(table, results_of(args), job.key, measured[table])
-    put(RUNS, results_of(args), job.key, [dict(row, commit=began) for row in measured[RUNS]])
+    changed = dict(commit=began, **({} if seconds is None else dict(train_seconds=seconds)))
+    put(RUNS, results_of(args), job.key, [dict(row, **changed) for row in measured[RUNS]])
 
 
 def _note_commit(folder: Path) -> str:

@@ -28,7 +28,8 @@ class Table:
         return folder / f'{self.name}.csv'
 
 
-# train_seconds and measure_seconds are wall time, pauses of the process included
+# train_seconds (of a recalibration, if nothing is trained) and measure_seconds are wall time, pauses of the process
+# included
 RUNS = Table('paper_runs', (
     'model', 'recipe', 'settings', 'epochs', 'parameters', 'pictures', 'train_seconds', 'measure_seconds', 'commit',
     'device', 'dtype', 'threads', 'python', 'torch', 'timm', 'rs_timm'))

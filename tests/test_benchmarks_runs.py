@@ -13,8 +13,9 @@ import pytest
 from training_run import ROOT, make_pictures
 
 from benchmarks import presets, run, runs, store
+from benchmarks.paper.pilot import pilot_choice
 from benchmarks.presets import MEAN_DECAY, MEAN_LR, PRESETS
-from benchmarks.runs import GROUPS, jobs, settings
+from benchmarks.runs import GROUPS, Job, jobs, settings
 from rs_timm.analysis import Predictions
 
 SMALL = PRESETS['small']
@@ -77,9 +78,8 @@ def test_a_sum_of_losses_moves_as_far_as_their_mean():
         assert recipe.lr * recipe.weight_decay == pytest.approx(MEAN_LR[kind] * MEAN_DECAY, rel=1e-4)
 
 
-def _later_learning_rates_are_the_best_of_the_pilot():
+def test_learning_rates_are_the_best_of_the_pilot():
     """As far as the pilot was run."""
-    from benchmarks.paper_tables import pilot_choice
     for kind, best in pilot_choice(run.RESULTS).items():
         assert MEAN_LR[kind] == best, f'the pilot says MEAN_LR[{kind!r}] = {best}'
 
@@ -155,6 +155,18 @@ def test_debug_twins_of_all_runs(data, tmp_path, tiny):
     assert not (Path(run.RESULTS) / 'results').exists()
     before = (results / 'paper_runs.csv').read_bytes()
     assert run.run_queue(todo, args) == [] and (results / 'paper_runs.csv').read_bytes() == before  # nothing again
+
+
+@pytest.mark.filterwarnings('ignore:BatchNorm statistics of only')
+def test_the_time_of_a_recalibration_is_kept(data, tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(run, 'time', argparse.Namespace(monotonic=lambda: next(clock)))
+    args = arguments('--data', data, '--out', tmp_path, '--debug-twin')
+    made = {'untouched': None, 'replaced': 0}
+    for name, prior in made.items():
+        clock = iter((100., 107.25))  # before and after
+        run.execute(Job(PRESETS['small'], runs.Run(name, 'ladder', trains=False, prior_images=prior), 0), args)
+    seconds = {row['run']: float(row['train_seconds']) for row in store.read(store.RUNS, tmp_path / 'results')}
+    assert seconds == {'untouched': 0., 'replaced': pytest.approx(7.25, abs=0.06)}
 
 
 def test_a_failure_does_not_stop_the_queue(data, tmp_path, tiny, monkeypatch):

@@ -1,4 +1,4 @@
-"""The generated parts of README.md and MODEL_CARD.md are what the generator writes now."""
+"""The generated parts of README.md, MODEL_CARD.md and docs/*.md are what the generator writes now."""
 import re
 
 import pytest
@@ -11,6 +11,10 @@ def test_documents_have_not_drifted(document):
     text = (report.ROOT / document).read_text(encoding='utf-8')
     assert re.search(r'<!-- report:\w+ -->', text)
     assert report.render(text) == text, 'run python -m benchmarks.report'
+
+
+def test_all_documents_with_generated_parts_are_rebuilt():
+    assert {'README.md', 'MODEL_CARD.md', 'docs/paper.md', 'docs/budget.md'} <= set(report.DOCUMENTS)
 
 
 def test_a_changed_figure_is_noticed():

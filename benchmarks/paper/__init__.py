@@ -1,0 +1,1 @@
+"""The paper's tables and figures from benchmarks/results/paper_*.csv: samples over seeds, tables, pictures."""

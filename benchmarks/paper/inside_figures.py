@@ -1,0 +1,150 @@
+"""The pictures of why it works: Figures 3, 5, 6 and 9, and Appendix A."""
+from typing import Any, Dict, List, Optional
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks import published
+from benchmarks.paper.aggregate import Results
+from benchmarks.paper.curves import BASES, CROPS, NORM_TENSORS, alphas, effects, features, norms
+from benchmarks.paper.style import PAPER_GROUND, by_resolution, caption, curve
+
+__all__ = ['any_measured', 'draw_alphas', 'draw_effects', 'draw_features', 'draw_norms']
+
+
+def draw_features(results: Results) -> Figure:
+    """The distribution of the pooled features with test crops and with training crops; two sizes."""
+    found = features(results)
+    figure = Figure(figsize=(5.2 * len(found), 4.2), layout='constrained')
+    for axes, (size, curves) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
+        for label, crops in curves.items():
+            colour = '#1f77b4' if label == 'parallel' else '#444444'
+            for kind, (values, shares) in crops.items():
+                axes.plot(values, shares, '-' if kind == 'test' else '--', color=colour, linewidth=1.3,
+                          label=f'{label} ({kind})')
+        axes.set(xlabel='value of a pooled feature', ylabel='share of values at or below')
+        axes.set_title(f'tested at {size} px', fontsize=9)
+        axes.set_xlim(0, 1.05 * max(_share(values, shares, 0.98) for crops in curves.values()
+                                    for values, shares in crops.values()))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc='lower right')
+    caption(figure, results, 'Distribution of the pooled features, test pictures cropped as in the test and as in '
+                             'training', bars=False)
+    return figure
+
+
+def _share(values: List[float], shares: List[float], share: float) -> float:
+    return next(value for value, s in zip(values, shares) if s >= share)
+
+
+def draw_effects(results: Results) -> Figure:
+    """Gains of parallel training over the I-Nets: a group of bars a combination, a row for each range of crops."""
+    found = {words: effects(results, begin) for words, begin in CROPS.items()}
+    found = {words: gains for words, gains in found.items() if any_measured(gains)}
+    figure = Figure(figsize=(12, 0.9 + 3.2 * len(found)), layout='constrained')
+    colours = by_resolution(results.sizes)
+    rows = figure.subplots(len(found), 1, squeeze=False, sharey=True)[:, 0]
+    for axes, (words, gains) in zip(rows, found.items()):
+        _bars(axes, gains, colours)
+        axes.set_ylabel('change of top-1, points')
+        axes.set_title(f'{words}; {_bases(results, CROPS[words])}', fontsize=8)
+        axes.margins(y=0.15)
+    rows[-1].set_xlabel('trained in parallel with, px')
+    handles, labels = _distinct(rows)
+    figure.legend(handles, labels, loc='outside lower center', ncols=len(labels), fontsize=8, frameon=False)
+    caption(figure, results, 'Parallel training without distillation against the I-Net of each size', bars=False)
+    return figure
+
+
+def any_measured(gains: Dict[str, Dict[int, Optional[float]]]) -> bool:
+    return any(value is not None for own in gains.values() for value in own.values())
+
+
+def _bars(axes: Axes, gains: Dict[str, Dict[int, Optional[float]]], colours: Dict[int, Any]) -> None:
+    width = 0.18
+    for group, own in enumerate(gains.values()):
+        for i, (size, value) in enumerate(own.items()):
+            x = group + (i - (len(own) - 1) / 2) * width
+            if value is None:
+                continue
+            axes.bar(x, value, 0.9 * width, color=colours[size], label=f'{size} px')
+            axes.annotate(f'{value:+.1f}', (x, value), (0, 2 if value >= 0 else -2), textcoords='offset points',
+                          ha='center', va='bottom' if value >= 0 else 'top', fontsize=6)
+    axes.axhline(0, color='black', linewidth=0.8)
+    names = [_folded(label) + _lack(own) for label, own in gains.items()]
+    axes.set_xticks(range(len(gains)), names, fontsize=7.5)
+    axes.set_xlim(-0.6, len(gains) - 0.4)
+    axes.grid(alpha=0.3, axis='y')
+
+
+def _lack(own: Dict[int, Optional[float]]) -> str:
+    missing = sum(value is None for value in own.values())
+    return '' if not missing else '\n(not measured)' if missing == len(own) else f'\n({missing} not measured)'
+
+
+def _folded(label: str) -> str:
+    """Two sizes to a line."""
+    parts = label.split(' & ')
+    return ' &\n'.join(' & '.join(parts[i:i + 2]) for i in range(0, len(parts), 2))
+
+
+def _bases(results: Results, begin: str) -> str:
+    tops = {size: results.sample(f'{begin}{BASES}_{size}', size) for size in results.sizes}
+    return ', '.join(f'I-{size}: {top.mean:.1f} %' if top else f'I-{size}: not measured' for size, top in tops.items())
+
+
+def _distinct(rows: Any) -> Any:
+    found: Dict[str, Any] = {}
+    for axes in rows:
+        found.update({label: handle for handle, label in zip(*axes.get_legend_handles_labels()) if label not in found})
+    order = sorted(found, key=lambda label: -int(label.split()[0]))
+    return [found[label] for label in order], order
+
+
+def draw_norms(results: Results) -> Figure:
+    """Means over the channels of the BatchNorm sets, block by block; a column for each BatchNorm of a block."""
+    found = norms(results)
+    colours = by_resolution(results.sizes)
+    figure = Figure(figsize=(4.2 * len(found), 8.4), layout='constrained')
+    panels = figure.subplots(len(NORM_TENSORS), len(found), squeeze=False, sharex='col')
+    for column, (position, tensors) in enumerate(found.items()):
+        for row, (tensor, words) in enumerate(NORM_TENSORS.items()):
+            axes = panels[row][column]
+            for size, values in tensors[tensor].items():
+                axes.plot(range(1, len(values) + 1), values, '.-', color=colours[size], label=f'{size} px', linewidth=1)
+            axes.set_ylabel(words)
+            axes.grid(alpha=0.3)
+        panels[0][column].set_title(f'{position} of each block', fontsize=9)
+        blocks = max(len(values) for values in tensors['weight'].values())
+        panels[-1][column].set(xlabel='block', xticks=range(1, blocks + 1, max(1, blocks // 8)))
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=len(labels), fontsize=8, frameon=False)
+    caption(figure, results, 'What the BatchNorm sets hold, mean over the channels; parallel training', bars=False)
+    return figure
+
+
+def draw_alphas(results: Results) -> Figure:
+    """Weights of the resolutions in the ensemble by epoch, and on the right those that the paper ends with."""
+    found = alphas(results)
+    colours = by_resolution(results.sizes)
+    network = results.preset.network if results.preset.network in published.ALPHA else 'resnet18'
+    figure = Figure(figsize=(7, 4.4), layout='constrained')
+    axes = figure.subplots()
+    last = max(epoch for points in found.values() for epoch in points)
+    sparse = max(1, last // 15)
+    marked = (last - 1) % sparse, sparse  # of many epochs, not every one gets a mark, but the last does
+    for size, points in found.items():
+        curve(axes, points, f'{size} px', color=colours[size], markevery=marked, errorevery=marked)
+    place = last + max(1., 0.08 * last)
+    for size, r, weight in zip(results.sizes, published.RESOLUTIONS, published.ALPHA[network]):
+        axes.plot(place, weight, 'D', color=colours[size], markerfacecolor='white', markersize=6)
+        axes.annotate(f'{r} px', (place, weight), (8, 0), textcoords='offset points', va='center', fontsize=7.5)
+    right = place + 0.12 * (last + 1)
+    axes.axvspan((last + place) / 2, right, color=PAPER_GROUND, zorder=0)
+    axes.plot([], [], 'D', color='gray', markerfacecolor='white', label=f'published: end of {network} on ImageNet')
+    axes.set(xlabel='epoch', ylabel='weight α in the ensemble', ylim=(-0.02, None), xlim=(None, right))
+    axes.set_xticks([epoch for epoch in axes.get_xticks() if epoch == int(epoch) and 1 <= epoch <= last])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=3, loc='upper center', bbox_to_anchor=(0.5, -0.16), frameon=False)
+    caption(figure, results, 'Weights of the resolutions in the ensemble (RS-Net)')
+    return figure

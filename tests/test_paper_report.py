@@ -1,0 +1,422 @@
+"""The paper's tables and pictures say what the results say: against brute force over the CSV files."""
+import csv
+import re
+from dataclasses import replace
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from paper_rows import LAYERS, PICTURES, gap, rights, top1, write_job, write_preset
+from training_run import make_pictures
+
+from benchmarks import environment, presets, report, run
+from benchmarks.paper import curves, pictures
+from benchmarks.paper.aggregate import PAPER_PRESETS, load, madds_of
+from benchmarks.paper.listing import duration
+from benchmarks.paper.pilot import pilot_choice, pilot_samples
+from benchmarks.paper.sections import SECTIONS
+from benchmarks.paper.style import save
+from benchmarks.presets import PRESETS
+from benchmarks.published import MADDS, TABLE_1, TABLE_2
+from benchmarks.runs import jobs, runs, settings
+from benchmarks.store import RUNS
+
+SMALL = PRESETS['small']
+SIZES = SMALL.resolutions
+NOT = 'not measured'
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """Results of everything that is planned at small scale."""
+    folder = tmp_path_factory.mktemp('results')
+    for preset in ('small', 'ladder', 'pilot'):
+        write_preset(folder, preset)
+    return folder
+
+
+@pytest.fixture
+def section(monkeypatch):
+    """Writes a section from the results in a folder."""
+    def write(folder, name):
+        monkeypatch.setattr(environment, 'RESULTS', folder)
+        return SECTIONS[name]()
+
+    return write
+
+
+def tables(text):
+    """The tables of a text: [{first cell: {heading: cell}}]."""
+    found = []
+    for block in re.findall(r'(?:^\|.*\|\n?)+', text, flags=re.MULTILINE):
+        header, _, *lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in block.splitlines()]
+        found.append({line[0]: dict(zip(header[1:], line[1:])) for line in lines})
+    return found
+
+
+def measured(folder, name, resolution, column='top1', sets='own', preset='small'):
+    """The values in the CSV file, read without the code under test."""
+    with (folder / 'paper_accuracy.csv').open() as stream:
+        return [float(row[column]) for row in csv.DictReader(stream) if (
+            row['preset'], row['run'], row['resolution'], row['sets']) == (preset, name, str(resolution), sets)]
+
+
+def text_of(values):
+    return f'{mean(values):.1f}' + (f' ± {stdev(values):.1f}' if len(values) > 1 else '')
+
+
+def with_gain(values, base):
+    return f'{text_of(values)} ({mean(values) - mean(base):+.1f})'
+
+
+# Tables
+
+def test_table_2_against_brute_force(whole, section):
+    found = tables(section(whole, 'paper_table2'))
+    for table, column in zip(found, ('top1', 'top5')):
+        for size in SIZES:
+            base = measured(whole, f'individual_{size}', size, column)
+            assert len(base) == 2
+            row = table[f'{size} px']
+            assert row['MAdds, M'] == f'{madds_of(SMALL, size):.1f}'
+            assert row['I-Nets'] == text_of(base)
+            for label, name in (('I-128', 'individual_128'), ('parallel', 'parallel'), ('RS-Net', 'rs_net')):
+                assert row[label] == with_gain(measured(whole, name, size, column), base)
+    count = 11 * 2 ** 20
+    assert found[0]['parameters, millions (2^20)'] == {
+        'MAdds, M': '', 'I-Nets': f'{5 * count / 1e6:.2f} (55.00)',
+        **dict.fromkeys(('I-128', 'parallel', 'RS-Net'), f'{count / 1000000.0:.2f} (11.00)')}
+    top5 = found[3]['96 px']  # published
+    assert top5['RS-Net'].startswith('85.3 (+1.2') and top5['MAdds, M'] == '335'
+    small, = tables(section(whole, 'paper'))
+    assert small == {size: row for size, row in found[0].items() if size.endswith('px')}
+
+
+@pytest.mark.parametrize('name, columns', {
+    'paper_table5': {'full MRED': 'rs_net', 'vanilla MRED': 'vanilla', 'only from the largest': 'largest',
+                     'only from all larger ones': 'larger'},
+    'paper_table6': {'several resolutions, one crop': 'rs_net', 'several resolutions, several crops': 'multi_crop',
+                     'one resolution, several crops': 'single_resolution_{}', 'one resolution, one crop':
+                     'individual_{}'},
+    'paper_figure4': {'I-Nets': 'individual_{}', 'parallel, shared BNs': 'shared_bn', 'parallel, private BNs':
+                      'parallel', 'RS-Net': 'rs_net'},
+}.items())
+def test_comparisons_against_brute_force(whole, section, name, columns):
+    ours, theirs = tables(section(whole, name))
+    for size in SIZES:
+        base, *others = (measured(whole, run.format(size), size) for run in columns.values())
+        expected = [text_of(base), *(with_gain(other, base) for other in others)]
+        assert ours[f'{size} px'] == dict(zip(columns, expected))
+    assert list(theirs['224 px']) == list(columns)
+
+
+def test_dense_sizes_against_brute_force(whole, section):
+    table, = tables(section(whole, 'paper_dense'))
+    assert list(table) == [f'{size} px' for size in SMALL.dense]
+    for size in SMALL.dense:
+        row = table[f'{size} px']
+        assert [row[f'I-{r}'] for r in SIZES] == [text_of(measured(whole, f'individual_{r}', size)) for r in SIZES]
+        for sets, label in (('own', 'RS-Net, own sets'), *((s, s) for s in curves.INTERPOLATIONS)):
+            values = measured(whole, 'rs_net', size, sets=sets)
+            assert row[label] == (text_of(values) if (sets == 'own') == (size in SIZES) else '')
+
+
+def test_table_1_against_brute_force(whole, section):
+    found = tables(section(whole, 'paper_table1'))
+    for table, (name, published) in zip(found, (('individual_{}', 'individual'), ('parallel', 'parallel'),
+                                                ('rs_net', 'rs_net'))):
+        for a, their_a in zip(SIZES, TABLE_1[published]):
+            row = table[f'{a} px']
+            for b in SIZES:
+                shares = []
+                for seed in (0, 1):
+                    first, second = (rights(name.format(r), r, seed, top1(name.format(r), r, seed, 128))
+                                     for r in (a, b))
+                    shares.append(100 * sum(x and not y for x, y in zip(first, second)) / PICTURES)
+                assert row[f'wrong at {b} px'] == ('' if a == b else text_of(shares))
+            assert row['paper: right at'] == f'{their_a} px'
+            theirs = [row[f'{r} px'] for r in TABLE_1[published]]
+            assert [float(cell) for cell in theirs if cell] == list(TABLE_1[published][their_a])
+            assert theirs.index('') == list(SIZES).index(a)
+
+
+def test_pictures_of_different_numbers_are_not_compared(tmp_path):
+    write_preset(tmp_path, 'small', ['parallel', 'individual_128'], seed=0)
+    path = tmp_path / 'paper_right.csv'
+    path.write_text(path.read_text().replace(f',{PICTURES},', f',{PICTURES - 8},', 1))
+    with pytest.raises(ValueError, match='individual_128 and parallel of seed 0 were measured on 392 and 400.*--again'):
+        load('small', tmp_path).wrong_elsewhere(('individual_128', 256), ('parallel', 128))
+
+
+def test_far_sizes_use_interpolated_sets(whole, section):
+    ours, theirs = tables(section(whole, 'paper_table8'))
+    for size in SMALL.far:
+        heading = f'{size} px ({size / 128:.2f})'
+        assert ours['I-128'][heading] == text_of(measured(whole, 'individual_128', size))
+        sets = 'own' if size == 128 else 'params'
+        assert ours['RS-Net'][heading] == text_of(measured(whole, 'rs_net', size, sets=sets))
+    assert theirs['FixRes']['384 px (1.71)'] == '79.0'
+
+
+def test_interaction_against_brute_force(whole, section):
+    text = section(whole, 'paper_figure9')
+    assert '+1.6 at 224 px, -0.8 at 96 px' in text  # Section 4.3
+    for table, begin in zip(tables(text), ('', 'crop30_')):
+        assert table['I-Nets, top-1'] == {
+            f'{size} px': text_of(measured(whole, f'{begin}individual_{size}', size)) for size in SIZES}
+        combinations = {label: tuple(map(int, label.split(' & '))) for label in table if '&' in label}
+        assert len(combinations) == 7 and SIZES in combinations.values()
+        assert [len(sizes) for sizes in combinations.values()] == [2, 2, 2, 2, 3, 4, 5]
+        for label, sizes in combinations.items():
+            name = 'parallel' if not begin and sizes == SIZES else f'{begin}parallel_' + '_'.join(map(str, sizes))
+            for size in SIZES:
+                gain = '' if size not in sizes else '{:+.1f}'.format(
+                    mean(measured(whole, name, size)) - mean(measured(whole, f'{begin}individual_{size}', size)))
+                assert table[label][f'{size} px'] == gain.replace('-0.0', '+0.0')
+
+
+def test_the_area_between_distributions(whole, section):
+    """Features of training crops are larger by a factor 1 + gap, so that the area is the gap times the mean."""
+    table, = tables(section(whole, 'paper_figure3'))
+    for size in (128, 64):
+        row = table[f'{size} px']
+        assert float(row['I-Net of this size']) == pytest.approx(100 * gap('individual', size == 64), abs=0.051)
+        assert float(row['parallel']) == pytest.approx(100 * gap('parallel', size == 64), abs=0.051)
+
+
+def test_blocks_in_order(whole, section):
+    """Running means are a parabola over the sizes in every second BatchNorm, and rise or fall everywhere else."""
+    table, = tables(section(whole, 'paper_figure6'))
+    blocks = [layer for layer in LAYERS if layer.endswith('.bn1')]
+    assert table['mean µ'] == {'bn1 of a block': f'{len(blocks)} of {len(blocks)}', 'bn2 of a block': '0 of 8'}
+    for words in ('scale γ', 'bias β', 'variance σ²'):
+        assert set(table[words].values()) == {'8 of 8'}
+    by_size = curves.norms(load('small', whole))['bn2']['weight']
+    assert list(by_size) == list(SIZES) and len(by_size[128]) == 8  # neither stem nor shortcut
+
+
+def test_alpha_at_the_end(whole, section):
+    text = section(whole, 'paper_alpha')
+    ours, theirs = tables(text)
+    ends = [np.exp(np.linspace(2, 0, 5) * (1 + 0.1 * seed)) for seed in (0, 1)]
+    weights = np.array([end / end.sum() for end in ends])
+    expected = [f'{w.mean():.2f} ± {w.std(ddof=1):.2f}' for w in weights.T]
+    assert list(ours['weight at the end'].values()) == expected
+    assert list(theirs['weight at the end'].values()) == ['0.37', '0.29', '0.20', '0.12', '0.02']
+    ensemble = with_gain(measured(whole, 'rs_net', 'ensemble'), measured(whole, 'rs_net', 128))
+    assert f'over 128 px alone: {ensemble}.' in text
+    found = curves.alphas(load('small', whole))
+    assert {len(curve) for curve in found.values()} == {SMALL.recipe.epochs} and list(found) == list(SIZES)
+
+
+def test_the_ladder(whole, section):
+    table, = tables(section(whole, 'paper_ladder'))
+    names = ['untouched', 'recalibrated', 'replaced', 'bn', 'full']
+    for (words, row), name in zip(table.items(), names):
+        assert row['wall time'] == '30.0 min', words
+        for size in (224, 192, 160, 128, 96):
+            own, base = (measured(whole, run, size, preset='ladder') for run in (name, 'untouched'))
+            assert row[f'{size} px'] == (text_of(own) if name == 'untouched' else with_gain(own, base))
+
+
+def test_durations():
+    assert [duration(s) for s in (0., 89.4, 90., 5399., 5400.)] == ['0 s', '89 s', '1.5 min', '90.0 min', '1.5 h']
+
+
+def test_the_list_of_runs(whole, section):
+    text = section(whole, 'paper_runs')
+    small, ladder, pilot = tables(text)
+    assert NOT not in text and len(pilot) == 9 and len(ladder) == 5
+    assert [name.strip('`') for name in small] == list(runs(SMALL))  # the last seed of each
+    assert small['`rs_net`'] == {'seed': '1', 'edits': '', 'epochs': '8', 'training': '31.0 min', 'measuring': '45 s',
+                                 'commit': 'abcdef0123', 'on': 'A'}
+    assert small['`shared_bn`']['edits'] == 'shared_bn=True mred=none'
+    assert 'A: cpu (some processor), bfloat16, 2 threads, Python 3.11, torch 2, timm 1, rs_timm 0.' in text
+
+
+# What is not there
+
+@pytest.mark.parametrize('name', SECTIONS)
+def test_nothing_measured(section, tmp_path, name):
+    text = section(tmp_path, name)
+    assert NOT in text and '![' not in text and 'nan' not in text
+    for table in tables(text):
+        if NOT not in str(table):
+            assert 'Published' in text or 'MAdds' in text
+    assert pictures.write_pictures(tmp_path) == []
+
+
+def test_a_cell_that_nobody_ran(section, tmp_path):
+    """One I-Net and one seed of the RS-Net are there; everything beside them says so."""
+    write_preset(tmp_path, 'small', ['individual_96', 'rs_net'], seed=0)
+    table = tables(section(tmp_path, 'paper_table2'))[0]
+    base, own = measured(tmp_path, 'individual_96', 96), measured(tmp_path, 'rs_net', 96)
+    assert len(base) == len(own) == 1
+    assert table['96 px']['I-Nets'] == text_of(base) and table['96 px']['RS-Net'] == with_gain(own, base)
+    assert table['128 px']['RS-Net'] == f"{text_of(measured(tmp_path, 'rs_net', 128))} ({NOT})"
+    assert {table[f'{size} px']['parallel'] for size in SIZES} == {NOT}
+    assert table['parameters, millions (2^20)']['I-Nets'] == NOT
+    shares = tables(section(tmp_path, 'paper_table1'))
+    assert shares[0]['96 px']['wrong at 128 px'] == NOT and shares[2]['96 px']['wrong at 128 px'] != NOT
+    listed = section(tmp_path, 'paper_runs')
+    assert re.search(rf'`rs_net` \| 0 \|  \| 8 \|.*\n\| `rs_net` \| 1 \|  \| {NOT} \| {NOT} \|', listed)
+
+
+def test_other_settings_than_the_planned_ones_are_left_out(section, tmp_path):
+    job, = jobs(['small'], ['rs_net'], seed=0)
+    planned = SMALL.recipe
+    write_job(tmp_path, job, settings=settings(replace(planned, epochs=3, lr=0.015, weight_decay=0.002)), epochs=3)
+    assert load('small', tmp_path).rows[RUNS] == [] and pictures.drawable(tmp_path) == {}
+    assert {row['RS-Net'] for row in tables(section(tmp_path, 'paper_table2'))[0].values()} == {NOT}
+    assert 'not those planned: `rs_net` seed 0 (`epochs=3`).' in section(tmp_path, 'paper_runs')
+    write_job(tmp_path, job)
+    assert len(load('small', tmp_path).rows[RUNS]) == 1
+
+
+def test_a_preset_of_imagenet_is_shown_when_it_has_rows(section, tmp_path):
+    assert PAPER_PRESETS == ('small', 'imagenet_resnet18', 'imagenet_resnet50', 'imagenet_mobilenetv2')
+    assert 'imagenet_' not in section(tmp_path, 'paper_table2')
+    write_preset(tmp_path, 'imagenet_resnet50', ['table2'], seed=0)
+    for name in SECTIONS:
+        if name not in ('paper', 'paper_ladder', 'paper_pilot'):
+            assert 'imagenet_resnet50' in section(tmp_path, name) and 'mobilenetv2 on' in section(
+                tmp_path, 'paper_figure4')
+    theirs = tables(section(tmp_path, 'paper_table2'))[-2]
+    assert theirs['224 px']['RS-Net'] == f"{TABLE_2['resnet50']['rs_net'][0][0]} (+2.2)"
+    assert theirs['96 px']['MAdds, M'] == f"{MADDS['resnet50'][-1]}"
+    assert 'paper_figure1_imagenet_resnet50' in pictures.drawable(tmp_path)
+
+
+# The pilot
+
+def test_the_choice_of_the_pilot(whole, tmp_path):
+    assert pilot_choice(whole) == dict.fromkeys(('individual', 'parallel', 'mred'), 0.15)  # top-1 rises with the rate
+    assert pilot_choice(tmp_path) == {}
+    write_preset(tmp_path, 'pilot', ['mred_lr0.15', 'mred_lr0.0375'])
+    assert pilot_choice(tmp_path) == {}  # the rate that is used was not tried
+
+
+def test_the_pilot_made_before_the_rate_was_changed_counts(whole, monkeypatch):
+    changed = {**presets.MEAN_LR, 'mred': 0.15}
+    monkeypatch.setitem(presets.MEAN_LR, 'mred', 0.15)
+    monkeypatch.setitem(PRESETS, 'pilot', replace(PRESETS['pilot'], mean_lr=changed))
+    samples = pilot_samples(whole)['mred']
+    assert list(samples) == [0.0375, 0.075, 0.15, 0.3] and not samples[0.3] and samples[0.0375]
+    assert pilot_choice(whole)['mred'] == 0.15
+
+
+# Pictures
+
+def test_every_picture_names_its_axes(whole):
+    found = pictures.drawable(whole)
+    assert list(found) == [f'paper_{name}_small' for name in pictures.PICTURES] + ['paper_ladder']
+    for stem, draw in found.items():
+        figure = draw()
+        columns = {axes.get_subplotspec().colspan.start for axes in figure.axes}
+        for column in columns:
+            own = [axes for axes in figure.axes if axes.get_subplotspec().colspan.start == column]
+            assert own[-1].get_xlabel() and all(axes.get_ylabel() for axes in own), stem
+        assert figure.get_suptitle().strip() and (figure.legends or any(axes.get_legend() for axes in figure.axes))
+        named = [text for axes in figure.axes for text in axes.get_legend_handles_labels()[1]]
+        assert named and 'nan' not in ' '.join(named)
+    assert not pyplot.get_fignums()  # nothing is left open
+
+
+def test_what_is_published_is_marked(whole):
+    found = pictures.drawable(whole)
+    for stem in ('paper_figure1_small', 'paper_figure4_small'):
+        ours, theirs = found[stem]().axes
+        assert theirs.get_title().startswith('PUBLISHED, not measured here') and ours.get_title() == 'measured'
+        assert theirs.get_facecolor() != ours.get_facecolor()
+    labels = found['paper_figure1_small']().axes[1].get_legend_handles_labels()[1]
+    assert {'ResNet18, RS-Net', 'ResNet50, I-Nets', 'MobileNetV2, RS-Net', 'S-MobileNetV2', 'US-MobileNetV2'} <= set(
+        labels)
+    assert any('published' in label for label in found['paper_alpha_small']().axes[0].get_legend_handles_labels()[1])
+
+
+def test_the_curves_are_those_of_the_table(whole):
+    axes = pictures.drawable(whole)['paper_figure1_small']().axes[0]
+    for container in axes.containers:
+        line, _, (bars,) = container.lines
+        name = {'I-Nets': 'individual_{}', 'I-128': 'individual_128', 'parallel': 'parallel', 'RS-Net': 'rs_net'}[
+            container.get_label()]
+        values = [measured(whole, name.format(size), size) for size in SIZES[::-1]]
+        assert line.get_ydata() == pytest.approx([mean(v) for v in values])
+        assert line.get_xdata() == pytest.approx([madds_of(SMALL, size) for size in SIZES[::-1]])
+        heights = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
+        assert heights == pytest.approx([2 * stdev(v) for v in values])
+
+
+def test_no_labels_overlap(whole):
+    """The texts of a picture, ticks included, as they are laid out."""
+    for stem, draw in pictures.drawable(whole).items():
+        figure = draw()
+        FigureCanvasAgg(figure).draw()
+        unseen = {tick.label1 for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+                  for tick in axis.get_major_ticks()
+                  if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())}
+        boxes = [(text.get_text(), text.get_window_extent()) for text in figure.findobj(Text)
+                 if text.get_visible() and text.get_text().strip() and text not in unseen]
+        width, height = figure.get_size_inches() * figure.dpi
+        for i, (words, box) in enumerate(boxes):
+            assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, (stem, words)
+            for others, other in boxes[:i]:
+                apart = min(box.x1, other.x1) - max(box.x0, other.x0), min(box.y1, other.y1) - max(box.y0, other.y0)
+                assert min(apart) < 2, (stem, words, others)
+
+
+def test_files_are_the_same_whenever_they_are_drawn(whole, tmp_path):
+    draw = pictures.drawable(whole)['paper_figure4_small']
+    first, second = (save(draw(), tmp_path / folder / 'one') for folder in 'ab')
+    for a, b in zip(first, second):
+        assert a.read_bytes() == b.read_bytes()
+    assert b'<dc:date>' not in first[1].read_bytes()
+
+
+def test_pictures_of_what_is_gone_are_removed(tmp_path):
+    write_preset(tmp_path, 'ladder', ['untouched'])
+    (tmp_path / 'paper_figure1_small.png').write_bytes(b'old')
+    (tmp_path / 'recalibration.png').write_bytes(b'of something else')
+    assert pictures.write_pictures(tmp_path) == ['paper_ladder']
+    assert {path.name for path in tmp_path.iterdir() if path.suffix != '.csv'} == {
+        'paper_ladder.png', 'paper_ladder.svg', 'recalibration.png'}
+
+
+# The documents
+
+def test_documents_show_the_pictures_that_there_are(whole, section):
+    for name, folder in (('paper', 'benchmarks/results'), ('paper_table2', '../benchmarks/results')):
+        assert f']({folder}/paper_figure1_small.png)' in section(whole, name)
+    page = (report.ROOT / 'docs' / 'paper.md').read_text(encoding='utf-8')
+    assert set(re.findall(r'<!-- report:(\w+) -->', page)) == set(SECTIONS) - {'paper'}
+
+
+def test_what_was_measured_has_its_pictures():
+    """In the repository as it is: a picture for all that was measured, none for anything else."""
+    for suffix in ('.png', '.svg'):
+        there = {path.stem for path in environment.RESULTS.glob(f'paper_*{suffix}')}
+        assert there == set(pictures.drawable(environment.RESULTS)), 'run python -m benchmarks.report'
+
+
+# From a run to the report
+
+@pytest.mark.filterwarnings('ignore:BatchNorm statistics of only')
+def test_real_runs_fill_their_cells(tmp_path, monkeypatch, section):
+    """Three sizes and a tiny network, trained and measured by benchmarks.run."""
+    recipe = replace(SMALL.recipe.debug(), resolutions=(48, 40, 32), precision='float32', channels_last=False)
+    tiny = replace(SMALL, model='test_resnet', recipe=recipe, dense=(56, 48, 44, 40, 32), far=(32, 48, 56), classes=3)
+    monkeypatch.setitem(PRESETS, 'small', tiny)
+    data = make_pictures(tmp_path / 'data', classes=3, train_each=8, val_each=3)
+    args = run.parse(['table2', '--data', str(data), '--out', str(tmp_path / 'out'), '--results', str(tmp_path / 'csv'),
+                      '--device', 'cpu', '--workers', '0'])[1]
+    assert run.run_queue(jobs(['small'], ['table2', 'shared_bn'], seed=0), args) == []
+    for name in ('paper_table2', 'paper_figure4', 'paper_dense', 'paper_table1', 'paper_table8', 'paper_figure3',
+                 'paper_alpha', 'paper_figure6'):
+        assert NOT not in section(tmp_path / 'csv', name).replace('not measured here', ''), name
+    row = tables(section(tmp_path / 'csv', 'paper_table2'))[0]['48 px']
+    assert row['RS-Net'].split(' ')[0] == text_of(measured(tmp_path / 'csv', 'rs_net', 48))
+    drawn = pictures.write_pictures(tmp_path / 'csv')
+    assert set(drawn) == {f'paper_{name}_small' for name in pictures.PICTURES}
