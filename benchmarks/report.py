@@ -6,12 +6,13 @@ benchmarks/results/*.csv; what nobody measured says so.
 import csv
 import re
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence
 
 import timm
 
 import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.environment import RESULTS
+from benchmarks.run_record import stages_of
 from rs_timm.analysis import madds, parameter_counts
 from rs_timm.models import manifest, weights_dir
 
@@ -56,8 +57,15 @@ def weights_section() -> str:
     ] for name, entry in entries.items()]
     header = ['weights', *(f'{r} px' for r in sizes), 'ensemble of all sizes', 'file']
     measured = next(iter(entries.values()))['measured']
-    return (f"{table(header, rows)}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} pictures, ten "
-            f'classes); the weights as shipped, in float16, run in {environment_of(measured)}.')
+    runs = '\n'.join(f'* `{name}`: {_training_of(entry["recipe"])}' for name, entry in entries.items())
+    return (f"{table(header, rows)}\n\n{runs}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} "
+            f'pictures, ten classes); the weights as shipped, in float16, run in {environment_of(measured)}.')
+
+
+def _training_of(record: Dict[str, Any]) -> str:
+    stages = [f"{stage['epochs']} epoch{'s' * (stage['epochs'] > 1)} of `{stage['name']}` ({stage['minutes']:.0f} minutes)"
+              for stage in stages_of(record)]
+    return f"from random weights, {', then '.join(stages)}; {record['hardware']}."
 
 
 def _percent(value: Optional[float]) -> str:

@@ -190,8 +190,8 @@ class Recipe:
     def check_start(self) -> None:
         """Refuse to start a second stage from random weights: its few epochs and small rate do not train a network."""
         if self.goes_on_from and not self.init:
-            raise ValueError(f"init is empty: this recipe goes on from trained weights, those of '{self.goes_on_from}'. "
-                             'Give them, as in --init runs/start/model/model.safetensors, or choose a recipe that '
+            raise ValueError(f"init is empty: this recipe goes on from trained weights, those of '{self.goes_on_from}'."
+                             ' Give them, as in --init runs/start/model/model.safetensors, or choose a recipe that '
                              'starts from random weights.')
 
     @property
