@@ -63,8 +63,8 @@ def weights_section() -> str:
 
 
 def _training_of(record: Dict[str, Any]) -> str:
-    stages = [f"{stage['epochs']} epoch{'s' * (stage['epochs'] > 1)} of `{stage['name']}` ({stage['minutes']:.0f} minutes)"
-              for stage in stages_of(record)]
+    stages = [f"{stage['epochs']} epoch{'s' * (stage['epochs'] > 1)} of `{stage['name']}` "
+              f"({stage['minutes']:.0f} minutes)" for stage in stages_of(record)]
     return f"from random weights, {', then '.join(stages)}; {record['hardware']}."
 
 

@@ -29,8 +29,9 @@ def record_of(run: Path, hardware: str) -> Dict[str, Any]:
 
     Returns:
         'command', 'name' (the closest recipe), 'settings' (those that are not the defaults of a recipe), 'epochs',
-        'minutes' (of training, evaluation left out), 'hardware', 'top1' (in the last epoch, in percent) and, for a run
-        that started from another one, 'init': the same of that one, and the sha256 of its weights.
+        'minutes' (of training by the clock; evaluation is left out, pauses of the process are not), 'hardware', 'top1'
+        (in the last epoch, in percent) and, for a run that started from another one, 'init': the same of that one, and
+        the sha256 of its weights.
 
     Raises:
         ValueError: weights that the run started from are not of a run, so that nobody can say what they are.

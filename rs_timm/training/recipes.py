@@ -64,7 +64,7 @@ class Imagenette(Recipe):
 
     Run card:
         command   rs-timm train rs_resnet18 --data imagenette --recipe imagenette
-        hardware  two CPU cores with bfloat16 matrix units
+        hardware  two CPU cores with bfloat16 instructions
         expected  top-1 at least 88 / 87 / 81 at 224 / 160 / 96
         reached   not run
     """
@@ -93,7 +93,7 @@ class ImagenetteStart(Imagenette):
 
     Run card:
         command   rs-timm train rs_resnet18 --data imagenette --recipe imagenette_start --out runs/start
-        hardware  two CPU cores with bfloat16 matrix units
+        hardware  two CPU cores with bfloat16 instructions
         expected  a start for imagenette_mred
         reached   not run
     """
@@ -116,7 +116,7 @@ class ImagenetteMRED(Imagenette):
     Run card:
         command   rs-timm train rs_resnet18 --data imagenette --recipe imagenette_mred
                   --init runs/start/model/model.safetensors --out runs/mred
-        hardware  two CPU cores with bfloat16 matrix units
+        hardware  two CPU cores with bfloat16 instructions
         expected  top-1 at least 88 / 87 / 81 at 224 / 160 / 96
         reached   not run
     """
@@ -153,7 +153,7 @@ class LQImagenette(Imagenette):
 
     Run card:
         command   rs-timm train rs_resnet18_w2a32 --data imagenette --recipe lq_imagenette
-        hardware  two CPU cores with bfloat16 matrix units
+        hardware  two CPU cores with bfloat16 instructions
         expected  nothing known
         reached   not run
     """
