@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.data import resolve_model_data_config
 
 import rs_timm
 from rs_timm.analysis import madds
@@ -49,7 +50,7 @@ def test_what_is_shown_is_what_the_network_says(demo, capsys, tmp_path):
     show = demo.look('a network', model, photographs)
     with torch.inference_mode():
         for r in (64, 48):
-            transform = image_transform(model.pretrained_cfg, r)
+            transform = image_transform(resolve_model_data_config(model), r)
             classes = [int(model(transform(open_image(p.path))[None]).argmax()) for p in photographs]
             assert show.predictions[r] == classes and show.madds[r] == madds(model, r)
             right = [c == p.label for c, p in zip(classes, photographs)]

@@ -86,7 +86,7 @@ def mred_in_scripts(mode: str) -> Iterator[None]:
     made: List[ScriptTask] = []
 
     def make(*args: Any, **kwargs: Any) -> ScriptTask:
-        made.append(ScriptTask(*args, mode=mode, **kwargs))
+        made.append(ScriptTask(*args, **dict(kwargs, mode=mode)))
         return made[-1]
 
     original = timm.task.ClassificationTask
