@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # inference engines get processes of their own: in one process with everything else, torch's tests were seen to crash
 ENGINE_TESTS := $(wildcard tests/test_export*.py tests/test_graph*.py tests/test_session*.py tests/test_engines*.py \
 	tests/test_bench.py tests/test_benchmarks_runtime.py tests/test_budget*.py tests/test_latency*.py tests/test_segmentation_export.py \
-	tests/test_quantization_models.py tests/test_batch*.py tests/test_predict.py tests/test_run.py)
+	tests/test_quantization_models.py tests/test_batch*.py tests/test_predict.py tests/test_run.py tests/test_demo.py)
 
 .PHONY: demo lint test check clean
 

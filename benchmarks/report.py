@@ -6,7 +6,7 @@ benchmarks/results/*.csv; what nobody measured says so. Plots go beside the CSV 
 import csv
 import re
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import timm
 
@@ -15,6 +15,7 @@ from benchmarks.environment import RESULTS
 from benchmarks.markdown import NOT_MEASURED, table
 from benchmarks.paper.pictures import write_pictures
 from benchmarks.paper.sections import SECTIONS as PAPER
+from benchmarks.run_record import stages_of
 from benchmarks.runtime.figures import write_figures
 from benchmarks.runtime.sections import SECTIONS as RUNTIME
 from benchmarks.training.section import SECTIONS as TRAINING
@@ -58,8 +59,15 @@ def weights_section() -> str:
     ] for name, entry in entries.items()]
     header = ['weights', *(f'{r} px' for r in sizes), 'ensemble of all sizes', 'file']
     measured = next(iter(entries.values()))['measured']
-    return (f"{table(header, rows)}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} pictures, ten "
-            f'classes); the weights as shipped, in float16, run in {environment_of(measured)}.')
+    runs = '\n'.join(f'* `{name}`: {_training_of(entry["recipe"])}' for name, entry in entries.items())
+    return (f"{table(header, rows)}\n\n{runs}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} "
+            f'pictures, ten classes); the weights as shipped, in float16, run in {environment_of(measured)}.')
+
+
+def _training_of(record: Dict[str, Any]) -> str:
+    stages = [f"{stage['epochs']} epoch{'s' * (stage['epochs'] > 1)} of `{stage['name']}` "
+              f"({stage['minutes']:.0f} minutes)" for stage in stages_of(record)]
+    return f"from random weights, {', then '.join(stages)}; {record['hardware']}."
 
 
 def _percent(value: Optional[float]) -> str:

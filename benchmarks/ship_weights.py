@@ -2,12 +2,12 @@
 
     python -m benchmarks.ship_weights rs_resnet18.mred_imagenette --run runs/rs_resnet18 --data DIR
 
-Stored are float16 convolutions and float32 BatchNorms; what is measured is what is stored. The entry holds the settings
-of the run, which the model card prints, so that the same command gives the same kind of weights again.
+Stored are float16 convolutions and float32 BatchNorms; what is measured is what is stored. The entry holds command,
+settings, hardware and minutes of the run, and of the run that it started from (`--init`), so that the same commands
+give the same kind of weights again: see `benchmarks.run_record`.
 """
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict
 
@@ -17,11 +17,12 @@ from timm.data import ImageNetInfo
 
 import rs_timm
 from benchmarks.environment import describe
+from benchmarks.run_record import hardware_here, record_of
 from rs_timm.data import create_multires_loader
 from rs_timm.hub.files import write_weights
 from rs_timm.layers import get_resolutions
 from rs_timm.models import file_sha256, weights_dir
-from rs_timm.training import RECIPES, Recipe, evaluate
+from rs_timm.training import evaluate
 
 ORIGIN = 'https://github.com/fastai/imagenette'
 LICENSE = 'apache-2.0'
@@ -38,15 +39,17 @@ def main() -> None:
     parser.add_argument('--run', required=True, type=Path, help="output folder of 'rs-timm train'")
     parser.add_argument('--data', required=True, help='the pictures that it was trained on; val is measured')
     parser.add_argument('--workers', type=int, default=1)
+    parser.add_argument('--hardware', default=hardware_here(), help='that it was trained on (default: %(default)s)')
     args = parser.parse_args()
     if '.' not in args.name:
         parser.error(f"{args.name!r} has no tag: name it as in 'rs_resnet18.mred_imagenette'.")
-    entry = ship(args.name, args.run, args.data, args.workers)
+    entry = ship(args.name, args.run, args.data, args.workers, args.hardware)
     print(json.dumps({key: entry[key] for key in ('file', 'sha256', 'top1', 'measured')}, indent=2))
 
 
-def ship(name: str, run: Path, data: str, workers: int) -> Dict[str, Any]:
+def ship(name: str, run: Path, data: str, workers: int, hardware: str) -> Dict[str, Any]:
     """Write the file and its entry, and return the entry."""
+    recipe = record_of(run, hardware)
     model = rs_timm.from_pretrained(str(run / 'model')).eval()
     if model.pretrained_cfg['architecture'] != name.split('.')[0]:
         raise ValueError(f"{run} holds a {model.pretrained_cfg['architecture']}, not a {name.split('.')[0]}.")
@@ -65,7 +68,7 @@ def ship(name: str, run: Path, data: str, workers: int) -> Dict[str, Any]:
         top1={str(row): round(result['top1'], 2) for row, result in results.items()},
         top5={str(row): round(result['top5'], 2) for row, result in results.items()},
         measured=dict(data='Imagenette, val', pictures=results[model.resolutions[0]]['count'], **describe()),
-        recipe=_recipe(run),
+        recipe=recipe,
     )
     _add_to_manifest(name, entry)
     return entry
@@ -105,19 +108,6 @@ def _cfg(model: torch.nn.Module) -> Dict[str, Any]:
     names = {label: info.label_name_to_description(label, detailed=False).split(',')[0]
              for label in cfg['label_names'] if label in synsets}
     return dict(cfg, label_descriptions=names or None, description=DESCRIPTION)
-
-
-def _recipe(run: Path) -> Dict[str, Any]:
-    """The settings of the run that are not the defaults, and the name of the closest recipe."""
-    ran = json.loads((run / 'recipe.json').read_text())
-    ran.pop('model')
-    settings = {key: value for key, value in ran.items() if json.dumps(asdict(Recipe())[key]) != json.dumps(value)}
-    closest = min(RECIPES, key=lambda name: len(RECIPES[name]().differences(_tuples(ran))))
-    return dict(name=closest, settings=settings)
-
-
-def _tuples(settings: Dict[str, Any]) -> Dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def _add_to_manifest(name: str, entry: Dict[str, Any]) -> None:

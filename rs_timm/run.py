@@ -1,31 +1,40 @@
-"""`python -m rs_timm.run SCRIPT.py ARGS...`: run an unmodified script of timm with the `rs_*` models registered.
+"""`python -m rs_timm.run [--mred MODE] SCRIPT.py ARGS...`: run an unmodified script of timm with the `rs_*` models.
 
 timm's `validate.py`, `benchmark.py`, `inference.py`, `onnx_export.py` and `train.py` are not part of its wheel: clone
 https://github.com/huggingface/pytorch-image-models. As the models follow their input, `--img-size 160` runs the
 BatchNorm set for 160 pixels. For several processes: `torchrun --nproc_per_node 4 -m rs_timm.run train.py ...`.
+
+`--mred full` before `train.py` trains all resolutions of the model at once, as `rs-timm train --mred full` does; the
+script loads and augments pictures of the largest size (`--img-size 224`), and the others are reduced from those.
 """
 import os
 import runpy
 import sys
-from typing import List, Optional
+from contextlib import nullcontext
+from typing import ContextManager, List, Optional
 
 import rs_timm
 
 __all__ = ['main']
 
-_USAGE = 'usage: python -m rs_timm.run SCRIPT.py [ARGS...]'
+_USAGE = 'usage: python -m rs_timm.run [--mred MODE] SCRIPT.py [ARGS...]'
 
 
 def main(argv: Optional[List[str]] = None) -> None:
     """Run the script `argv[0]` as `__main__`, as `python SCRIPT.py ARGS...` would.
 
     Args:
-        argv: script and its arguments; None takes those of this process.
+        argv: script and its arguments, perhaps with --mred MODE before them; None takes those of this process.
 
     Raises:
         SystemExit: with status 2 where there is no such script, or whatever the script exits with.
+        ValueError: an unknown mode.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    context: ContextManager[None] = nullcontext()
+    if argv[:1] == ['--mred'] and len(argv) > 1:
+        from rs_timm.training.script_task import mred_in_scripts
+        context, argv = mred_in_scripts(argv[1]), argv[2:]
     if not argv or argv[0] in ('-h', '--help'):
         print(__doc__ if argv else _USAGE, file=sys.stdout if argv else sys.stderr)
         sys.exit(0 if argv else 2)
@@ -36,7 +45,8 @@ def main(argv: Optional[List[str]] = None) -> None:
         sys.exit(2)
     sys.argv = argv
     _set_path(script)
-    runpy.run_path(script, run_name='__main__')
+    with context:
+        runpy.run_path(script, run_name='__main__')
 
 
 def _set_path(script: str) -> None:

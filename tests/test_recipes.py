@@ -72,29 +72,67 @@ def test_every_field_is_explained():
 @pytest.mark.parametrize('name', RECIPES)
 def test_debug_twins_keep_the_path(name):
     recipe, twin = get_recipe(name), get_recipe(name, debug=True)
-    small = {'resolutions', 'epochs', 'progressive', 'batch_size', 'warmup_epochs', 'limit_batches'}
+    small = {'resolutions', 'epochs', 'progressive', 'progressive_resolutions', 'batch_size', 'warmup_epochs',
+             'limit_batches'}
     assert set(twin.differences(dict(vars(recipe)))) <= small
     assert bool(twin.small_epochs) == bool(recipe.small_epochs) and twin.small_epochs < twin.epochs
     assert twin.limit_batches * twin.epochs <= 10 and max(twin.resolutions) <= 64
 
 
-@pytest.mark.parametrize('name', [name for name in RECIPES if get_recipe(name).task == 'classification'])
+@pytest.mark.parametrize('name', [name for name in RECIPES if get_recipe(name).task == 'classification'
+                                  and not get_recipe(name).goes_on_from])
 def test_debug_twins_run(name, data, tmp_path, capsys):
-    out = tmp_path / 'run'
     model = 'test_efficientnet' if 'mobilenetv2' in name else MODEL
     if get_recipe(name).precision == 'bfloat16':
         model = 'rs_resnet18'  # why: see test_bfloat16_autocast_and_channels_last in test_task.py
-    options = f'--recipe {name} --debug-twin --device cpu --workers 0 --no-progress'
-    assert main(['train', model, '--data', str(data), '--out', str(out), *options.split()]) == 0
+    run_twin(name, model, data, tmp_path / 'run')
+    capsys.readouterr()
+
+
+def run_twin(name, model, data, out, *options):
+    """The twin of a recipe, from the command line to a folder that loads."""
+    usual = f'--recipe {name} --debug-twin --device cpu --workers 0 --no-progress'
+    assert main(['train', model, '--data', str(data), '--out', str(out), *usual.split(), *options]) == 0
     rows = list(csv.DictReader((out / 'log.csv').open()))
     sizes = get_recipe(name, debug=True).resolutions
-    assert [row['resolution'] for row in rows] == [*map(str, sizes), 'ensemble'] * 2
+    ensemble = ['ensemble'] if len(sizes) > 1 else []
+    assert [row['resolution'] for row in rows] == [*map(str, sizes), *ensemble] * 2
     assert (out / 'curves.png').read_bytes().startswith(b'\x89PNG')
-    capsys.readouterr()
     model = timm.create_model(f'local-dir:{out}/model', pretrained=True)
     assert model.resolutions == sizes and model.num_classes == 2
     assert model.pretrained_cfg['label_names'] == ['class0', 'class1']
     assert tuple(model.pretrained_cfg['mean']) == get_recipe(name).mean
+    return model
+
+
+def test_two_stages(data, tmp_path, caplog, recwarn):
+    """The second one takes the one set of the first for all of its own, and says so without a warning."""
+    caplog.set_level('INFO')
+    first = run_twin('imagenette_start', 'rs_resnet18', data, tmp_path / 'start')
+    weights = tmp_path / 'start/model/model.safetensors'
+    recipe = get_recipe('imagenette_mred', debug=True, init=str(weights))
+    start = build_model('rs_resnet18', recipe, 2)
+    (only,) = first.resolutions
+    for resolution in recipe.resolutions:
+        mine, theirs = (rs_timm.extract(*pair).state_dict() for pair in ((start, resolution), (first, only)))
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert f'{weights}: the checkpoint has one BatchNorm set, for {only} pixels' in caplog.text
+    run_twin('imagenette_mred', 'rs_resnet18', data, tmp_path / 'mred', '--init', str(weights))
+    assert not [w for w in recwarn if 'BatchNorm set' in str(w.message)]
+
+
+def test_a_second_stage_needs_the_weights_of_the_first(data, tmp_path, capsys):
+    out = tmp_path / 'run'
+    assert main(['train', 'rs_resnet18', '--data', str(data), '--recipe', 'imagenette_mred', '--out', str(out)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "those of 'imagenette_start'" in error and '--init' in error and not out.exists()
+
+
+def test_the_two_stages_share_what_the_pictures_look_like():
+    start, mred = (get_recipe(name) for name in ('imagenette_start', 'imagenette_mred'))
+    for field in ('mean', 'std', 'interpolation', 'crop_pct', 'crop_scale', 'flip', 'resize'):
+        assert getattr(start, field) == getattr(mred, field), field
+    assert mred.goes_on_from == 'imagenette_start' and len(start.resolutions) == 1 and start.small_epochs == 10
 
 
 def test_any_field_from_the_command_line(data, tmp_path):

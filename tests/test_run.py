@@ -10,6 +10,7 @@ import torch
 
 import rs_timm
 from rs_timm import run
+from rs_timm.training import MREDTask
 
 # What timm's scripts do with --model, --checkpoint and --img-size, and nothing that knows of rs_timm.
 SCRIPT = '''
@@ -89,3 +90,58 @@ def test_without_a_script(argv, status, message, capsys):
         run.main(argv)
     captured = capsys.readouterr()
     assert info.value.code == status and message in captured.out + captured.err
+
+
+TRAINING = """
+import sys
+import timm, torch
+from timm.loss import LabelSmoothingCrossEntropy, BinaryCrossEntropy
+from timm.task import ClassificationTask
+criterion = BinaryCrossEntropy() if '--bce' in sys.argv else LabelSmoothingCrossEntropy(0.1)
+torch.manual_seed(0)
+model = timm.create_model('rs_resnet18', num_classes=5, resolutions=(64, 48))
+task = ClassificationTask(model=model, criterion=criterion, device=torch.device('cpu'), dtype=None, verbose=False)
+x = torch.randn(2, 3, 48 if '--small' in sys.argv else 64, 64)
+result = task(x, torch.tensor([1, 3]))
+result['loss'].backward()
+idle = [name for name, p in task.get_trainable_module().named_parameters() if p.grad is None]
+torch.save(dict(loss=result['loss'].detach(), output=result['output'].detach(), idle=idle, x=x), sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize('mode', ['full', 'none'])
+def test_mred_in_a_script_is_the_task_of_the_sizes_reduced_from_the_largest(mode, tmp_path, monkeypatch):
+    from timm.task import ClassificationTask
+    monkeypatch.setattr(sys, 'argv', ['kept by monkeypatch'])
+    monkeypatch.setattr(sys, 'path', ['', *sys.path])
+    (tmp_path / 'train.py').write_text(TRAINING)
+    run.main(['--mred', mode, str(tmp_path / 'train.py'), str(tmp_path / 'out.pth')])
+    out = torch.load(tmp_path / 'out.pth')
+    torch.manual_seed(0)
+    model = timm.create_model('rs_resnet18', num_classes=5, resolutions=(64, 48))
+    small = torch.nn.functional.interpolate(out['x'], (48, 48), mode='bilinear', antialias=True)
+    expected = MREDTask(model, mode, smoothing=0.1)({64: out['x'], 48: small}, torch.tensor([1, 3]))
+    assert torch.equal(out['loss'], expected['loss'].detach()) and torch.equal(out['output'], expected['output'])
+    assert out['idle'] == []  # every set and alpha
+    assert timm.task.ClassificationTask is ClassificationTask
+
+
+@pytest.mark.parametrize('mode, arguments, message', [
+    ('half', [], '--mred half: it is one of none, vanilla'),
+    ('full', ['--bce'], 'BinaryCrossEntropy: MRED is made of cross-entropies'),
+    ('full', ['--small'], '--img-size 64'),
+])
+def test_what_mred_in_a_script_refuses(mode, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['kept by monkeypatch'])
+    monkeypatch.setattr(sys, 'path', ['', *sys.path])
+    (tmp_path / 'train.py').write_text(TRAINING)
+    with pytest.raises(ValueError, match=message):
+        run.main(['--mred', mode, str(tmp_path / 'train.py'), str(tmp_path / 'out.pth'), *arguments])
+
+
+def test_mred_without_effect_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['kept by monkeypatch'])
+    monkeypatch.setattr(sys, 'path', ['', *sys.path])
+    (tmp_path / 'validate.py').write_text('')
+    with pytest.warns(UserWarning, match='--mred full had no effect'):
+        run.main(['--mred', 'full', str(tmp_path / 'validate.py')])

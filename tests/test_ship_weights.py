@@ -1,13 +1,16 @@
 """What benchmarks/ship_weights.py puts into the manifest is what the file gives."""
+import csv
 import json
 
 import pytest
 import timm
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from training_run import make_pictures
 
-from benchmarks import ship_weights
+from benchmarks import report, ship_weights
+from benchmarks.run_record import record_of, stages_of
 from rs_timm.cli import main
 from rs_timm.models import _manifest, file_sha256
 from rs_timm.models._builder import switchable_cfgs
@@ -22,13 +25,23 @@ def shipped(tmp_path_factory):
     data, run, weights = str(make_pictures(root / 'pictures', train_each=8, val_each=5)), root / 'run', root / 'weights'
     weights.mkdir()
     (weights / 'manifest.json').write_text('{"version": 1, "weights": {}}')
-    options = '--recipe imagenette --resolutions 64 48 --debug-twin --epochs 1 --progressive 0 --limit-batches 2'
-    usual = '--precision float32 --device cpu --workers 0 --no-progress'
-    assert main(['train', 'rs_resnet18', '--data', data, '--out', str(run), *options.split(), *usual.split()]) == 0
+    start = root / 'start'
+    train_both = f'{OPTIONS} --epochs 1 --precision float32'
+    assert train(f'rs_resnet18 --recipe imagenette_start --resolutions 48 {train_both}', data, start) == 0
+    init = f'--init {start}/model/model.safetensors'
+    assert train(f'rs_resnet18 --recipe imagenette_mred --resolutions 64 48 {train_both} {init}', data, run) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ship_weights, 'weights_dir', lambda: weights)
-        entry = ship_weights.ship(NAME, run, data, workers=0)
+        entry = ship_weights.ship(NAME, run, data, 0, 'two slow cores')
     return weights, entry, run, data
+
+
+OPTIONS = '--progressive 0 --limit-batches 2 --batch-size 8'
+
+
+def train(arguments, data, out):
+    usual = f'--data {data} --out {out} --device cpu --workers 0 --no-progress'
+    return main(['train', *arguments.split(), *usual.split()])
 
 
 @pytest.fixture
@@ -58,7 +71,6 @@ def test_top1_is_that_of_the_file(shipped, tmp_path):
     rows = tmp_path / 'rows.csv'
     assert main(['eval', f'local-dir:{run}/model', '--data', data, '--checkpoint', str(weights / entry['file']),
                  '--workers', '0', '--csv', str(rows)]) == 0
-    import csv
     top1 = {row['img_size']: float(row['top1']) for row in csv.DictReader(rows.open())}
     assert {r: entry['top1'][r] for r in ('64', '48')} == pytest.approx({r: top1[r] for r in ('64', '48')}, abs=0.01)
     assert entry['measured']['pictures'] == 10 and set(entry['top1']) == {'64', '48', 'ensemble'}
@@ -88,12 +100,55 @@ def test_a_damaged_file_is_refused(shipped, registered):
         path.write_bytes(good)
 
 
-def test_the_settings_of_the_run_are_kept(shipped):
-    recipe = shipped[1]['recipe']
-    assert recipe['name'].endswith('imagenette') and recipe['settings']['resolutions'] == [64, 48]
-    assert recipe['settings']['sched'] == 'onecycle' and 'momentum' not in recipe['settings']
+def test_both_stages_are_recorded(shipped):
+    _, entry, run, _ = shipped
+    record, start = entry['recipe'], entry['recipe']['init']
+    assert record['name'] == 'imagenette_mred' and start['name'] == 'imagenette_start' and 'init' not in start
+    assert record['settings']['resolutions'] == (64, 48) and start['settings']['resolutions'] == (48,)
+    assert record['settings']['sched'] == 'onecycle' and 'momentum' not in record['settings']
+    assert set(start['top1']) == {'48'} and set(record['top1']) == {'64', '48', 'ensemble'}
+    assert start['sha256'] == file_sha256(run.parent / 'start/model/model.safetensors')
+    for stage, folder in ((start, run.parent / 'start'), (record, run)):
+        rows = list(csv.DictReader((folder / 'log.csv').open()))
+        assert stage['minutes'] == pytest.approx(float(rows[0]['seconds']) / 60, abs=0.06)
+        assert stage['hardware'] == 'two slow cores' and stage['epochs'] == 1
+    assert str(run.parent) not in json.dumps(entry)  # no path of this machine
+
+
+def test_the_recorded_commands_repeat_the_runs(shipped, tmp_path):
+    """The same settings again, and so the same weights."""
+    _, entry, run, data = shipped
+    first, second = (stage['command'].split(' ', 2) for stage in stages_of(entry['recipe']))
+    weights = {'start': run.parent / 'start/model/model.safetensors', 'run': run / 'model/model.safetensors'}
+    for words, name in ((first, 'start'), (second, 'run')):
+        assert words[:2] == ['rs-timm', 'train']
+        arguments = words[2].replace('--data DIR ', '').replace('WEIGHTS', str(weights['start']))
+        assert train(arguments, data, tmp_path / name) == 0
+        ran = [json.loads((folder / 'recipe.json').read_text()) for folder in (run.parent / name, tmp_path / name)]
+        assert ran[0] == ran[1]
+        before, now = load_file(weights[name]), load_file(tmp_path / name / 'model/model.safetensors')
+        assert before.keys() == now.keys() and all(torch.equal(before[key], now[key]) for key in before)
+
+
+def test_the_table_of_weights_names_the_stages(shipped, registered, monkeypatch):
+    weights, entry, _, _ = shipped
+    monkeypatch.setattr(report, 'manifest', lambda: {NAME: entry})
+    monkeypatch.setattr(report, 'weights_dir', lambda: weights)
+    text = report.weights_section()
+    assert f"| `{NAME}` | {entry['top1']['64']:.1f} | {entry['top1']['48']:.1f} |" in text
+    assert ('* `rs_resnet18.mred_pictures`: from random weights, 1 epoch of `imagenette_start` (0 minutes), then 1 '
+            'epoch of `imagenette_mred` (0 minutes); two slow cores.') in text
+
+
+def test_a_start_that_nobody_knows_is_refused(shipped, tmp_path):
+    for name in ('recipe.json', 'log.csv'):
+        (tmp_path / name).write_bytes((shipped[2] / name).read_bytes())
+    ran = json.loads((tmp_path / 'recipe.json').read_text())
+    (tmp_path / 'recipe.json').write_text(json.dumps(dict(ran, init='resnet18.a1_in1k')))
+    with pytest.raises(ValueError, match="started from 'resnet18.a1_in1k', .* origin and licence"):
+        record_of(tmp_path, 'two slow cores')
 
 
 def test_another_network_is_refused(shipped):
     with pytest.raises(ValueError, match='holds a rs_resnet18, not a rs_resnet50'):
-        ship_weights.ship('rs_resnet50.x', shipped[2], shipped[3], 0)
+        ship_weights.ship('rs_resnet50.x', shipped[2], shipped[3], 0, 'two slow cores')

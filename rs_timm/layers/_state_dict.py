@@ -34,9 +34,11 @@ def adapt_bn_keys(state_dict: Dict[str, Any], prefix: str, resolutions: Sequence
             state_dict[f'{prefix}{resolution}.{name}'] = value
     if set(sets) == set(resolutions):
         return None
+    if len(sets) == 1:
+        return (f'the checkpoint has one BatchNorm set, for {next(iter(sets))} pixels, and those of the model, for '
+                f'{tuple(resolutions)}, are copies of it: a start for fine-tuning.')
     return (f'the checkpoint has BatchNorm sets for {tuple(sorted(sets, reverse=True))}, the model for '
-            f'{tuple(resolutions)}: equal ones were taken, the others interpolated. Fine-tune for the '
-            'best accuracy.')
+            f'{tuple(resolutions)}: equal ones were taken, the others interpolated, as a start for fine-tuning.')
 
 
 def _read_sets(entries: Dict[str, torch.Tensor], resolutions: Sequence[int]) -> _Sets:

@@ -1,5 +1,6 @@
 """From a recipe to a network: which one, from which weights, and what of it is trained."""
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, Dict, Mapping
 
@@ -88,10 +89,14 @@ def _load_init(model: nn.Module, init: str) -> None:
                             len(own[key]))
             state[key] = own[key]
     try:
-        model.load_state_dict(state)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            model.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise ValueError(f'{init}: does not fit {type(model).__name__}: {reason}') from error
+    for warning in caught:
+        _logger.info('%s: %s', init, warning.message)
 
 
 def _read_init(init: str) -> Dict[str, Any]:

@@ -1,7 +1,7 @@
 """`Recipe`: everything that decides the result of a training run."""
 import ast
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, ClassVar, Dict, Mapping, Tuple
 
 from rs_timm.layers import check_resolutions
 from rs_timm.loss import MODES
@@ -94,6 +94,8 @@ class Recipe:
         ValueError: a value outside its range; the message names the field.
     """
 
+    goes_on_from: ClassVar[str] = ''  # the recipe of the first stage, whose weights this one takes by `init`
+
     # Network
     resolutions: Tuple[int, ...] = (224, 192, 160, 128, 96)
     shared_bn: bool = False
@@ -184,6 +186,13 @@ class Recipe:
         for field, off in _WITHOUT_MASKS.items():
             if getattr(self, field) != off:
                 raise ValueError(f'{field} {getattr(self, field)!r} is for classification: segmentation takes {off!r}.')
+
+    def check_start(self) -> None:
+        """Refuse to start a second stage from random weights: its few epochs and small rate do not train a network."""
+        if self.goes_on_from and not self.init:
+            raise ValueError(f"init is empty: this recipe goes on from trained weights, those of '{self.goes_on_from}'."
+                             ' Give them, as in --init runs/start/model/model.safetensors, or choose a recipe that '
+                             'starts from random weights.')
 
     @property
     def small_epochs(self) -> int:

@@ -95,6 +95,7 @@ def train(
         Stopped: a signal came, and the run is saved.
     """
     folder = Path(output)
+    recipe.check_start()
     if (folder / 'last.pth').is_file() and not resume:
         raise ValueError(f'{folder} holds a run already: go on with it (--resume), or choose another output folder.')
     joined = not dist.is_initialized()

@@ -1,0 +1,91 @@
+"""What the manifest keeps of a training run: all that is needed to repeat it, with the run that it started from."""
+import csv
+import json
+import shlex
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+
+from rs_timm.models import file_sha256
+from rs_timm.runtime.machine import describe_machine
+from rs_timm.training import RECIPES, Recipe
+
+__all__ = ['hardware_here', 'record_of', 'stages_of']
+
+
+def hardware_here() -> str:
+    """This machine in one line, for a run that took place on it."""
+    machine = describe_machine()
+    kinds = ', '.join(machine['instructions']) or machine['architecture']
+    return f"{machine['cores']} cores, {machine['cpu']} ({kinds})"
+
+
+def record_of(run: Path, hardware: str) -> Dict[str, Any]:
+    """Of an output folder of `rs-timm train`: what ran, where, for how long, to what end.
+
+    Args:
+        run: the folder, with recipe.json and log.csv.
+        hardware: that it ran on.
+
+    Returns:
+        'command', 'name' (the closest recipe), 'settings' (those that are not the defaults of a recipe), 'epochs',
+        'minutes' (of training by the clock; evaluation is left out, pauses of the process are not), 'hardware', 'top1'
+        (in the last epoch, in percent) and, for a run that started from another one, 'init': the same of that one, and
+        the sha256 of its weights.
+
+    Raises:
+        ValueError: weights that the run started from are not of a run, so that nobody can say what they are.
+    """
+    ran = json.loads((run / 'recipe.json').read_text(encoding='utf-8'))
+    model, init = ran.pop('model'), ran.pop('init')
+    rows = list(csv.DictReader((run / 'log.csv').read_text(encoding='utf-8').splitlines()))
+    seconds = {row['epoch']: float(row['seconds']) for row in rows}
+    recipe = Recipe(**_tuples(ran))
+    name = min(RECIPES, key=lambda name: len(recipe.differences(asdict(RECIPES[name]()))))
+    record = dict(
+        command=_command(model, recipe, name, bool(init)),
+        name=name,
+        settings={field: mine for field, (mine, _) in recipe.differences(asdict(Recipe())).items()},
+        epochs=recipe.epochs,
+        minutes=round(sum(seconds.values()) / 60, 1),
+        hardware=hardware,
+        top1={row['resolution']: round(float(row['top1']), 2) for row in rows if row['epoch'] == rows[-1]['epoch']},
+    )
+    return dict(record, init=_record_of_start(init, hardware)) if init else record
+
+
+def _record_of_start(init: str, hardware: str) -> Dict[str, Any]:
+    path = Path(init)
+    runs = [folder for folder in (path.parent, path.parent.parent) if (folder / 'recipe.json').is_file()]
+    if not (path.is_file() and runs):
+        raise ValueError(f'the run started from {init!r}, which is no file in an output folder of rs-timm train, seen '
+                         'from here: origin and licence of these weights are not known. Run this where the training '
+                         'was started.')
+    return dict(record_of(runs[0], hardware), sha256=file_sha256(path))
+
+
+def _tuples(settings: Dict[str, Any]) -> Dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+def _command(model: str, recipe: Recipe, name: str, second: bool) -> str:
+    """The arguments that make `recipe` of the recipe `name` again."""
+    words = ['rs-timm', 'train', model, '--data', 'DIR', '--recipe', name]
+    words += ['--init', 'WEIGHTS'] if second else []
+    changed = recipe.differences(asdict(RECIPES[name]()))
+    for field in (field.name for field in fields(Recipe) if field.name in changed):
+        words += _option(field.replace('_', '-'), changed[field][0])
+    return shlex.join(words)
+
+
+def _option(name: str, value: Any) -> List[str]:
+    if isinstance(value, bool):
+        return [f'--{name}' if value else f'--no-{name}']
+    return [f'--{name}', *map(str, value if isinstance(value, tuple) else (value,))]
+
+
+def stages_of(record: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    """The records of a run and of those before it, the first one first."""
+    if 'init' in record:
+        yield from stages_of(record['init'])
+    yield record
