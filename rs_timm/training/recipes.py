@@ -87,9 +87,8 @@ class Imagenette(Recipe):
 class ImagenetteStart(Imagenette):
     """The first of two stages: an ordinary network at 128 pixels, whose weights `ImagenetteMRED` goes on with.
 
-    A step at one size costs a quarter of a step at five, so most of the way is gone at one size: it takes about a third
-    of the time that `Imagenette` takes to the same accuracy. From random initialisation; 10 of the 18 epochs at 96
-    pixels.
+    An epoch at 128 pixels costs about an eighth of one at 224 to 96, so most of the way is gone at one size. From
+    random initialisation; 10 of the 18 epochs at 96 pixels.
 
     Run card:
         command   rs-timm train rs_resnet18 --data imagenette --recipe imagenette_start --out runs/start
