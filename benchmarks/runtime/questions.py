@@ -1,6 +1,7 @@
 """The questions of benchmarks/runtime_latency.py: each gives rows of its table for one network."""
 import time
 from functools import partial
+from hashlib import sha256
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -178,7 +179,8 @@ def memory_rows(network: Network, case: Case, threads: int, folder: Path) -> Row
         kinds: Dict[str, Sequence[Any]] = dict(session=[network.name], separate=[network.name] * len(sizes))
     else:
         import onnx
-        files = [folder / f'{network.name}-plain-{r}.onnx' for r in sizes]
+        weights = sha256(network.file.read_bytes()).hexdigest()[:12]  # files of other weights may be there
+        files = [folder / f'{network.name}-plain-{weights}-{r}.onnx' for r in sizes]
         for r, file in zip(sizes, files):
             if not file.exists():
                 onnx.save(plain_graph(extract(network.model, r), r), str(file))
