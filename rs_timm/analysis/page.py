@@ -12,9 +12,11 @@ h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.2rem; margin
 p { overflow-wrap: anywhere }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100%; height: auto; display: block }
+th, td { padding: 0.25rem 0.5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th { white-space: normal; vertical-align: bottom }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; padding-left: 0;
+                                white-space: normal; min-width: 5.5rem; max-width: 9rem }
+img { max-width: 100%; height: auto; display: block; margin: 0.8rem 0 }
 summary { cursor: pointer; padding: 0.5rem 0 }
 small { color: #555 }
 '''
@@ -61,14 +63,15 @@ def table(
         rows: Iterable[Sequence[str]],
         shades: Union[None, Sequence[Sequence[float]]] = None,
 ) -> Html:
-    """A table that scrolls sideways on a narrow screen; the first column holds names.
+    """A table that scrolls sideways on a narrow screen under its first column, which holds names and stays.
 
     Args:
         header: names of the columns.
         rows: cells.
         shades: how strongly to colour each cell, 0 to 1, in the shape of `rows`.
     """
-    lines = ['<tr>' + ''.join(f'<th>{escape(cell)}</th>' for cell in header) + '</tr>']
+    names = (escape(cell).replace('top-', 'top&#8209;') for cell in header)  # headings break at spaces alone
+    lines = ['<tr>' + ''.join(f'<th>{name}</th>' for name in names) + '</tr>']
     for i, row in enumerate(rows):
         cells = (f'<td{_background(shades[i][j]) if shades else ""}>{_html(cell)}</td>' for j, cell in enumerate(row))
         lines.append(f'<tr>{"".join(cells)}</tr>')

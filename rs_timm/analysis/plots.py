@@ -104,7 +104,8 @@ def class_plot(accuracy: Mapping[int, np.ndarray], names: Sequence[str]) -> 'Fig
     axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8)
     axes.xaxis.tick_top()
     for row, column in np.ndindex(*values.shape):
-        axes.text(column, row, f'{values[row, column]:.0f}', ha='center', va='center', fontsize=7)
+        colour = 'white' if abs(values[row, column] - 50) > 35 else 'black'  # the ends of the map are dark
+        axes.text(column, row, f'{values[row, column]:.0f}', ha='center', va='center', fontsize=7, color=colour)
     return figure
 
 

@@ -68,14 +68,14 @@ def _accuracy(subject: Subject, said: Predictions) -> Html:
         values = said.accuracy(row)
         cost = subject.madds.get(row) if isinstance(row, int) else None
         share = f'{100 * cost / subject.madds[largest]:.0f} %' if cost else ''
-        rows.append([_label(row, subject), f'{cost / 1e6:.1f}' if cost else '', share, f"{values['top1']:.1f}",
-                     f"{values['top5']:.1f}"])
+        rows.append([_label(row, subject), f"{values['top1']:.1f}", f"{values['top5']:.1f}",
+                     f'{cost / 1e6:.1f}' if cost else '', share])
         if isinstance(row, int):
             top1[row] = values['top1']
     shown = picture(png(accuracy_plot(top1, subject.madds, subject.trained)), 'top-1 against multiply-adds')
     return section(
         'Accuracy and cost',
-        table(['resolution', 'MAdds, M', 'cost', 'top-1, %', 'top-5, %'], rows),
+        table(['resolution', 'top-1, %', 'top-5, %', 'MAdds, M', 'cost'], rows),
         shown,
         paragraph('One MAdd is one multiply-add of a convolution or linear layer. Open circles: sizes whose BatchNorm '
                   'set is made from those of its neighbours.'),
@@ -129,9 +129,10 @@ def _classes(subject: Subject, said: Predictions) -> Html:
     seen = np.flatnonzero(~np.isnan(change))
     order = seen[np.argsort(change[seen], kind='stable')]
     count = np.bincount(said.target, minlength=len(subject.class_names))
-    rows = [[subject.class_names[c], str(count[c]), *(f'{accuracy[r][c]:.0f}' for r in sizes), f'{change[c]:+.0f}',
-             f'{suffices[c]} px'] for c in order]
-    header = ['class', 'pictures', *(f'{r} px' for r in sizes), 'change', 'suffices']
+    rows = [[subject.class_names[c], f'{suffices[c]} px', f'{change[c]:+.0f}', *(
+        f'{accuracy[r][c]:.0f}' for r in sizes), str(count[c])] for c in order]
+    # what a phone shows without scrolling comes first
+    header = ['class', 'suffices', 'change', *(f'{r} px' for r in sizes), 'pictures']
     worst = order[:_SHOWN_CLASSES]
     shown = class_plot({r: accuracy[r][worst] for r in sizes}, [subject.class_names[c] for c in worst])
     text = (f'Top-1 in percent. Change: at {sizes[-1]} px against {sizes[0]} px, in points; the classes that suffer '
@@ -146,13 +147,13 @@ def _classes(subject: Subject, said: Predictions) -> Html:
 
 def _calibration(said: Predictions) -> Html:
     found = {r: reliability(said.at[r].confidence, said.right(r)) for r in said.resolutions}
-    rows = [[f'{r} px', f'{100 * bins.error:.1f}', f'{100 * said.at[r].confidence.mean():.1f}',
-             f'{100 * said.right(r).mean():.1f}', _tendency(said, r)] for r, bins in found.items()]
+    rows = [[f'{r} px', f'{100 * bins.error:.1f}', _tendency(said, r), f'{100 * said.at[r].confidence.mean():.1f}',
+             f'{100 * said.right(r).mean():.1f}'] for r, bins in found.items()]
     return section(
         'Does a confidence mean what it says?',
         paragraph('Expected calibration error (ECE): the mean gap of confidence and accuracy over 15 bins. A cascade, '
                   'or a threshold on the confidence, needs a small one.'),
-        table(['resolution', 'ECE, %', 'mean confidence, %', 'top-1, %', ''], rows),
+        table(['resolution', 'ECE, %', '', 'mean confidence, %', 'top-1, %'], rows),
         picture(png(reliability_plot(found)), 'accuracy against confidence at each resolution'),
     )
 
