@@ -26,7 +26,7 @@ ALLOWED = {
     'hub': {'layers', 'models', 'card', 'analysis', 'quantization'},
     'training': {'segmentation', 'layers', 'models', 'data', 'loss', 'calibration', 'analysis'},
     'export': {'layers', 'resolutions', 'analysis', 'runtime'},
-    'run': set(),
+    'run': {'training'},  # for --mred, and not before it is asked for
     'cli': {'commands'},
     'commands': {
         'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'hub', 'loss', 'pictures',
