@@ -122,11 +122,11 @@ class ImagenetteMRED(Imagenette):
 
     goes_on_from = 'imagenette_start'
 
-    epochs: int = 3
+    epochs: int = 2
     progressive: float = 0.
-    lr: float = 0.01
+    lr: float = 0.008
     weight_decay: float = 1e-3
-    warmup_epochs: float = 0.5
+    warmup_epochs: float = 0.3
 
 
 @dataclass(frozen=True)
