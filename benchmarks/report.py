@@ -19,6 +19,7 @@ from benchmarks.paper.sections import SECTIONS as PAPER
 from benchmarks.run_record import stages_of
 from benchmarks.runtime.figures import write_figures
 from benchmarks.runtime.sections import SECTIONS as RUNTIME
+from benchmarks.training.plot import plot
 from benchmarks.training.section import SECTIONS as TRAINING
 from rs_timm.analysis import madds, parameter_counts
 from rs_timm.models import manifest, weights_dir
@@ -136,6 +137,8 @@ def main() -> None:
         print(f'wrote {document}')
     for name in [*write_pictures(RESULTS), *write_figures(RESULTS)]:
         print(f'drew {name}')
+    if (RESULTS / 'training_cost.csv').is_file():
+        print(f'drew {plot().name}')
 
 
 if __name__ == '__main__':

@@ -200,7 +200,7 @@ def test_load_curve_end_to_end(tiny, monkeypatch):
     for row in totals.values():
         assert int(row['in_time']) + int(row['late']) == int(row['arrivals'])
     assert (totals['fixed 64']['mean_resolution'], totals['fixed 32']['switches']) == ('64', '0')
-    assert (tiny / 'out' / 'plots' / 'load_curve.png').is_file()
+    assert (tiny / 'out' / 'load_curve.png').is_file()
     monkeypatch.setattr(sections, 'RESULTS', tiny / 'out')
     assert sections.load_section().count('\n| ') == 4 and 'controller' in sections.load_section()
 
@@ -226,7 +226,7 @@ def test_cascade_end_to_end(tiny, monkeypatch):
     assert float(every['mmadds']) == pytest.approx(paid, rel=1e-4)
     for row in rows:
         assert sum(map(float, row['answered'].split())) == pytest.approx(1., abs=2e-3) and float(row['ms']) > 0
-    assert (tiny / 'out' / 'plots' / 'cascade.svg').is_file()
+    assert (tiny / 'out' / 'cascade.svg').is_file()
     before = (tiny / 'out' / 'cascade.csv').stat().st_mtime_ns
     cascade.main(['--data', str(tiny), '--engine', 'onnxruntime', '--batch', '4', '--out',
                   str(tiny / 'out' / 'cascade.csv')])
@@ -255,7 +255,7 @@ def test_runtime_latency_end_to_end(tiny, monkeypatch, capsys):
     switch = {(row['part'], row['resolution']) for row in rows if row['question'] == 'switch'}
     assert switch == {('set_resolution', ''), ('switch and dispatch', ''), *(
         (part, size) for part in ('first call', 'first call, engine alone') for size in ('64', '32'))}
-    assert (tiny / 'out' / 'plots' / 'runtime_latency.png').is_file()
+    assert (tiny / 'out' / 'runtime_latency.png').is_file()
     capsys.readouterr()
     runtime_latency.main(options)  # all is there
     assert 'rs_resnet18, ' not in capsys.readouterr().out and read(out) == rows

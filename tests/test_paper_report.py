@@ -13,12 +13,12 @@ from paper_rows import LAYERS, PICTURES, gap, rights, top1, write_job, write_pre
 from training_run import make_pictures
 
 from benchmarks import environment, presets, report, run
+from benchmarks.figure_files import save
 from benchmarks.paper import curves, pictures
 from benchmarks.paper.aggregate import PAPER_PRESETS, load, madds_of
 from benchmarks.paper.listing import duration
 from benchmarks.paper.pilot import pilot_choice, pilot_samples
 from benchmarks.paper.sections import SECTIONS
-from benchmarks.paper.style import save
 from benchmarks.presets import PRESETS
 from benchmarks.published import MADDS, TABLE_1, TABLE_2
 from benchmarks.runs import jobs, runs, settings

@@ -6,11 +6,11 @@ from typing import Any, Callable, Dict, List, Mapping
 
 from matplotlib.figure import Figure
 
+from benchmarks.figure_files import save
 from benchmarks.markdown import NOT_MEASURED
 from benchmarks.paper import curves, figures, inside_figures
 from benchmarks.paper.aggregate import Results, load, shown_presets
 from benchmarks.paper.listing import ladder
-from benchmarks.paper.style import save
 
 __all__ = ['PICTURES', 'Picture', 'drawable', 'markdown', 'write_pictures']
 

@@ -1,17 +1,15 @@
-"""How the pictures look: colours by meaning, error bars, and files that are the same whenever they are drawn."""
-from pathlib import Path
+"""How the pictures look: colours by meaning, error bars, captions."""
 from textwrap import wrap
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, Mapping, Sequence
 
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.paper.aggregate import Results, Sample
 from benchmarks.store import RUNS
 
-__all__ = ['COLOURS', 'PAPER_GROUND', 'as_published', 'by_resolution', 'caption', 'curve', 'legend_below', 'save',
-           'sizes_axis']
+__all__ = ['COLOURS', 'PAPER_GROUND', 'as_published', 'by_resolution', 'caption', 'curve', 'legend_below', 'sizes_axis']
 
 COLOURS = {
     'I-Nets': '#444444', 'parallel': '#1f77b4', 'parallel, private BNs': '#1f77b4', 'RS-Net': '#d62728',
@@ -64,13 +62,3 @@ def caption(figure: Figure, results: Results, text: str, bars: bool = True) -> N
         joined = f'{lines[-1]}; {note}'
         lines[-1:] = [joined] if len(joined) <= width else [lines[-1], note]
     figure.suptitle('\n'.join(lines), fontsize=9)
-
-
-def save(figure: Figure, path: Path) -> List[Path]:
-    """Write PATH.png and PATH.svg; the same figure always gives the same SVG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_name(f'{path.name}{suffix}') for suffix in ('.png', '.svg')]
-    with rc_context({'svg.hashsalt': path.name, 'svg.fonttype': 'path'}):
-        figure.savefig(files[0], dpi=130, metadata=dict(Software=None))
-        figure.savefig(files[1], metadata=dict(Date=None, Creator=None))
-    return files

@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.environment import RESULTS
+from benchmarks.figure_files import save
 from benchmarks.runtime.networks import LITE0
 from benchmarks.runtime.table import Row, read
 from rs_timm.analysis import madds
@@ -135,13 +136,6 @@ def madds_of_model(model: str, resolution: int) -> int:
     return madds(timm.create_model(name, device='meta', num_classes=1000), resolution)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write PATH.png and PATH.svg."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for suffix in ('.png', '.svg'):
-        figure.savefig(path.with_suffix(suffix), dpi=130)
-
-
 FIGURES: Dict[str, Tuple[Dict[str, str], Callable[[List[Row]], Figure]]] = {  # needed rows, how to draw them
     'runtime_latency': (dict(question='latency'), lambda rows: latency_figure(rows, madds_of_model)),
     'load_curve': ({}, load_figure),
@@ -155,6 +149,6 @@ def write_figures(results: Path = RESULTS, only: Optional[str] = None) -> List[s
     for name, (needed, draw) in FIGURES.items():
         rows = _of(read(results / f'{name}.csv'), **needed)
         if rows and only in (None, name):
-            save(draw(rows), results / 'plots' / name)
+            save(draw(rows), results / name)
             drawn.append(name)
     return drawn

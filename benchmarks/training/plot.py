@@ -2,12 +2,11 @@
 from pathlib import Path
 from typing import Any, Dict, Optional
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from benchmarks import environment
+from benchmarks.figure_files import save
 from benchmarks.training.results import QUANTITIES, Points, by_count, growing
-
-matplotlib.use('Agg')
 
 __all__ = ['plot']
 
@@ -17,17 +16,15 @@ _SEPARATE, _PAPER, _LOADERS, _TENSORS, _LEAN = QUANTITIES[:5]
 
 def plot(path: Optional[Path] = None) -> Path:
     """Draw the four panels; what was not measured stays empty."""
-    from matplotlib import pyplot as plt
-
     path = path or environment.RESULTS / 'training_cost.png'
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout='constrained')
+    figure = Figure(figsize=(9, 6.5), layout='constrained')
+    axes = figure.subplots(2, 2)
     for panel, quantity in zip(axes.flat, (_SEPARATE, _PAPER, _LOADERS)):
         _draw(panel, quantity.label, {name: points for (name, _), points in growing(by_count(quantity)).items()})
     lean = {f'{name}, lean': points for (name, _), points in growing(by_count(_LEAN)).items()}
     ordinary = {name: points for (name, _), points in growing(by_count(_TENSORS)).items()}
     _draw(axes.flat[3], _TENSORS.label, {**ordinary, **lean})
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path.with_suffix(''))
     return path
 
 
