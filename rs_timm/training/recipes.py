@@ -94,7 +94,7 @@ class ImagenetteStart(Imagenette):
         command   rs-timm train rs_resnet18 --data imagenette --recipe imagenette_start --out runs/start
         hardware  two CPU cores with bfloat16 instructions
         expected  a start for imagenette_mred
-        reached   not run
+        reached   rs_resnet18: top-1 84.7 at 128, in 56 minutes, of which the cores did other work for about half
     """
 
     resolutions: Tuple[int, ...] = (128,)
@@ -116,8 +116,9 @@ class ImagenetteMRED(Imagenette):
         command   rs-timm train rs_resnet18 --data imagenette --recipe imagenette_mred
                   --init runs/start/model/model.safetensors --out runs/mred
         hardware  two CPU cores with bfloat16 instructions
-        expected  top-1 at least 88 / 87 / 81 at 224 / 160 / 96
-        reached   not run
+        expected  top-1 at least 88 / 87 / 81 at 224 / 160 / 96: more epochs than two
+        reached   rs_resnet18: top-1 84.2 / 84.5 / 84.8 / 84.0 / 80.5 at 224 / 192 / 160 / 128 / 96, in 38 minutes, of
+                  which the cores did other work for a third (rs_resnet18.mred_imagenette)
     """
 
     goes_on_from = 'imagenette_start'
