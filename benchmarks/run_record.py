@@ -4,7 +4,7 @@ import json
 import shlex
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Sequence
 
 from rs_timm.models import file_sha256
 from rs_timm.runtime.machine import describe_machine
@@ -20,12 +20,12 @@ def hardware_here() -> str:
     return f"{machine['cores']} cores, {machine['cpu']} ({kinds})"
 
 
-def record_of(run: Path, hardware: str) -> Dict[str, Any]:
+def record_of(run: Path, hardware: Sequence[str]) -> Dict[str, Any]:
     """Of an output folder of `rs-timm train`: what ran, where, for how long, to what end.
 
     Args:
         run: the folder, with recipe.json and log.csv.
-        hardware: that it ran on.
+        hardware: that it ran on, then that of the run it started from, and so on; the last one stands for all before.
 
     Returns:
         'command', 'name' (the closest recipe), 'settings' (those that are not the defaults of a recipe), 'epochs',
@@ -48,13 +48,13 @@ def record_of(run: Path, hardware: str) -> Dict[str, Any]:
         settings={field: mine for field, (mine, _) in recipe.differences(asdict(Recipe())).items()},
         epochs=recipe.epochs,
         minutes=round(sum(seconds.values()) / 60, 1),
-        hardware=hardware,
+        hardware=hardware[0],
         top1={row['resolution']: round(float(row['top1']), 2) for row in rows if row['epoch'] == rows[-1]['epoch']},
     )
-    return dict(record, init=_record_of_start(init, hardware)) if init else record
+    return dict(record, init=_record_of_start(init, hardware[1:] or hardware)) if init else record
 
 
-def _record_of_start(init: str, hardware: str) -> Dict[str, Any]:
+def _record_of_start(init: str, hardware: Sequence[str]) -> Dict[str, Any]:
     path = Path(init)
     runs = [folder for folder in (path.parent, path.parent.parent) if (folder / 'recipe.json').is_file()]
     if not (path.is_file() and runs):

@@ -95,14 +95,16 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             started = time.monotonic()
             _answer(name, args, folder, environment)
             print(f'# {name}: {time.monotonic() - started:.0f} s', flush=True)
-    write_figures(args.out.parent, 'runtime_latency')
+    if args.out.name == 'runtime_latency.csv':
+        write_figures(args.out.parent, 'runtime_latency')
 
 
 def _answer(name: str, args: argparse.Namespace, folder: Path, environment: Dict[str, str]) -> None:
-    done = set() if args.again else {tuple(row[column] for column in UNIT) for row in read(args.out)}
+    done = set() if args.again else {tuple(row[column] for column in (*UNIT, 'weights')) for row in read(args.out)}
     bench = Bench(name, args, folder)
     for question, case, answer in bench.work():
-        if question not in (args.questions or MODELS.get(name, QUESTIONS)) or (question, name, case) in done:
+        unit = question, name, case, bench.network.weights
+        if question not in (args.questions or MODELS.get(name, QUESTIONS)) or unit in done:
             continue
         started = time.monotonic()
         rows = [dict(question=question, model=name, weights=bench.network.weights, case=case, **row, **environment)

@@ -9,7 +9,7 @@ give the same kind of weights again: see `benchmarks.run_record`.
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Sequence
 
 import timm
 import torch
@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument('--run', required=True, type=Path, help="output folder of 'rs-timm train'")
     parser.add_argument('--data', required=True, help='the pictures that it was trained on; val is measured')
     parser.add_argument('--workers', type=int, default=1)
-    parser.add_argument('--hardware', default=hardware_here(), help='that it was trained on (default: %(default)s)')
+    parser.add_argument('--hardware', nargs='+', default=[hardware_here()], metavar='TEXT',
+                        help='that it was trained on, then that of the stage before (default: %(default)s)')
     args = parser.parse_args()
     if '.' not in args.name:
         parser.error(f"{args.name!r} has no tag: name it as in 'rs_resnet18.mred_imagenette'.")
@@ -47,7 +48,7 @@ def main() -> None:
     print(json.dumps({key: entry[key] for key in ('file', 'sha256', 'top1', 'measured')}, indent=2))
 
 
-def ship(name: str, run: Path, data: str, workers: int, hardware: str) -> Dict[str, Any]:
+def ship(name: str, run: Path, data: str, workers: int, hardware: Sequence[str]) -> Dict[str, Any]:
     """Write the file and its entry, and return the entry."""
     recipe = record_of(run, hardware)
     model = rs_timm.from_pretrained(str(run / 'model')).eval()

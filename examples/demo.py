@@ -21,7 +21,7 @@ from timm.data import resolve_model_data_config
 
 import rs_timm
 from rs_timm.analysis import madds
-from rs_timm.commands.predict import class_names
+from rs_timm.commands._eager import class_names
 from rs_timm.data import image_transform, open_image
 from rs_timm.models import manifest
 from rs_timm.runtime import LatencyTable, Session, measure
@@ -63,9 +63,11 @@ class Show:
 
 
 def shipped_names() -> List[str]:
-    """Those of `TRAINED` whose default weights are the project's own."""
-    with_weights = {key.partition('.')[0] for key in manifest()}
-    return [name for name in TRAINED if name in with_weights]
+    """Name and tag of the project's own weights of each of `TRAINED` that has some."""
+    first: Dict[str, str] = {}
+    for key in manifest():
+        first.setdefault(key.partition('.')[0], key)
+    return [first[name] for name in TRAINED if name in first]
 
 
 def lite0() -> torch.nn.Module:

@@ -200,7 +200,7 @@ def test_entries_of_later_versions_are_passed_over():
 @pytest.mark.parametrize('text, match', [
     ('[1, 2', 'not a JSON object'),
     ('7', 'not a JSON object'),
-    ('{"format": 2}', 'has format 2'),
+    ('{"format": 3}', 'has format 3'),
     ('{}', 'has format None'),
     ('{"format": 1, "name": "a"}', 'lacks resolutions'),
 ])

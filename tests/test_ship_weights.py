@@ -32,7 +32,7 @@ def shipped(tmp_path_factory):
     assert train(f'rs_resnet18 --recipe imagenette_mred --resolutions 64 48 {train_both} {init}', data, run) == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ship_weights, 'weights_dir', lambda: weights)
-        entry = ship_weights.ship(NAME, run, data, 0, 'two slow cores')
+        entry = ship_weights.ship(NAME, run, data, 0, ['two slow cores'])
     return weights, entry, run, data
 
 
@@ -151,4 +151,4 @@ def test_a_start_that_nobody_knows_is_refused(shipped, tmp_path):
 
 def test_another_network_is_refused(shipped):
     with pytest.raises(ValueError, match='holds a rs_resnet18, not a rs_resnet50'):
-        ship_weights.ship('rs_resnet50.x', shipped[2], shipped[3], 0, 'two slow cores')
+        ship_weights.ship('rs_resnet50.x', shipped[2], shipped[3], 0, ['two slow cores'])

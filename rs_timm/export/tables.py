@@ -35,7 +35,8 @@ def make_tables(model: nn.Module) -> Tables:
     """Read the sets of a switchable `model`.
 
     Raises:
-        ValueError: a BatchNorm without running statistics, or one whose interpolation has no closed form.
+        ValueError: a BatchNorm without running statistics, with a variance of 0 and no eps, or one whose interpolation
+            has no closed form.
     """
     resolutions, interpolation = get_resolutions(model), selectors_of(model)[0].interpolation
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SwitchableBatchNorm2d)}
@@ -51,6 +52,9 @@ def make_tables(model: nn.Module) -> Tables:
     values = {key: np.concatenate(parts, axis=1) for key, parts in columns.items()}
     if interpolation == 'params':
         unit = values['variance'][:1]
+        if not (unit > 0).all():
+            raise ValueError(f'a BatchNorm with eps 0 has a channel of variance 0 at {resolutions[0]} px: its scale is '
+                             'not a number. Recalibrate the model, or give the BatchNorm an eps.')
         values.update(gamma=values['gamma'] / np.sqrt(unit), variance=values['variance'] / unit)
     return Tables(
         resolutions=resolutions,

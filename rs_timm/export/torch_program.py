@@ -99,6 +99,7 @@ class _Blended(nn.Module):
             bn: Any = plain.get_submodule(name)
             bn.weight, bn.bias = (nn.Parameter(torch.empty(0), requires_grad=False) for _ in range(2))
             bn.running_mean, bn.running_var = torch.empty(0), torch.empty(0)  # all come from the tables
+            bn.eps = 0.  # is in their variance
         for name, values in tables.values.items():
             self.register_buffer(name, torch.from_numpy(values))
         r = torch.tensor(tables.resolutions, dtype=torch.float32)
@@ -125,10 +126,9 @@ class _Blended(nn.Module):
         tensors: Dict[str, torch.Tensor] = {}
         for position, layer in enumerate(self.layers):
             parts = {name: split[position] for name, split in vectors.items()}
-            eps = self.plain.get_submodule(layer).eps  # is in the table, and will be added again
             weight, bias, mean, variance = _as_batch_norm(parts)
             tensors.update({f'{layer}.weight': weight, f'{layer}.bias': bias, f'{layer}.running_mean': mean,
-                            f'{layer}.running_var': variance - eps})
+                            f'{layer}.running_var': variance})
         return tensors
 
 
@@ -196,8 +196,9 @@ def _check_compiled(file: Path, network: nn.Module, sizes: Sequence[Tuple[int, i
     for batch, height, width in sizes:
         generator = torch.Generator().manual_seed(height)
         images = torch.randn(batch, channels, height, width, generator=generator)
-        pairs = zip(tree_leaves(network(images)), tree_leaves(compiled(images)))
-        difference = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
+        pairs = zip(tree_leaves(network(images)), tree_leaves(compiled(images)), strict=True)
+        relative = [(a - b).abs().max() / a.abs().max().clamp(min=1e-12) for a, b in pairs]
+        difference = torch.stack(relative).max().item()  # unlike Python's max, it keeps a nan
         if not difference < _TOLERANCE:  # nan is no agreement either
             raise RuntimeError(
                 f'AOTInductor of torch {torch.__version__} compiled another network: for {batch} images of {height} x '

@@ -9,8 +9,7 @@ __all__ = ['give_back']
 def give_back() -> None:
     """Let the C library return free memory, where it can be told to (glibc).
 
-    Engines copy weights several times while they compile. What they free then stays with the process, which for a
-    ResNet-50 is as much as the network itself takes.
+    Engines copy weights several times while they compile. What they free then stays with the process otherwise.
     """
     trim = _trim()
     if trim is not None:

@@ -7,7 +7,8 @@ from rs_timm.resolutions import INTERPOLATIONS, check_resolutions
 
 __all__ = ['CHOICES', 'FORMAT', 'METADATA_KEY', 'TASKS', 'ModelInfo']
 
-FORMAT = 1
+FORMAT = 2
+_READABLE = (1, FORMAT)  # 1: with the variances of all sets, see `rs_timm.export.tables`
 METADATA_KEY = 'rs_timm'  # of the JSON object in metadata_props
 CHOICES = ('shape', 'input', 'fixed')
 TASKS = ('classification', 'segmentation', 'features')
@@ -116,9 +117,9 @@ class ModelInfo:
             data = dict(json.loads(text))
         except (TypeError, ValueError) as error:
             raise ValueError(f'the metadata {METADATA_KEY!r} is not a JSON object: {error}.') from error
-        if data.get('format') != FORMAT:
+        if data.get('format') not in _READABLE:
             raise ValueError(f"the metadata {METADATA_KEY!r} has format {data.get('format')!r}, this rs_timm reads "
-                             f'format {FORMAT}: export the file again, or install the version that wrote it.')
+                             f'formats {_READABLE[0]} to {FORMAT}: export the file again, or install the version that wrote it.')
         known = {f.name for f in fields(cls)}
         missing = sorted({'name', 'resolutions'} - set(data))
         if missing:
