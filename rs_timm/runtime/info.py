@@ -119,7 +119,8 @@ class ModelInfo:
             raise ValueError(f'the metadata {METADATA_KEY!r} is not a JSON object: {error}.') from error
         if data.get('format') not in _READABLE:
             raise ValueError(f"the metadata {METADATA_KEY!r} has format {data.get('format')!r}, this rs_timm reads "
-                             f'formats {_READABLE[0]} to {FORMAT}: export the file again, or install the version that wrote it.')
+                             f'formats {_READABLE[0]} to {FORMAT}: export the file again, or install the version that '
+                             'wrote it.')
         known = {f.name for f in fields(cls)}
         missing = sorted({'name', 'resolutions'} - set(data))
         if missing:
