@@ -10,7 +10,6 @@ is done and resume what is not; SIGTERM saves and stops (status 143), and the sa
 `--debug-twin` runs the same path in seconds, and its rows go to OUT/results instead.
 """
 import argparse
-import fcntl
 import json
 import logging
 import signal
@@ -162,6 +161,8 @@ def _stop(number: int, frame: Optional[FrameType]) -> None:
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Two queues in one folder would write the same checkpoints. The lock ends with the process, however that ends."""
+    import fcntl  # not on Windows, where the rest of this module can be imported
+
     out.mkdir(parents=True, exist_ok=True)
     with (out / 'queue.lock').open('w') as lock:
         try:

@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import Any, List, Optional
 
 import rs_timm
-from rs_timm.commands import load_commands, run_command
+from rs_timm.commands import COMMANDS, load_commands, run_command
 
 __all__ = ['main']
 
@@ -24,7 +24,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         args = _parser(argv).parse_args(argv)
     except ImportError as error:
-        print(f'rs-timm: error: {error}: all commands but predict FILE.onnx need PyTorch and timm.', file=sys.stderr)
+        if '--debug' in argv:
+            raise
+        needs = ': all commands but predict FILE.onnx need PyTorch and timm.' if _is_torch_missing(error) else ''
+        print(f'rs-timm: error: {error}{needs}', file=sys.stderr)
         return 2
     return run_command(args.run, args)
 
@@ -35,15 +38,36 @@ def _parser(argv: List[str]) -> argparse.ArgumentParser:
     parser.add_argument('--version', action=_Version, nargs=0, help="show the versions and exit")
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     subparsers = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
-    for command in load_commands(next((word for word in argv if not word.startswith('-')), None)):
-        command.register(subparsers)
+    named = next((word for word in argv if not word.startswith('-')), None)
+    for name in [named] if named in COMMANDS else COMMANDS:
+        try:
+            (command,) = load_commands(name)
+        except ImportError as error:
+            if named in COMMANDS or not _is_torch_missing(error):
+                raise
+            subparsers.add_parser(name, help='needs PyTorch and timm, which are not installed')
+        else:
+            command.register(subparsers)
     return parser
+
+
+def _is_torch_missing(error: ImportError) -> bool:
+    return (error.name or '').partition('.')[0] in ('torch', 'torchvision', 'timm')
+
+
+def _version(name: str) -> str:
+    try:
+        return import_module(name).__version__
+    except ImportError as error:
+        if not _is_torch_missing(error):
+            raise
+        return 'not installed'
 
 
 class _Version(argparse.Action):
     """Asks for versions only when they are wanted: torch takes a second to import."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
-        versions = [f'{name} {import_module(name).__version__}' for name in ('timm', 'torch')]
+        versions = [f'{name} {_version(name)}' for name in ('timm', 'torch')]
         print(f"rs_timm {rs_timm.__version__}, {', '.join(versions)}")
         parser.exit()

@@ -6,7 +6,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-__all__ = ['ImageError', 'Picture', 'as_picture', 'open_image', 'open_picture', 'reason', 'to_rgb', 'trim_strip']
+__all__ = [
+    'ImageError', 'Picture', 'as_picture', 'open_image', 'open_picture', 'reason', 'to_rgb', 'trim_strip',
+    'without_surrogates',
+]
 
 Box = Tuple[float, float, float, float]
 _WITH_ALPHA = ('LA', 'La', 'PA', 'RGBA', 'RGBa')
@@ -159,6 +162,15 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
         raise ValueError(f'its pixels are {"floating-point" if image.mode == "F" else "32-bit"} numbers, which have no '
                          'defined white: save it with 8 or 16 bits per channel')
     return Image.fromarray(np.round(values / 257).astype(np.uint8))
+
+
+def without_surrogates(name: str) -> str:
+    """Bytes of a file name that are no text as escapes, so that every kind of output takes it.
+
+    >>> without_surrogates('caf\\udce9.jpg')
+    'caf\\\\udce9.jpg'
+    """
+    return name.encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
 def reason(error: Exception) -> str:

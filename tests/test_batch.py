@@ -199,7 +199,7 @@ def test_a_merge_that_was_killed_is_made_good(tmp_path, expected, monkeypatch):
             output.merge()
     assert not path.exists()
     with monkeypatch.context() as patch:  # the file is there, its parts still are
-        patch.setattr('shutil.rmtree', killed)
+        patch.setattr(Output, '_clear', killed)
         with pytest.raises(SystemError):
             output.merge()
     assert path.exists() and output.merge() and same(path, expected)
@@ -222,6 +222,65 @@ def test_who_merges_second_finds_it_done(tmp_path, expected, monkeypatch):
 
     monkeypatch.setattr(second._format, 'read', interrupted.__get__(second._format))
     assert second.merge() and len(calls) >= 20 and same(path, expected)
+
+
+def test_parts_of_others_stay_when_this_process_merges(tmp_path, suffix):
+    """A process with a shorter list merges; what another one has of further pictures is not lost."""
+    path = tmp_path / f'rows{suffix}'
+    short, long = (Output(path, Pictures(count).names, SETTINGS) for count in (20, 40))
+    predict_pictures(FakeSession(), Pictures(20), short, WORK)
+    merge, committed = short._format.write, []
+
+    def write(file, rows):
+        if not committed:
+            committed.append(True)
+            long.write([Prediction('0030.jpg', 8, error='x')])
+        merge(file, rows)
+
+    short._format.write = write
+    assert short.merge() and [row.file for row in format_of(path).read(path)] == Pictures(20).names
+    assert long.done() == {*Pictures(20).names, '0030.jpg'}
+    predict_pictures(FakeSession(), Pictures(40), long, WORK)
+    assert long.merge() and [row.file for row in long.rows()].count('0030.jpg') == 1 and len(long.done()) == 40
+    assert leftovers(path) == [f'{path.name}.run.json']
+
+
+def test_a_folder_that_another_process_has_removed_comes_back(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    first, second = (Output(path, Pictures(3).names, SETTINGS) for _ in range(2))
+    predict_pictures(FakeSession(), Pictures(3), first, WORK)
+    assert first.merge() and not second.parts.exists()
+    second.write([Prediction('0000.jpg', 8)])
+    assert [row.file for row in second.rows()] == Pictures(3).names and second.merge() and not second.parts.exists()
+
+
+def test_what_is_half_written_goes_and_who_still_writes_does_so_again(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    first, second = (Output(path, Pictures(3).names, SETTINGS) for _ in range(2))
+    (first.parts / '.part.killed').touch()
+    predict_pictures(FakeSession(), Pictures(3), first, WORK)
+    write, calls = second._format.write, []
+
+    def interrupted(file, rows):
+        write(file, rows)
+        calls.append(file)
+        if len(calls) == 1:
+            assert first.merge() and not second.parts.exists()
+
+    second._format.write = interrupted
+    second.write([Prediction('0007.jpg', 8)])
+    assert len(calls) == 2 and second.done() == {*Pictures(3).names, '0007.jpg'}
+
+
+def test_parts_that_go_while_they_are_read(tmp_path, monkeypatch):
+    path = tmp_path / 'rows.jsonl'
+    first, second = (Output(path, Pictures(20).names, SETTINGS) for _ in range(2))
+    predict_pictures(FakeSession(), Pictures(20), first, WORK)
+    parts = second._part_files()
+    assert first.merge()
+    monkeypatch.setattr(second, '_part_files', lambda: parts)
+    assert second.done() == set(Pictures(20).names)
+    assert sorted(row.file for row in second.rows()) == Pictures(20).names
 
 
 def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
@@ -266,6 +325,8 @@ def test_files_of_others_are_left_alone(tmp_path):
     (lambda path: Output(path / 'rows.jsonl', ['a', 'b', 'a'], {}), "two pictures are called 'a'"),
     (lambda path: Share(2, 2), 'rank 2 of 2'),
     (lambda path: Share.of_environment({'RANK': '1'}), "'RANK': '1', 'WORLD_SIZE': None"),
+    (lambda path: Share.of_environment({'RANK': '0'}), 'set both'),
+    (lambda path: Share.of_environment({'WORLD_SIZE': '4'}), "'RANK': None, 'WORLD_SIZE': '4'"),
     (lambda path: Work(8, batch_size=0), 'batch_size 0'),
 ])
 def test_what_is_wrong_is_said(tmp_path, act, message):

@@ -114,6 +114,52 @@ def test_links_and_members_that_are_no_files(tmp_path):
     assert open_collection([tmp_path / 'f.tar']).names == ['f.tar/f/a/1.jpg']
 
 
+def test_links_that_lead_to_each_other(tmp_path):
+    write(tmp_path, 'a/1.jpg', 'b/2.jpg')
+    (tmp_path / 'a' / 'l').symlink_to(tmp_path / 'b')
+    (tmp_path / 'b' / 'l').symlink_to(tmp_path / 'a')
+    assert open_collection([tmp_path]).names == ['a/1.jpg', 'a/l/2.jpg', 'b/2.jpg', 'b/l/1.jpg']
+    assert open_collection([tmp_path / 'a']).names == ['1.jpg', 'l/2.jpg']
+
+
+@pytest.mark.parametrize('reverse', [False, True])
+def test_the_order_is_fixed_where_numbers_tie(tmp_path, reverse):
+    names = ['x/IMG.jpg', 'x/a001.jpg', 'x/a01.jpg', 'x/a1.jpg', 'x/img.jpg']
+    file = pack(tmp_path / 'x.tar', dict.fromkeys(sorted(names, reverse=reverse), b''))
+    assert open_collection([file]).names == [f'x.tar/x/{k}.jpg' for k in ('a001', 'a01', 'a1', 'IMG', 'img')]
+
+
+def test_packed_archives_in_a_folder_are_named(folder):
+    compressed(folder / 'b' / 'more.tar.gz')
+    (folder / 'a.zip').touch()
+    with pytest.warns(UserWarning, match=r'pictures: packed archives .*\(a.zip and 1 more\).*unpack them') as warned:
+        assert len(open_collection([folder]).names) == len(FILES)
+    assert len(warned) == 1
+
+
+def test_a_picture_that_is_shown_twice(folder):
+    file = folder / 'top.jpg'
+    assert open_collection([file, file], absent=True).names == [str(file)]
+    with pytest.raises(ValueError, match='two pictures are called'):
+        open_collection([file, file])
+
+
+def test_sparse_members_are_refused(tmp_path):
+    sparse = tarfile.TarInfo('holes.jpg')
+    sparse.pax_headers = {'GNU.sparse.map': '0,512', 'GNU.sparse.size': '4096'}  # format 0.1, as of tar --sparse
+    sparse.size = 512
+    with tarfile.open(tmp_path / 's.tar', 'w', format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(sparse, io.BytesIO(b'x' * 512))
+    with pytest.raises(ValueError, match='s.tar: holes.jpg in it is stored as a sparse file.*without tar --sparse'):
+        open_collection([tmp_path / 's.tar'])
+
+
+def test_a_tar_file_in_another_one_is_named_with_its_error(tmp_path):
+    file = pack(tmp_path / 'outer.tar', {'a.jpg': b'a', 'shards/in.tar': b'no tar file' * 99})
+    with pytest.raises(ValueError, match='outer.tar/shards/in.tar: not a readable tar file'):
+        open_collection([file])
+
+
 def test_many_threads_read_one_tar_file(tmp_path):
     members = {f'{k}.jpg': os.urandom(5000 + k) for k in range(50)}
     pictures = open_collection([pack(tmp_path / 'many.tar', members)])
@@ -201,6 +247,23 @@ def test_names_of_readers_that_have_none():
             return [None, 'b.jpg']
 
     assert contents(ReaderPictures(Nameless())) == {'0': b'abc', 'b.jpg': b'abc'}
+
+
+@pytest.mark.parametrize('error', [KeyError('image'), RuntimeError('no such row'), SyntaxError('broken PNG')])
+def test_one_bad_row_of_a_reader_is_one_bad_picture(error):
+    class Odd:
+        def __getitem__(self, position):
+            if position == 0:
+                raise error
+            return io.BytesIO(b'abc'), 0
+
+        def filenames(self):
+            return ['caf\udce9.jpg', 'b.jpg']
+
+    pictures = ReaderPictures(Odd())
+    assert pictures.names == ['caf\\udce9.jpg', 'b.jpg'] and pictures.read(1) == b'abc'
+    with pytest.raises(ImageError, match='^caf'):
+        pictures.read(0)
 
 
 def test_no_torch_needed():

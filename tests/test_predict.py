@@ -137,6 +137,10 @@ def test_int8_calibrates_once(predict, made, tmp_path):
     status, _, _, rows = predict(*options, '--calibration', made / 'photos' / 'c0')
     assert status == 1 and len(rows) == COUNT + 1
     assert predict(*options, out='again.jsonl')[3] == rows, 'what is in the folder is used'
+    assert predict(*options)[3] == rows
+    other = ('--precision', 'int8', '--cache-dir', tmp_path / 'other', '--resolution', 48)
+    status, _, err, _ = predict(*other, '--calibration', made / 'photos' / 'c1')
+    assert status == 2 and re.search(r"calibrated '\w+', now '\w+'", err), 'another network'
 
 
 def test_random_weights_are_the_same_in_all_processes(predict, made, cli, tmp_path):
@@ -145,6 +149,19 @@ def test_random_weights_are_the_same_in_all_processes(predict, made, cli, tmp_pa
         assert cli(*argv, '--out', tmp_path / f'{name}.jsonl', made / 'photos')[0] == 1
     assert (tmp_path / 'one.jsonl').read_bytes() == (tmp_path / 'two.jsonl').read_bytes()
     assert (tmp_path / 'one.jsonl.run.json').read_text() == (tmp_path / 'two.jsonl.run.json').read_text()
+
+
+def test_splits_of_a_data_set_are_other_files(predict, made, monkeypatch):
+    from timm.data import create_reader
+
+    from rs_timm.data import ReaderPictures
+
+    monkeypatch.setattr('rs_timm.commands._readers.reader_pictures', lambda name, root, split: ReaderPictures(
+        create_reader('', str(root))))
+    assert len(predict('--reader', 'hfds/a/b')[3]) == COUNT + 1
+    assert predict('--reader', 'hfds/a/b', '--split', 'validation')[0] == 1
+    status, _, err, _ = predict('--reader', 'hfds/a/b', '--split', 'test')
+    assert status == 2 and 'hfds/a/b, validation: ' in err and 'now ' in err and 'hfds/a/b, test: ' in err
 
 
 # stopped, and going on
@@ -332,9 +349,28 @@ def test_exported_files_need_no_torch(predict, made, tmp_path):
     assert 'class ' in run('predict', made / 'tiny.onnx', made / 'photos' / 'c0' / '0.png').stdout
     for argv, words in ((['predict', 'rs_resnet18', made / 'photos'], 'rs_resnet18 needs PyTorch'),
                         (['predict', 'rs_resnet18', made / 'photos' / 'c0' / '0.png'], 'rs_resnet18 needs PyTorch'),
+                        (['predict', made / 'tiny.onnx', made / 'photos', '--reader', 'folder'],
+                         '--reader folder needs PyTorch and timm'),
                         (['info', 'rs_resnet18'], 'need PyTorch and timm')):
         done = run(*argv)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    done = run('--help')
+    assert done.returncode == 0 and 'needs PyTorch and timm' in done.stdout and 'classify pictures' in done.stdout
+    assert [word for word in COMMANDS if f'\n    {word} ' not in done.stdout] == []
+    done = run('--version')
+    assert done.returncode == 0 and 'torch not installed' in done.stdout
+
+
+def test_other_packages_that_are_missing_are_not_called_torch(monkeypatch, capsys):
+    def load(name):
+        raise ImportError('no yaml', name='yaml')
+
+    monkeypatch.setattr('rs_timm.cli.load_commands', load)
+    assert main(['info', 'rs_resnet18']) == 2
+    err = capsys.readouterr().err
+    assert 'no yaml' in err and 'PyTorch' not in err
+    with pytest.raises(ImportError, match='no yaml'):
+        main(['--debug', 'info', 'rs_resnet18'])
 
 
 def test_the_help_lists_every_command(capsys):
@@ -364,6 +400,12 @@ def of_another_task(path, made):
     (['--precision', 'int8'], 'needs pictures to calibrate with'),
     (['--reader', 'nonsense'], "'nonsense' is unknown: give folder or tar"),
     (['--reader', 'wds/x'], 'one after the other'),
+    (['--reader', 'hdfs/x'], "'hdfs/x' is unknown: give folder or tar, or hfds/USER/NAME"),
+    (['--reader', 'torch/cifar10'], 'is unknown'),
+    (['--reader', 'hfds/'], 'is unknown'),
+    (['--reader', 'tar'], 'is no .tar file: give --reader folder'),
+    (['--split', 'test'], '--split test is for --reader hfds/NAME'),
+    (['--split', 'test', '--reader', 'folder'], '--split test is for --reader hfds/NAME'),
 ])
 def test_options_that_cannot_be(cli, made, tmp_path, options, words):
     status, _, err = cli('predict', made / 'tiny.onnx', made / 'photos', '--engine', 'onnxruntime', *options,
@@ -373,6 +415,8 @@ def test_options_that_cannot_be(cli, made, tmp_path, options, words):
 
 def test_inputs_that_cannot_be(cli, made, tmp_path):
     (tmp_path / 'empty').mkdir()
+    (tmp_path / 'tars').mkdir()
+    os.link(made / '0.tar', tmp_path / 'tars' / '0.tar')
     of_another_task(tmp_path / 'masks.onnx', made)
     photos, tiny, out = made / 'photos', made / 'tiny.onnx', ['--out', tmp_path / 'rows.jsonl']
     for argv, words in (
@@ -381,6 +425,9 @@ def test_inputs_that_cannot_be(cli, made, tmp_path):
             ([tiny, tmp_path / 'absent', *out], 'absent: no such file or folder'),
             ([tiny, photos, photos, *out], 'two pictures are called'),
             ([tiny, photos, '--out', tmp_path / 'rows.csv'], r'rows.csv: the ending says the format'),
+            ([tiny, made / '0.tar', '--reader', 'folder', *out], '0.tar is a file: give --reader tar'),
+            ([tiny, photos, '--device', 'cuda', *out], '--device cuda is for --engine torch'),
+            ([tiny, photos, '--precision', 'int8', '--calibration', tmp_path / 'tars'], 'tars: no pictures in it but'),
             ([tmp_path / 'masks.onnx', photos, *out], 'is for segmentation: rs-timm eval --overlays'),
             ([tmp_path / 'absent.onnx', photos, *out], 'absent.onnx: no such file'),
             ([tiny, photos / 'c0' / '0.png', '--batch-size', 4], '--batch-size and --workers are for --out'),

@@ -63,6 +63,9 @@ def open_session(args: argparse.Namespace) -> Tuple[Session, str]:
         ImportError: the engine, or torch, is not installed.
         ValueError: options that do not go together; a network that is no classifier.
     """
+    if is_exported(args.model) and args.device != 'cpu':
+        raise ValueError(f'--device {args.device} is for --engine torch, which takes a model by its name; the engines '
+                         f'run the exported file {args.model} on the CPU: leave --device out.')
     model, digest = _exported(args) if is_exported(args.model) else _named(args)
     on_device = args.engine is None and args.device != 'cpu'
     session = Session(
@@ -123,6 +126,8 @@ def _calibration(folder: Optional[str]) -> Optional[List[str]]:
     if folder is None:
         return None
     files = [place.path for place in open_collection([folder]).places if place.size is None]
+    if not files:
+        raise ValueError(f'--calibration {folder}: no pictures in it but those in tar files: unpack some hundred.')
     return [files[index * len(files) // _CALIBRATION] for index in range(_CALIBRATION)] if (
         len(files) > _CALIBRATION) else files
 

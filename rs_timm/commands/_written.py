@@ -4,10 +4,11 @@ import os
 import signal
 import threading
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Dict, Iterator, Sequence
 
 from rs_timm.runtime.batch import Counts, PictureSource, Share, Work, predict_pictures
 from rs_timm.runtime.output import Output
+from rs_timm.runtime.quantize import QuantisedFile
 from rs_timm.runtime.rows import format_of
 from rs_timm.runtime.session import Session
 
@@ -41,9 +42,11 @@ def write_predictions(args: argparse.Namespace, pictures: PictureSource, folders
     session, digest = open_session(args)
     if args.resolution:
         session.set_resolution(args.resolution[0])
-    settings = dict(
+    settings: Dict[str, Any] = dict(
         model=session.info.name, weights=digest, engine=session.engine_name, precision=session.precision,
         resolution=session.resolution, topk=args.topk, folders=list(folders))
+    if isinstance(session.source, QuantisedFile):  # pictures that it was calibrated with change the rows
+        settings['calibrated'] = session.source.digest(session.resolution)
     output = Output(args.out, pictures.names, settings)
     work = Work(session.resolution, args.topk, args.batch_size or _BATCH, args.workers or _WORKERS)
     try:
@@ -65,7 +68,7 @@ def _conclude(output: Output, counts: Counts, complete: bool, share: Share) -> i
                'them; if none is, the same command goes on')
         return 0
     rows = errors = 0
-    for row in output.rows():
+    for row in format_of(output.path).read(output.path):  # not its parts: others may be merging some
         rows, errors = rows + 1, errors + (row.error is not None)
     print(f'# {output.path}: {rows} rows', flush=True)
     if errors:

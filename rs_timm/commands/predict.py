@@ -17,6 +17,8 @@ from ._written import add_writing_arguments, write_predictions
 
 __all__ = ['register', 'run']
 
+_SPLIT = 'validation'
+
 
 class Classifier(Protocol):
     """`EagerClassifier` or `SessionClassifier`."""
@@ -51,7 +53,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument('--device', default='cpu', help="default: cpu; 'cuda' is for PyTorch")
     parser.add_argument('--reader', metavar='NAME',
                         help="read INPUT with a reader of timm: 'folder', 'tar', or 'hfds/NAME' (with --split)")
-    parser.add_argument('--split', default='validation', help='for --reader hfds/... (default: validation)')
+    parser.add_argument('--split', metavar='NAME', help=f'for --reader hfds/... (default: {_SPLIT})')
     add_session_arguments(parser)
     add_writing_arguments(parser)
     parser.set_defaults(run=run)
@@ -69,15 +71,24 @@ def run(args: argparse.Namespace) -> int:
 
 def _pictures(args: argparse.Namespace) -> Tuple[PictureSource, Sequence[str]]:
     """The pictures, and what their names are relative to."""
+    has_splits = args.reader is not None and args.reader.lower().startswith('hfds/')
+    if args.split is not None and not has_splits:
+        raise ValueError(f'--split {args.split} is for --reader hfds/NAME: folders and tar files have no splits.')
     if args.reader is None:
         collection: Collection = open_collection(args.images, absent=not args.out)
         return collection, collection.folders
-    from ._readers import reader_pictures  # needs timm
+    try:
+        from ._readers import reader_pictures
+    except ImportError as error:
+        raise ImportError(f'--reader {args.reader} needs PyTorch and timm ({error}): install them, or leave --reader '
+                          'out, which reads folders and tar files, too.') from error
 
     if len(args.images) > 1:
         raise ValueError(f'--reader takes one INPUT, not {len(args.images)}.')
     (root,) = args.images
-    return reader_pictures(args.reader, root, args.split), [f'{args.reader}: {os.path.abspath(root)}']
+    split = args.split or _SPLIT
+    where = f'{args.reader}, {split}' if has_splits else args.reader
+    return reader_pictures(args.reader, root, split), [f'{where}: {os.path.abspath(root)}']
 
 
 def _on_engine(args: argparse.Namespace) -> Classifier:

@@ -2,7 +2,7 @@
 from threading import Lock
 from typing import Any, List
 
-from rs_timm.pictures import ImageError, reason
+from rs_timm.pictures import ImageError, reason, without_surrogates
 
 __all__ = ['NOT_INDEXED', 'ReaderPictures']
 
@@ -36,7 +36,8 @@ class ReaderPictures:
         names = reader.filenames()
         if not names:
             raise ValueError(f'{type(reader).__name__}: no pictures in it.')
-        self.names: List[str] = [str(position) if name is None else str(name) for position, name in enumerate(names)]
+        self.names: List[str] = [
+            str(position) if name is None else without_surrogates(str(name)) for position, name in enumerate(names)]
         self._reader, self._lock = reader, Lock()
 
     def read(self, position: int) -> bytes:
@@ -46,5 +47,5 @@ class ReaderPictures:
                 stream = self._reader[position][0]
                 with stream:
                     return bytes(stream.read())
-        except OSError as error:
+        except Exception as error:  # whatever the reader's package raises: the other pictures go on
             raise ImageError(f'{self.names[position]}: {reason(error)}') from error

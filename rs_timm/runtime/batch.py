@@ -74,6 +74,8 @@ class Share:
         Share(rank=1, world_size=4)
         """
         try:
+            if ('RANK' in environment) != ('WORLD_SIZE' in environment):
+                raise ValueError('one of two')
             return cls(int(environment.get('RANK', 0)), int(environment.get('WORLD_SIZE', 1)))
         except ValueError as error:
             given = {name: environment.get(name) for name in ('RANK', 'WORLD_SIZE')}

@@ -1,5 +1,4 @@
 """Memory that compiling has freed, given back to the system."""
-import ctypes
 from functools import cache
 from typing import Any, Optional
 
@@ -19,6 +18,8 @@ def give_back() -> None:
 @cache
 def _trim() -> Optional[Any]:
     try:
+        import ctypes  # not in every build of python
+
         return ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another C library; TypeError on Windows
+    except (AttributeError, ImportError, OSError, TypeError):  # another C library; TypeError on Windows
         return None

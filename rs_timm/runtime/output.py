@@ -6,15 +6,18 @@ missing puts the parts together as FILE, in the order of the pictures. FILE.run.
 """
 import json
 import os
-import shutil
 import uuid
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Set, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Sequence, Set, TypeVar, Union
 
 from .rows import Prediction, format_of
 
 __all__ = ['Output']
+
+_TRIES = 5  # another process that merges takes away folders and temporary files
+_T = TypeVar('_T')
 
 
 class Output:
@@ -75,42 +78,71 @@ class Output:
 
     def done(self) -> Set[str]:
         """The pictures whose rows are there, from this and from earlier runs."""
-        found = {row.file for row in self._format.read(self.path)} if self.path.exists() else set()
-        for part in self._part_files():
-            if part.name not in self._known:
-                self._known[part.name] = [row.file for row in self._format.read(part)]
-            found.update(self._known[part.name])
-        return found
+        found: Set[str] = set()
+        for part in self._part_files():  # before the file: what another process merges meanwhile is in one of them
+            try:
+                found.update(self._names_in(part))
+            except FileNotFoundError:
+                continue
+        return found | self._merged()
 
     def write(self, rows: Iterable[Prediction]) -> None:
         """Keep rows: all of them, or none if the process is killed or the disk is full."""
-        with self._temporary('part') as temporary:
-            self._format.write(temporary, rows)
-            _commit(temporary, self.parts / f'{uuid.uuid4().hex}{self.path.suffix}')
+        kept = list(rows)
+
+        def attempt() -> None:
+            self.parts.mkdir(exist_ok=True)
+            with self._temporary('part') as temporary:
+                self._format.write(temporary, kept)
+                _commit(temporary, self.parts / f'{uuid.uuid4().hex}{self.path.suffix}')
+
+        _again(attempt)
 
     def merge(self) -> bool:
         """Make the file of its parts, if no picture is missing; returns whether it is complete now.
 
-        Several processes may do so at a time: they write the same.
+        Several processes may do so at a time: they write the same. Parts that come meanwhile, from processes with
+        further pictures, stay.
         """
+        return _again(self._merge)
+
+    def _merge(self) -> bool:
+        parts = self._part_files()
         try:
-            if not self.done().issuperset(self.positions):
-                return False
-            if not self._part_files():
-                shutil.rmtree(self.parts, ignore_errors=True)
-                return True
-            with self._temporary(self.path.name) as temporary:
-                self._format.write(temporary, self.rows())
-                _commit(temporary, self.path)
+            found = self._merged().union(*map(self._names_in, parts))
+            if not found.issuperset(self.positions):
+                return self._merged().issuperset(self.positions)
+            if parts:
+                with self._temporary(self.path.name) as temporary:
+                    self._format.write(temporary, self._rows(parts, set()))
+                    if not all(part.exists() for part in parts):
+                        raise FileNotFoundError(f'{self.parts}: parts are gone.')
+                    _commit(temporary, self.path)
         except FileNotFoundError:  # another process was faster, and has removed the parts
-            return self._is_complete()
-        shutil.rmtree(self.parts, ignore_errors=True)
+            if self._merged().issuperset(self.positions):
+                return True
+            raise
+        self._clear(parts)
         return True
+
+    def _clear(self, parts: Iterable[Path]) -> None:
+        """Remove what is merged, and what killed processes left half written; who still writes it does so again."""
+        for path in (*parts, *self.parts.glob('.*')):
+            with suppress(OSError):
+                path.unlink()
+        with suppress(OSError):  # there are other parts in it
+            self.parts.rmdir()
 
     def rows(self) -> Iterator[Prediction]:
         """All rows: those of the file, then those of the parts in the order of their first pictures; each once."""
         seen: Set[str] = set()
-        parts = sorted(self._part_files(), key=lambda part: self.positions.get(self._first(part), -1))
+        try:
+            yield from self._rows(self._part_files(), seen)
+        except FileNotFoundError:  # another process has merged the parts
+            yield from self._rows([], seen)
+
+    def _rows(self, files: Iterable[Path], seen: Set[str]) -> Iterator[Prediction]:
+        parts = sorted(files, key=lambda part: self.positions.get(self._first(part), -1))
         for source in ([self.path] if self.path.exists() else []) + parts:
             for row in self._format.read(source):
                 if row.file not in seen:
@@ -123,8 +155,13 @@ class Output:
     def _part_files(self) -> List[Path]:
         return list(self.parts.glob(f'*{self.path.suffix}'))
 
-    def _is_complete(self) -> bool:
-        return self.path.exists() and {row.file for row in self._format.read(self.path)}.issuperset(self.positions)
+    def _names_in(self, part: Path) -> List[str]:
+        if part.name not in self._known:
+            self._known[part.name] = [row.file for row in self._format.read(part)]
+        return self._known[part.name]
+
+    def _merged(self) -> Set[str]:
+        return {row.file for row in self._format.read(self.path)} if self.path.exists() else set()
 
     def _temporary(self, name: str) -> '_Temporary':
         return _Temporary(self.parts / f'.{name}.{uuid.uuid4().hex}')
@@ -132,9 +169,17 @@ class Output:
 
 def _commit(temporary: Path, path: Path) -> None:
     """Let a finished file take its name, in one step, once it is on the disk."""
-    with temporary.open('rb') as stream:
+    with temporary.open('r+b') as stream:  # Windows syncs only what may be written
         os.fsync(stream.fileno())
     os.replace(temporary, path)
+
+
+def _again(attempt: Callable[[], _T]) -> _T:
+    """Try again where another process has taken a folder or file away."""
+    for _ in range(_TRIES - 1):
+        with suppress(FileNotFoundError):
+            return attempt()
+    return attempt()
 
 
 class _Temporary:

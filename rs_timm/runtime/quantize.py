@@ -80,6 +80,19 @@ class QuantisedFile:
                     file.replace(self._folder / file.name)
         return path
 
+    def digest(self, resolution: int) -> str:
+        """Of the int8 network for `resolution` pixels, which is another one for other calibration pictures.
+
+        Raises:
+            ImportError, ValueError: as of `network`.
+        """
+        path = self.network(resolution)
+        digest = hashlib.sha256()
+        for file in (path, path.with_suffix('.bin')):  # OpenVINO keeps the weights in a second file
+            if file.exists():
+                digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
+
     @property
     def _stem(self) -> str:
         digest = hashlib.sha256(self._source.path.read_bytes()).hexdigest()[:16]

@@ -45,8 +45,7 @@ class Session:
         precision: 'fp32', 'bf16' or 'int8'; what an engine cannot do is an error.
         threads: per network; None leaves it to the engine.
         memory: 'speed' gives each resolution a network of its own; 'shared' runs the file's one graph at all sizes: one
-            copy of the weights, but slower, and a switch costs more. The torch engine
-            always shares its weights.
+            copy of the weights, but slower, and a switch costs more. The torch engine always shares its weights.
         draft: let the JPEG decoder scale down by 2, 4 or 8 where that leaves more than the network needs.
         calibration: for int8: some hundred pictures of those that will be served, as for a call.
         cache_dir: for int8: a folder that keeps the calibrated networks; what is there is used as it is.
@@ -96,6 +95,11 @@ class Session:
     def info(self) -> ModelInfo:
         """What the model says about itself."""
         return self._source.info
+
+    @property
+    def source(self) -> Source:
+        """Where the networks come from."""
+        return self._source
 
     @property
     def resolutions(self) -> Tuple[int, ...]:
