@@ -26,8 +26,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except ImportError as error:
         if '--debug' in argv:
             raise
-        needs = ': all commands but predict FILE.onnx need PyTorch and timm.' if _is_torch_missing(error) else ''
-        print(f'rs-timm: error: {error}{needs}', file=sys.stderr)
+        remedy = ': all commands but predict and bench FILE.onnx need PyTorch and timm.'
+        print(f"rs-timm: error: {error}{remedy if _is_torch_missing(error) else ''}", file=sys.stderr)
         return 2
     return run_command(args.run, args)
 

@@ -139,7 +139,7 @@ def test_int8_calibrates_once(predict, made, tmp_path):
     assert predict(*options, out='again.jsonl')[3] == rows, 'what is in the folder is used'
     assert predict(*options)[3] == rows
     other = ('--precision', 'int8', '--cache-dir', tmp_path / 'other', '--resolution', 48)
-    status, _, err, _ = predict(*other, '--calibration', made / 'photos' / 'c1')
+    status, _, err, _ = predict(*other, '--calibration', made / 'photos' / 'c2')
     assert status == 2 and re.search(r"calibrated '\w+', now '\w+'", err), 'another network'
 
 
@@ -354,9 +354,12 @@ def test_exported_files_need_no_torch(predict, made, tmp_path):
                         (['info', 'rs_resnet18'], 'need PyTorch and timm')):
         done = run(*argv)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    done = run('bench', made / 'tiny.onnx', '--engine', 'onnxruntime', '--seconds', 0.01,
+               '--images', made / 'photos' / 'c0')
+    assert done.returncode == 0 and '64' in done.stdout, done.stderr
     done = run('--help')
     assert done.returncode == 0 and 'needs PyTorch and timm' in done.stdout and 'classify pictures' in done.stdout
-    assert [word for word in COMMANDS if f'\n    {word} ' not in done.stdout] == []
+    assert tuple(re.findall(r'^    (\w+)\b', done.stdout, flags=re.MULTILINE)) == COMMANDS
     done = run('--version')
     assert done.returncode == 0 and 'torch not installed' in done.stdout
 

@@ -17,11 +17,11 @@ from rs_timm.runtime.machine import describe_machine
 from ._arguments import positive_int
 
 __all__ = [
-    'SessionClassifier', 'add_session_arguments', 'check_exported', 'is_exported', 'open_session', 'require_torch',
-    'wants_session',
+    'CALIBRATION', 'SessionClassifier', 'add_session_arguments', 'check_exported', 'is_exported', 'open_session',
+    'pictures_below', 'require_torch', 'wants_session',
 ]
 
-_CALIBRATION = 300
+CALIBRATION = 300  # pictures
 
 
 def add_session_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
                        help="of the network (default: the engine's choice; under torchrun, this process's part of the "
                             'cores)')
     group.add_argument('--calibration', metavar='DIR',
-                       help=f'for int8: folder of pictures to calibrate with ({_CALIBRATION} are taken)')
+                       help=f'for int8: folder of pictures to calibrate with ({CALIBRATION} are taken)')
     group.add_argument('--cache-dir', metavar='DIR', help='for int8: folder that keeps the calibrated networks')
 
 
@@ -70,7 +70,7 @@ def open_session(args: argparse.Namespace) -> Tuple[Session, str]:
     on_device = args.engine is None and args.device != 'cpu'
     session = Session(
         model, 'torch' if on_device else args.engine, args.precision or 'fp32', args.threads or _part_of_the_cores(),
-        calibration=_calibration(args.calibration), cache_dir=args.cache_dir)
+        calibration=args.calibration and pictures_below(args.calibration, CALIBRATION), cache_dir=args.cache_dir)
     if session.engine_name != 'torch' and args.device != 'cpu':
         raise ValueError(f'--device {args.device} is for --engine torch; {session.engine_name} runs on the CPU.')
     if session.info.task != 'classification':
@@ -121,15 +121,17 @@ def _part_of_the_cores() -> Optional[int]:
     return max(1, describe_machine()['cores'] // processes) if processes > 1 else None
 
 
-def _calibration(folder: Optional[str]) -> Optional[List[str]]:
-    """Files from all over a folder, since those that stand together are often of one class."""
-    if folder is None:
-        return None
+def pictures_below(folder: str, count: int) -> List[str]:
+    """At most `count` files from all over a folder, since those that stand together are often of one class.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no pictures in it, or only such in tar files.
+    """
     files = [place.path for place in open_collection([folder]).places if place.size is None]
     if not files:
-        raise ValueError(f'--calibration {folder}: no pictures in it but those in tar files: unpack some hundred.')
-    return [files[index * len(files) // _CALIBRATION] for index in range(_CALIBRATION)] if (
-        len(files) > _CALIBRATION) else files
+        raise ValueError(f'{folder}: no pictures in it but those in tar files: unpack some hundred.')
+    return [files[index * len(files) // count] for index in range(count)] if len(files) > count else files
 
 
 class SessionClassifier:

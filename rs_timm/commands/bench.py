@@ -2,29 +2,25 @@
 import argparse
 import itertools
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple
 
-from torch import nn
-
-from rs_timm.data import ImageFiles
 from rs_timm.runtime import LatencyTable, Session, choose_resolution, measure
 from rs_timm.runtime.engines import ENGINES, PRECISIONS
 from rs_timm.runtime.limits import IF_NONE, Limits
 from rs_timm.runtime.session import MEMORY
 
-from ._model import add_model_arguments, load_model, positive_int
-from ._serving import check_exported, is_exported
+from ._arguments import add_model_arguments, positive_int
+from ._serving import CALIBRATION, check_exported, is_exported, pictures_below, require_torch
 from ._shell import report
 
 __all__ = ['register', 'run']
 
 _PICTURES = 64  # are enough to vary the work of decoding
-_CALIBRATION = 300
 
 
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser('bench', help='latency and throughput per resolution, as a table for budgets')
-    add_model_arguments(parser, also="; or a file that 'rs-timm export' wrote (.onnx)")
+    add_model_arguments(parser, also="; or a file that 'rs-timm export' wrote (.onnx), which needs no PyTorch")
     parser.add_argument('--engine', nargs='+', choices=ENGINES, default=[None], help='default: the fastest installed')
     parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='default: fp32')
     parser.add_argument('--threads', type=positive_int, nargs='+', default=[None], metavar='N',
@@ -32,14 +28,14 @@ def register(subparsers: Any) -> None:
     parser.add_argument('--memory', choices=MEMORY, default='speed',
                         help="'speed' (default): a network for each resolution; 'shared': one copy of the weights")
     parser.add_argument('--calibration', metavar='DIR',
-                        help=f'for int8: folder of pictures to calibrate with ({_CALIBRATION} are taken)')
+                        help=f'for int8: folder of pictures to calibrate with ({CALIBRATION} are taken)')
     parser.add_argument('--cache-dir', metavar='DIR', help='for int8: folder that keeps the calibrated networks')
     parser.add_argument('--sizes', type=positive_int, nargs='+', metavar='R',
                         help='sizes to measure in pixels, trained or not (default: the trained ones)')
     parser.add_argument('--batch', type=positive_int, nargs='+', default=[1], metavar='N',
                         help='pictures per call (default: 1)')
     parser.add_argument('--images', metavar='PATH', nargs='+',
-                        help=f'picture files, or folders (the first {_PICTURES} pictures): measure preprocessing too')
+                        help=f'picture files, or folders ({_PICTURES} pictures of each): measure preprocessing too')
     parser.add_argument('--repeats', type=positive_int, default=200, metavar='N', help='calls each (default: 200)')
     parser.add_argument('--seconds', type=float, metavar='S', help='stop after this time, with 72 calls each or more')
     parser.add_argument('--out', metavar='FILE', help='write the table as JSON; several engines or numbers of threads '
@@ -58,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         Limits(args.ms, args.fps, args.madds)  # says what is wrong before anything is measured
     model = _model(args)
     images = _pictures(args.images)
-    calibration = ImageFiles(args.calibration).files[:_CALIBRATION] if args.calibration else None
+    calibration = pictures_below(args.calibration, CALIBRATION) if args.calibration else None
     cases = list(itertools.product(args.engine, args.threads))
     for engine, threads in cases:
         session = Session(
@@ -76,19 +72,22 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model(args: argparse.Namespace) -> Union[str, nn.Module]:
-    """The path of an exported file, or the network that MODEL names."""
+def _model(args: argparse.Namespace) -> Any:
+    """The path of an exported file, or the torch model that MODEL names."""
     if is_exported(args.model):
         check_exported(args)
         return args.model
+    require_torch(args.model)
+    from ._model import load_model  # not at the top: exported files need no torch
+
     return load_model(args.model, not args.no_weights, args.checkpoint, args.resolutions)
 
 
 def _pictures(paths: Optional[Sequence[str]]) -> List[str]:
-    """The files, with folders replaced by pictures in them."""
+    """The files, with folders replaced by pictures from all over them."""
     chosen: List[str] = []
     for path in paths or ():
-        chosen += map(str, ImageFiles(path).files[:_PICTURES]) if Path(path).is_dir() else [path]
+        chosen += pictures_below(path, _PICTURES) if Path(path).is_dir() else [path]
     return chosen
 
 

@@ -56,7 +56,7 @@ class Output:
         self.positions = _positions(names)
         self._format = format_of(self.path)
         self._known: Dict[str, List[str]] = {}  # part -> the pictures in it
-        self._check(json.loads(json.dumps(dict(settings))))
+        _again(lambda: self._check(json.loads(json.dumps(dict(settings)))))
 
     def _check(self, settings: Dict[str, Any]) -> None:
         if not self.card.exists():
