@@ -39,7 +39,7 @@ def test_every_photograph_is_of_one_of_the_classes_and_has_a_licence(demo):
 def test_shipped_networks_are_those_of_the_manifest(demo, monkeypatch):
     keys = ['rs_resnet50.mred_imagenette', 'rs_resnet18.other', 'rs_resnet18_refinenet.camvid']
     monkeypatch.setattr(demo, 'manifest', lambda: dict.fromkeys(keys))
-    assert demo.shipped_names() == ['rs_resnet18', 'rs_resnet50']
+    assert demo.shipped_names() == ['rs_resnet18.other', 'rs_resnet50.mred_imagenette']  # in the order of TRAINED
 
 
 def test_what_is_shown_is_what_the_network_says(demo, capsys, tmp_path):
