@@ -185,7 +185,7 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('act', [interrupt, lambda: os.kill(os.getpid(), signal.SIGTERM)], ids=['Ctrl-C', 'SIGTERM'])
+@pytest.mark.parametrize('act', [interrupt, lambda: signal.raise_signal(signal.SIGTERM)], ids=['Ctrl-C', 'SIGTERM'])
 def test_a_stopped_run_keeps_what_is_there(predict, tmp_path, monkeypatch, act):
     *_, expected = predict(out='whole.jsonl')
     with monkeypatch.context() as patch:
