@@ -506,9 +506,10 @@ def test_channels_last(name, random_statistics):
     model.to(memory_format=torch.channels_last)
     for size in (48, 40):
         x = image(size)
-        y = model.forward_features(x.to(memory_format=torch.channels_last))
+        y, plain = model.forward_features(x.to(memory_format=torch.channels_last)), expected.forward_features(x)
         assert y.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(y, expected.forward_features(x), rtol=1e-4, atol=1e-5)
+        # other kernels sum in another order: what that costs goes with the size of the summands, not of their sum
+        torch.testing.assert_close(y, plain, rtol=1e-4, atol=1e-5 * max(1., plain.abs().max().item()))
 
 
 @pytest.mark.parametrize('training', [True, False])
