@@ -173,8 +173,8 @@ def main() -> None:
     shows = []
     for name in shipped_names():
         model = timm.create_model(name, pretrained=True).eval()
-        tag, photographs = model.pretrained_cfg['tag'], own_photographs(names_of(model))
-        title = f'{name}.{tag}: trained for all sizes; {len(photographs)} photographs, {model.num_classes} classes'
+        photographs = own_photographs(names_of(model))
+        title = f'{name}, for all sizes; {len(photographs)} photographs, {model.num_classes} classes'
         shows.append(look(title, model, photographs))
         print_tables(shows[-1])
     photographs = foolbox_photographs()
