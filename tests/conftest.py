@@ -20,3 +20,16 @@ def random_statistics():
         return model.eval()
 
     return randomise
+
+
+@pytest.fixture
+def cli(capsys):
+    """Runs a command in this process -> status, stdout, stderr."""
+    from rs_timm.cli import main
+
+    def run(*argv):
+        capsys.readouterr()
+        status = main([str(arg) for arg in argv])
+        return status, *capsys.readouterr()
+
+    return run

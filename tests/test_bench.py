@@ -10,7 +10,6 @@ from PIL import Image
 
 import rs_timm
 from rs_timm.analysis import madds
-from rs_timm.cli import main
 from rs_timm.runtime import Cascade, LatencyTable, Session, choose_resolution, measure, read_model, specialise
 from rs_timm.runtime.confidence import confidence
 from rs_timm.runtime.madds import graph_madds, madds_of
@@ -43,17 +42,6 @@ def photos(tmp_path):
     for index in range(6):
         Image.fromarray(generator.integers(0, 255, (90, 70, 3), np.uint8)).save(tmp_path / f'{index}.png')
     return [str(tmp_path / f'{index}.png') for index in range(6)]
-
-
-@pytest.fixture
-def cli(capsys):
-    """Runs a command in this process -> status, stdout, stderr."""
-    def run(*argv):
-        capsys.readouterr()
-        status = main([str(arg) for arg in argv])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize('name', ['test_resnet', 'rs_mobilenetv2'])

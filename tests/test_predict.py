@@ -56,17 +56,6 @@ def made(network, tmp_path_factory):
 
 
 @pytest.fixture
-def cli(capsys):
-    """Runs a command in this process -> status, stdout, stderr."""
-    def run(*argv):
-        capsys.readouterr()
-        status = main([str(arg) for arg in argv])
-        return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def predict(cli, made, tmp_path):
     """Writes predictions with ONNX Runtime -> status, stdout, stderr, rows."""
     def run(*options, inputs=None, out='rows.jsonl', engine='onnxruntime', model='tiny.onnx'):
