@@ -204,11 +204,13 @@ def test_killed_and_stopped_it_goes_on(data, tmp_path):
     process.wait()
     process = start(data, tmp_path)
     wait_for(process, lambda: (tmp_path / 'results/paper_runs.csv').is_file())
+    os.killpg(process.pid, signal.SIGSTOP)  # else, on a busy machine, it may be through before the next command is
     second = subprocess.run(
         [sys.executable, '-m', 'benchmarks.run', 'table5', '--data', str(data), '--out', str(tmp_path)], cwd=ROOT,
         capture_output=True, text=True)
     assert second.returncode == 2 and 'is in use by another benchmarks.run' in second.stderr
     os.kill(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGCONT)
     assert process.wait(60) == 128 + signal.SIGTERM
     assert run.main(['table5', '--preset', 'small', '--data', str(data), '--out', str(tmp_path), '--debug-twin',
                      '--device', 'cpu', '--workers', '0']) == 0
