@@ -22,7 +22,7 @@ from rs_timm.analysis import (
 from rs_timm.data import MultiResLoader, create_multires_loader
 from rs_timm.training import Recipe
 
-__all__ = ['Measured', 'Pictures', 'measure']
+__all__ = ['Measured', 'Pictures', 'measure', 'run_row']
 
 Rows = List[Dict[str, Any]]
 Measured = Dict[Table, Rows]
@@ -100,7 +100,7 @@ def measure(
                 for resolution, means in sets.items()] if several else [],
         FEATURES: list(_feature_rows(model, (sizes[0], sizes[-1]), pictures)) if job.run.features else [],
     }
-    run = _run_row(job, recipe, model, pictures, said, epochs)
+    run = run_row(job, recipe, model, len(said.target), epochs, pictures.common['device'])
     measured[RUNS] = [dict(run, measure_seconds=round(time.monotonic() - started, 1))]
     return measured, said
 
@@ -142,23 +142,23 @@ def _feature_rows(model: nn.Module, sizes: Sequence[int], pictures: Pictures) ->
                 yield dict(resolution=size, crops=crops, share=round(float(share), 4), value=float(value))
 
 
-def _run_row(
+def run_row(
         job: Job,
         recipe: Recipe,
         model: nn.Module,
-        pictures: Pictures,
-        said: Predictions,
+        pictures: int,
         epochs: Sequence[Mapping[str, Any]],
+        device: torch.device,
 ) -> Dict[str, Any]:
+    """The row of the table of runs, without the time of measuring."""
     seconds: Dict[int, float] = {row['epoch']: row['seconds'] for row in epochs}
-    device = pictures.common['device'].type
     return dict(
-        model=job.preset.model,
+        model=job.model,
         recipe=job.preset.recipe_name,
         settings=settings(recipe),
         epochs=recipe.epochs if job.run.trains else 0,
         parameters=parameter_counts(model).total,
-        pictures=len(said.target),
+        pictures=pictures,
         train_seconds=round(sum(seconds.values()), 1),
-        **describe(device, recipe.precision),
+        **describe(device.type, recipe.precision),
     )

@@ -123,8 +123,18 @@ _LADDER_PRESET = Preset(
     classes=10,
     about='EfficientNet-Lite0 with its ImageNet weights, logits restricted to the ten classes of Imagenette',
 )
+# The encoder starts from the project's own weights. AdamW, so that one rate serves one loss and the sum of three.
+_CAMVID_PRESET = Preset(
+    name='camvid',
+    model='rs_refinenet_resnet18',
+    recipe_name='camvid',
+    recipe=get_recipe('camvid', epochs=10, warmup_epochs=2., init='rs_resnet18.mred_imagenette'),
+    data='CamVid',
+    classes=11,
+    about='RefineNet with 64 channels on ResNet18, CamVid (eleven classes), 10 epochs',
+)
 PRESETS: Dict[str, Preset] = {
     preset.name: preset
-    for preset in (_SMALL_PRESET, _LADDER_PRESET, _PILOT_PRESET, *map(_imagenet, ('resnet18', 'resnet50',
-                                                                                'mobilenetv2')))
+    for preset in (_SMALL_PRESET, _LADDER_PRESET, _PILOT_PRESET, _CAMVID_PRESET,
+                   *map(_imagenet, ('resnet18', 'resnet50', 'mobilenetv2')))
 }

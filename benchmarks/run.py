@@ -19,14 +19,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
 from benchmarks.environment import RESULTS, commit
 from benchmarks.ladder import write_start
-from benchmarks.measure import Pictures, measure
+from benchmarks.measure import Measured, Pictures, measure
+from benchmarks.measure_masks import measure_masks
 from benchmarks.presets import PRESETS
 from benchmarks.runs import GROUPS, Job, jobs, settings
 from benchmarks.store import RUNS, TABLES, put, read
@@ -86,27 +87,41 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
     began = _note_commit(folder)
     options = Options(device=args.device, workers=args.workers, progress=sys.stderr.isatty())
     device = torch.device(args.device if args.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
-    pictures = Pictures(args.data, recipe, device, args.workers)
-    if recipe.init and not Path(recipe.init).is_file():
+    if job.preset.name == 'ladder' and not Path(recipe.init).is_file():
         write_start(Path(recipe.init), Loaders(args.data, recipe, workers=0).class_names)
     seconds = None
     if job.run.trains:
-        trained = train(job.preset.model, args.data, recipe, str(folder), resume, options)
+        trained = train(job.model, args.data, recipe, str(folder), resume, options)
         model, epochs = trained.model, trained.rows
     else:
         started = time.monotonic()
-        model, epochs = _as_it_is(job, recipe, pictures), []
+        model, epochs = _as_it_is(job, recipe, Pictures(args.data, recipe, device, args.workers)), []
         if job.run.prior_images is not None:
             seconds = round(time.monotonic() - started, 1)
-    sizes = job.preset.recipe.debug() if args.debug_twin else job.preset.recipe
-    dense = [size // 4 + 8 for size in job.preset.dense] if args.debug_twin else job.preset.dense
-    measured, said = measure(job, recipe, model, pictures, dense, sizes.resolutions, epochs)
-    write_atomically(folder / 'predictions.npz', said.to_bytes())
+    measured = _measured(job, args, recipe, model, epochs, device)
     for table in TABLES:  # the table of runs, which says that all is there, comes last
         if table is not RUNS:
-            put(table, results_of(args), job.key, measured[table])
+            put(table, results_of(args), job.key, measured.get(table, []))
     changed = dict(commit=began, **({} if seconds is None else dict(train_seconds=seconds)))
     put(RUNS, results_of(args), job.key, [dict(row, **changed) for row in measured[RUNS]])
+
+
+def _measured(
+        job: Job,
+        args: argparse.Namespace,
+        recipe: Recipe,
+        model: nn.Module,
+        epochs: Sequence[Mapping[str, Any]],
+        device: torch.device,
+) -> Measured:
+    preset = job.preset.recipe.debug() if args.debug_twin else job.preset.recipe
+    if recipe.task == 'segmentation':
+        return measure_masks(job, recipe, model, args.data, preset.resolutions, epochs, device, args.workers)
+    dense = [size // 4 + 8 for size in job.preset.dense] if args.debug_twin else job.preset.dense
+    pictures = Pictures(args.data, recipe, device, args.workers)
+    measured, said = measure(job, recipe, model, pictures, dense, preset.resolutions, epochs)
+    write_atomically(folder_of(job, args) / 'predictions.npz', said.to_bytes())
+    return measured
 
 
 def _note_commit(folder: Path) -> str:
@@ -120,7 +135,7 @@ def _note_commit(folder: Path) -> str:
 def _as_it_is(job: Job, recipe: Recipe, pictures: Pictures) -> nn.Module:
     """A network that is not trained: with the weights it starts from, and perhaps statistics from training pictures."""
     classes = len(Loaders(pictures.data, recipe, workers=0).class_names)
-    model = build_model(job.preset.model, recipe, classes).eval().to(pictures.common['device'])
+    model = build_model(job.model, recipe, classes).eval().to(pictures.common['device'])
     if job.run.prior_images is not None:
         recalibrate(model, lambda r: pictures.training_crops((r,), 'train'), prior_images=job.run.prior_images)
     return model
@@ -178,7 +193,7 @@ def parse(arguments: Optional[Sequence[str]] = None) -> Tuple[argparse.ArgumentP
     parser.add_argument('names', nargs='*', metavar='NAME', help=f'a run of --list, or a group: {", ".join(GROUPS)}')
     parser.add_argument('--all', action='store_true', help='all runs of the preset, in order')
     parser.add_argument('--list', action='store_true', help='show the runs and their state')
-    parser.add_argument('--data', help='folder with train/CLASS/* and val/CLASS/*')
+    parser.add_argument('--data', help='folder with train/CLASS/* and val/CLASS/*, or train/images and train/masks')
     parser.add_argument('--out', default='runs/paper', help='checkpoints and predictions (default: %(default)s)')
     parser.add_argument('--preset', choices=list(PRESETS), help=f'default: {" and ".join(QUEUED)}')
     parser.add_argument('--seed', type=int, help='in place of the planned seeds')
@@ -205,7 +220,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     if not (args.names or args.all):
         parser.error('name a run or a group, or use --all or --list')
     if not args.data:
-        parser.error('--data is needed: a folder with train/CLASS/* and val/CLASS/*')
+        parser.error('--data is needed: a folder with train/CLASS/* and val/CLASS/*, or with masks for camvid')
     try:
         with _alone(Path(args.out)):
             return _run(todo, args)

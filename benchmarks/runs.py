@@ -21,6 +21,7 @@ GROUPS = {
     'table6': 'Table 6: one crop or several, one resolution or several',
     'figure5': 'Figures 5 and 9: interaction of resolutions, crops of 8 to 100 %',
     'figure9': 'Figure 9: interaction of resolutions, crops of 30 to 100 %',
+    'table7': 'Table 7: semantic segmentation',
 }
 
 
@@ -35,6 +36,7 @@ class Run:
         seeds: those that are planned.
         dense: measured at the preset's dense sizes too.
         features: the distribution of the pooled features is kept (Figure 3).
+        model: what is trained, if not the preset's.
         trains: false: the network is measured as it is, or after `prior_images` of recalibration.
         prior_images: weight of the old statistics in a recalibration; None: none.
     """
@@ -45,6 +47,7 @@ class Run:
     seeds: Tuple[int, ...] = (0,)
     dense: bool = False
     features: bool = False
+    model: str = ''
     trains: bool = True
     prior_images: Optional[float] = None
 
@@ -71,8 +74,8 @@ def prefix(resolutions: Sequence[int]) -> str:
 
 def runs(preset: Preset) -> Dict[str, Run]:
     """The runs of a preset by name, those that matter most first."""
-    made = _pilot(preset) if preset.name == 'pilot' else _ladder() if preset.name == 'ladder' else _paper(preset)
-    return {run.name: run for run in made}
+    of_preset = {'pilot': _pilot, 'ladder': _ladder, 'camvid': _camvid}
+    return {run.name: run for run in of_preset.get(preset.name, _paper)(preset)}
 
 
 def _pilot(preset: Preset) -> Iterator[Run]:
@@ -84,12 +87,22 @@ def _pilot(preset: Preset) -> Iterator[Run]:
             yield Run(f'{kind}_lr{factor * preset.mean_lr[kind]:g}', 'pilot', dict(own, lr=lr))
 
 
-def _ladder() -> Iterator[Run]:
+def _ladder(preset: Preset) -> Iterator[Run]:
     yield Run('untouched', 'ladder', trains=False)
     yield Run('recalibrated', 'ladder', trains=False, prior_images=100000)
     yield Run('replaced', 'ladder', trains=False, prior_images=0)
     yield Run('bn', 'ladder', dict(train='bn', lr=1e-3))
     yield Run('full', 'ladder')
+
+
+def _camvid(preset: Preset) -> Iterator[Run]:
+    for size in preset.resolutions:
+        yield Run(f'individual_{size}', 'table7', dict(resolutions=(size,)))
+    yield Run('rs_net', 'table7')
+    yield Run('parallel', 'table7', dict(mred='none'))
+    yield Run('vanilla', 'table7', dict(mred='vanilla'))
+    few = dict(epochs=1, limit_batches=4, batch_size=2, warmup_epochs=0., init='', model_args=())
+    yield Run('resnet101_four_updates', 'table7', few, model='rs_refinenet_resnet101')
 
 
 def _paper(preset: Preset) -> Iterator[Run]:
@@ -136,6 +149,11 @@ class Job:
     preset: Preset
     run: Run
     seed: int
+
+    @property
+    def model(self) -> str:
+        """The name of the network."""
+        return self.run.model or self.preset.model
 
     @property
     def key(self) -> Dict[str, str]:

@@ -3,7 +3,7 @@ import numpy as np
 
 from benchmarks.presets import PRESETS
 from benchmarks.runs import jobs, settings
-from benchmarks.store import ACCURACY, EPOCHS, FEATURES, NORMS, RIGHT, RUNS, packed, put
+from benchmarks.store import ACCURACY, EPOCHS, FEATURES, MASKS, NORMS, RIGHT, RUNS, packed, put
 
 PICTURES = 400
 ENVIRONMENT = dict(device='cpu (some processor)', dtype='bfloat16', threads='2', python='3.11', torch='2', timm='1',
@@ -56,6 +56,8 @@ def write_job(folder, job, **changed):
         rows += [(sets, size, top1(name, size, job.seed, largest, sets)) for sets in kinds]
     if several:
         rows.append(('own', 'ensemble', top1(name, largest, job.seed, largest) + 0.75))
+    if recipe.task == 'segmentation':
+        return _write_masks(folder, job, recipe, changed)
     put(ACCURACY, folder, job.key, [dict(sets=sets, resolution=size, top1=value, top5=50 + value / 2, loss=1., ece=2.)
                                     for sets, size, value in rows])
     put(RIGHT, folder, job.key, [
@@ -64,10 +66,25 @@ def write_job(folder, job, **changed):
     put(NORMS, folder, job.key, _norms(trained) if several else [])
     put(FEATURES, folder, job.key, _features(name, trained) if job.run.features else [])
     put(EPOCHS, folder, job.key, _epochs(recipe, job, several))
+    _write_run(folder, job, recipe, changed)
+
+
+def _write_run(folder, job, recipe, changed):
     put(RUNS, folder, job.key, [dict(
-        dict(model=preset.model, recipe=preset.recipe_name, settings=settings(recipe), epochs=recipe.epochs,
+        dict(model=job.model, recipe=job.preset.recipe_name, settings=settings(recipe), epochs=recipe.epochs,
              parameters=11 * 2 ** 20, pictures=PICTURES, train_seconds=1800. + 60 * job.seed, measure_seconds=45.,
              commit='abcdef0123', **ENVIRONMENT), **changed)])
+
+
+def _write_masks(folder, job, recipe, changed):
+    """A network for segmentation: mean IoU as the top-1 of `top1`, less 30; the other two quantities above it."""
+    sizes = job.preset.resolutions
+    values = {size: top1(job.run.name, size, job.seed, sizes[0]) - 30 for size in sizes}
+    if len(recipe.resolutions) > 1:
+        values['ensemble'] = values[sizes[0]] + 1
+    put(MASKS, folder, job.key, [dict(resolution=size, pixel_accuracy=value + 20, mean_accuracy=value + 10,
+                                      mean_iou=value) for size, value in values.items()])
+    _write_run(folder, job, recipe, changed)
 
 
 def _norms(sizes):

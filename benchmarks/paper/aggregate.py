@@ -18,7 +18,7 @@ import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.markdown import NOT_MEASURED
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.runs import Run, runs, settings
-from benchmarks.store import ACCURACY, RIGHT, RUNS, TABLES, Row, Table, by_columns, read, unpacked
+from benchmarks.store import ACCURACY, MASKS, RIGHT, RUNS, TABLES, Row, Table, by_columns, read, unpacked
 from rs_timm.analysis import complementarity, madds
 from rs_timm.training import Recipe
 
@@ -106,8 +106,11 @@ class Results:
         return by_columns(self.rows[table], **values)
 
     def sample(self, run: str, resolution: Any, column: str = 'top1', sets: str = 'own') -> Sample:
-        """A column of the table of accuracies at a size, or of the 'ensemble'."""
-        found = self.of(ACCURACY, run=run, resolution=resolution, sets=sets)
+        """A column of the table of accuracies, or of that of masks, at a size, or of the 'ensemble'."""
+        if column in MASKS.columns:
+            found = self.of(MASKS, run=run, resolution=resolution)
+        else:
+            found = self.of(ACCURACY, run=run, resolution=resolution, sets=sets)
         return Sample({row['seed']: float(row[column]) for row in found})
 
     def run_sample(self, run: str, column: str) -> Sample:
