@@ -133,8 +133,19 @@ _CAMVID_PRESET = Preset(
     classes=11,
     about='RefineNet with 64 channels on ResNet18, CamVid (eleven classes), 10 epochs',
 )
+# From full-precision weights, so that few epochs do. Learning rates on the mean as in the small preset.
+_QUANTISED_PRESET = Preset(
+    name='quantised',
+    model='rs_resnet18',
+    recipe_name='lq_imagenette',
+    recipe=get_recipe('lq_imagenette', epochs=3, warmup_epochs=0.5),
+    data='Imagenette',
+    classes=10,
+    about='ResNet18 on Imagenette (ten classes), quantised from full-precision weights',
+    mean_lr=dict.fromkeys(KINDS, 0.04),
+)
 PRESETS: Dict[str, Preset] = {
     preset.name: preset
-    for preset in (_SMALL_PRESET, _LADDER_PRESET, _PILOT_PRESET, _CAMVID_PRESET,
+    for preset in (_SMALL_PRESET, _LADDER_PRESET, _PILOT_PRESET, _CAMVID_PRESET, _QUANTISED_PRESET,
                    *map(_imagenet, ('resnet18', 'resnet50', 'mobilenetv2')))
 }

@@ -28,9 +28,10 @@ from benchmarks.environment import RESULTS, commit
 from benchmarks.ladder import write_start
 from benchmarks.measure import Measured, Pictures, measure
 from benchmarks.measure_masks import measure_masks
+from benchmarks.measure_quantised import file_rows, int8_rows
 from benchmarks.presets import PRESETS
-from benchmarks.runs import GROUPS, Job, jobs, settings
-from benchmarks.store import RUNS, TABLES, put, read
+from benchmarks.runs import GROUPS, Job, jobs, runs, settings
+from benchmarks.store import ACCURACY, FILES, RUNS, TABLES, put, read
 from rs_timm import recalibrate
 from rs_timm.training import NonFiniteError, Options, Recipe, train
 from rs_timm.training.build import build_model
@@ -49,7 +50,15 @@ QUEUED = ('small', 'ladder')
 def recipe_of(job: Job, args: argparse.Namespace) -> Recipe:
     """The settings of a job, as the command line changes them."""
     recipe = job.run.recipe(job.preset, job.seed, args.epochs, args.debug_twin)
-    return replace(recipe, init=str(folder_of(job, args) / 'start.pth')) if job.preset.name == 'ladder' else recipe
+    if job.preset.name == 'ladder':
+        return replace(recipe, init=str(folder_of(job, args) / 'start.pth'))
+    return replace(recipe, init=str(_start_of(job, args))) if job.run.start else recipe
+
+
+def _start_of(job: Job, args: argparse.Namespace) -> Path:
+    """The weights of the run that a run goes on from."""
+    start = Job(job.preset, runs(job.preset)[job.run.start], job.seed)
+    return folder_of(start, args) / 'model/model.safetensors'
 
 
 def folder_of(job: Job, args: argparse.Namespace) -> Path:
@@ -89,6 +98,9 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
     device = torch.device(args.device if args.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
     if job.preset.name == 'ladder' and not Path(recipe.init).is_file():
         write_start(Path(recipe.init), Loaders(args.data, recipe, workers=0).class_names)
+    if job.run.start and not Path(recipe.init).is_file():
+        raise ValueError(f'{job} goes on from the run {job.run.start!r}, which is not there: make it first, with the '
+                         f'same --out.')
     seconds = None
     if job.run.trains:
         trained = train(job.model, args.data, recipe, str(folder), resume, options)
@@ -120,6 +132,10 @@ def _measured(
     dense = [size // 4 + 8 for size in job.preset.dense] if args.debug_twin else job.preset.dense
     pictures = Pictures(args.data, recipe, device, args.workers)
     measured, said = measure(job, recipe, model, pictures, dense, preset.resolutions, epochs)
+    if job.run.group == 'table3':
+        measured[FILES] = file_rows(model)
+    if job.run.int8:
+        measured[ACCURACY] += int8_rows(model, Path(args.data), recipe.resolutions)
     write_atomically(folder_of(job, args) / 'predictions.npz', said.to_bytes())
     return measured
 

@@ -21,6 +21,7 @@ GROUPS = {
     'table6': 'Table 6: one crop or several, one resolution or several',
     'figure5': 'Figures 5 and 9: interaction of resolutions, crops of 8 to 100 %',
     'figure9': 'Figure 9: interaction of resolutions, crops of 30 to 100 %',
+    'table3': 'Table 3: quantised networks',
     'table7': 'Table 7: semantic segmentation',
 }
 
@@ -37,6 +38,8 @@ class Run:
         dense: measured at the preset's dense sizes too.
         features: the distribution of the pooled features is kept (Figure 3).
         model: what is trained, if not the preset's.
+        int8: measured as the runtime's int8 networks too.
+        start: the run of this preset, with the same seed, whose weights this one starts from.
         trains: false: the network is measured as it is, or after `prior_images` of recalibration.
         prior_images: weight of the old statistics in a recalibration; None: none.
     """
@@ -48,6 +51,8 @@ class Run:
     dense: bool = False
     features: bool = False
     model: str = ''
+    start: str = ''
+    int8: bool = False
     trains: bool = True
     prior_images: Optional[float] = None
 
@@ -74,7 +79,7 @@ def prefix(resolutions: Sequence[int]) -> str:
 
 def runs(preset: Preset) -> Dict[str, Run]:
     """The runs of a preset by name, those that matter most first."""
-    of_preset = {'pilot': _pilot, 'ladder': _ladder, 'camvid': _camvid}
+    of_preset = {'pilot': _pilot, 'ladder': _ladder, 'camvid': _camvid, 'quantised': _quantised}
     return {run.name: run for run in of_preset.get(preset.name, _paper)(preset)}
 
 
@@ -93,6 +98,18 @@ def _ladder(preset: Preset) -> Iterator[Run]:
     yield Run('replaced', 'ladder', trains=False, prior_images=0)
     yield Run('bn', 'ladder', dict(train='bn', lr=1e-3))
     yield Run('full', 'ladder')
+
+
+def _quantised(preset: Preset) -> Iterator[Run]:
+    """The full-precision networks come first; 2/32 goes on from the ordinary one, 2/2 from a pre-activation one."""
+    largest, smallest = preset.resolutions[0], preset.resolutions[-1]
+    yield Run('full_precision', 'table3', dict(epochs=2, init='rs_resnet18.mred_imagenette'), int8=True)
+    yield Run('w2a32', 'table3', model='rs_resnet18_w2a32', start='full_precision')
+    for size in (largest, smallest):
+        yield Run(f'w2a32_individual_{size}', 'table3', dict(resolutions=(size,)), model='rs_resnet18_w2a32',
+                  start='full_precision')
+    yield Run('preactivation', 'table3', dict(resolutions=(96,), epochs=8, lr=0.08), model='resnetv2_18')
+    yield Run('w2a2', 'table3', model='rs_resnet18_w2a2', start='preactivation')
 
 
 def _camvid(preset: Preset) -> Iterator[Run]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from rs_timm.training.checkpoint import write_atomically
 
-__all__ = ['ACCURACY', 'EPOCHS', 'FEATURES', 'KEY', 'MASKS', 'NORMS', 'RIGHT', 'RUNS', 'TABLES', 'Row', 'Table',
-           'by_columns', 'packed', 'put', 'read', 'unpacked']
+__all__ = ['ACCURACY', 'EPOCHS', 'FEATURES', 'FILES', 'KEY', 'MASKS', 'NORMS', 'RIGHT', 'RUNS', 'TABLES', 'Row',
+           'Table', 'by_columns', 'packed', 'put', 'read', 'unpacked']
 
 KEY = ('preset', 'run', 'seed')  # the columns that identify a job
 Row = Dict[str, str]
@@ -38,8 +38,9 @@ RIGHT = Table('paper_right', ('resolution', 'pictures', 'right'))
 EPOCHS = Table('paper_epochs', ('epoch', 'resolution', 'top1', 'loss', 'train_loss', 'alpha', 'seconds'))
 NORMS = Table('paper_norms', ('layer', 'resolution', 'weight', 'bias', 'running_mean', 'running_var'))
 FEATURES = Table('paper_features', ('resolution', 'crops', 'share', 'value'))
+FILES = Table('paper_files', ('kind', 'bytes'))
 MASKS = Table('paper_masks', ('resolution', 'pixel_accuracy', 'mean_accuracy', 'mean_iou'))
-TABLES = (RUNS, ACCURACY, RIGHT, EPOCHS, NORMS, FEATURES, MASKS)
+TABLES = (RUNS, ACCURACY, RIGHT, EPOCHS, NORMS, FEATURES, MASKS, FILES)
 
 
 def read(table: Table, folder: Path) -> List[Row]:

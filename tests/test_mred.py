@@ -163,6 +163,25 @@ def test_one_resolution_is_plain_cross_entropy():
     assert alpha.grad.item() == 0
 
 
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('is_soft', [False, True])
+def test_positions_are_samples(mode, is_soft):
+    """Logits [N, C, h, w] give what their rows [N * h * w, C] give."""
+    generator = torch.Generator().manual_seed(5)
+    logits = {r: torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64) for r in (96, 64, 32)}
+    shape = (2, 4, 3, 5) if is_soft else (2, 3, 5)
+    target = torch.rand(shape, dtype=torch.float64) if is_soft else torch.randint(4, shape, generator=generator)
+    alpha = torch.tensor([0.3, -1., 2.], dtype=torch.float64)
+
+    def rows(x):
+        return x.movedim(1, -1).flatten(0, -2)
+
+    flat = rows(target) if is_soft else target.flatten()
+    expected = mred_loss({r: rows(z) for r, z in logits.items()}, flat, alpha, mode, 0.1)
+    for name, value in mred_loss(logits, target, alpha, mode, 0.1).items():
+        torch.testing.assert_close(value, expected[name])
+
+
 def test_the_order_of_the_dict_does_not_matter():
     logits, target, alpha = problem()
     shuffled = {r: logits[r] for r in (128, 224, 96, 160, 192)}

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from rs_timm.loss import dense_mred_loss, labelled_pixels, mred_loss
+from rs_timm.loss import dense_mred_loss, mred_loss
 from rs_timm.segmentation import class_colours, class_ious, comparison, confusion_matrix, overlay, segmentation_scores
 
 CLASSES = 4
@@ -98,9 +98,9 @@ def test_nothing_labelled_is_no_loss_and_no_gradient():
 
 def test_wrong_masks_and_networks():
     with pytest.raises(ValueError, match='the masks have classes from 0 to 4, the network 4'):
-        labelled_pixels(random_logits(), torch.tensor([[[0, 4]]] * 3))
+        dense_mred_loss(random_logits(), torch.tensor([[[0, 4]]] * 3), torch.zeros(2))
     with pytest.raises(ValueError, match='is this a network for segmentation'):
-        labelled_pixels({8: torch.zeros(3, CLASSES)}, torch.zeros(3, 8, 8))
+        dense_mred_loss({8: torch.zeros(3, CLASSES)}, torch.zeros(3, 8, 8), torch.zeros(1))
 
 
 # Drawings

@@ -36,7 +36,8 @@ def _ensemble(results: Results) -> str:
 
 
 def _published() -> str:
-    header = ['tested at', *(f'{who}, {words.lower()}' for words in QUANTITIES.values() for who in ('I-Nets', 'RS-Net'))]
+    words = [words.lower() for words in QUANTITIES.values()]
+    header = ['tested at', *(f'{who}, {quantity}' for quantity in words for who in ('I-Nets', 'RS-Net'))]
     lines: List[List[str]] = []
     base, ours = published.TABLE_7['individual'], published.TABLE_7['rs_net']
     for size in base:

@@ -1,5 +1,5 @@
 """Multi-resolution ensemble distillation as pure functions of `{resolution: logits}`."""
-from .dense import IGNORED, dense_mred_loss, labelled_pixels
+from .dense import IGNORED, dense_mred_loss
 from .mred import (
     MODES,
     classification_loss,
@@ -19,6 +19,5 @@ __all__ = [
     'ensemble_logits',
     'ensemble_loss',
     'ensemble_weights',
-    'labelled_pixels',
     'mred_loss',
 ]

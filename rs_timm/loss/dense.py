@@ -1,12 +1,12 @@
-"""MRED per pixel: logits of all resolutions at one size, one row a labelled pixel."""
-from typing import Dict, Mapping, Tuple
+"""MRED per pixel: logits of all resolutions at the size of the masks."""
+from typing import Dict, Mapping
 
 import torch
 import torch.nn.functional as F
 
 from .mred import mred_loss
 
-__all__ = ['IGNORED', 'dense_mred_loss', 'labelled_pixels']
+__all__ = ['IGNORED', 'dense_mred_loss']
 
 IGNORED = 255  # in a mask: this pixel has no class
 
@@ -38,35 +38,27 @@ def dense_mred_loss(
 
     Source: Appendix B, Figure 7.
     """
-    rows, classes = labelled_pixels(logits, masks)
-    if not len(classes):
-        nothing = torch.stack([z.float().sum() for z in (*rows.values(), alpha)]).sum() * 0.
-        return dict.fromkeys(('loss', 'classification', 'ensemble', 'distillation'), nothing)
-    return mred_loss(rows, classes, alpha, mode, smoothing)
+    labelled = masks != IGNORED
+    full = _of_mask_size(logits, masks, labelled)
+    classes = masks.long().where(labelled, 0)
+    count = labelled.sum().clamp_min(1)
+    return mred_loss(full, classes, alpha, mode, smoothing, lambda values: (values * labelled).sum() / count)
 
 
-def labelled_pixels(
+def _of_mask_size(
         logits: Mapping[int, torch.Tensor],
         masks: torch.Tensor,
-) -> Tuple[Dict[int, torch.Tensor], torch.Tensor]:
-    """Bring all logits to the size of the masks, bilinear, and pick the M labelled pixels: {r: [M, K]}, classes [M].
-
-    Args:
-        logits: resolution in pixels -> [N, K, h, w].
-        masks: [N, H, W] of classes, or 255.
-    """
+        labelled: torch.Tensor,
+) -> Dict[int, torch.Tensor]:
+    """Bring all logits to the size of the masks, bilinear: {r: float32 [N, K, H, W]}."""
     for resolution, z in logits.items():
         if z.ndim != 4 or masks.ndim != 3 or len(z) != len(masks):
             raise ValueError(f'logits {tuple(z.shape)} of {resolution} for masks {tuple(masks.shape)}: expected [N, K, '
                              'h, w] and [N, H, W]; is this a network for segmentation?')
-    labelled = masks != IGNORED
-    classes = masks[labelled].long()
+    classes = masks[labelled]
     num_classes = next(iter(logits.values())).shape[1]
     if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
         raise ValueError(f'the masks have classes from {int(classes.min())} to {int(classes.max())}, the network '
                          f'{num_classes}: they are 0 to {num_classes - 1}, and {IGNORED} for none.')
-    rows = {}
-    for resolution, z in logits.items():
-        full = F.interpolate(z.float(), size=masks.shape[-2:], mode='bilinear', align_corners=False)
-        rows[resolution] = full.permute(0, 2, 3, 1)[labelled]
-    return rows, classes
+    return {resolution: F.interpolate(z.float().contiguous(), size=masks.shape[-2:], mode='bilinear',
+                                      align_corners=False) for resolution, z in logits.items()}

@@ -1,9 +1,13 @@
 """Multi-resolution ensemble distillation (MRED): Equations 2 and 5 to 10 of the paper.
 
 Everything here is a function of `{resolution: logits}`. The first resolution is the largest, and `alpha` holds one raw
-score per resolution in that order. For dense prediction, bring the logits to one size and flatten the positions into N.
+score per resolution in that order. Logits are [N, C], or [N, C, ...] for dense prediction, all of one size: each
+position is a sample then. (Positions behind the classes, since a softmax over few classes that are next to each other
+in memory is five times as slow.)
 """
-from typing import Dict, Mapping, Optional, Tuple
+from functools import reduce
+from operator import add
+from typing import Callable, Dict, Mapping, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +22,8 @@ __all__ = [
     'mred_loss',
 ]
 
-Logits = Mapping[int, torch.Tensor]  # resolution in pixels -> [N, C]
+Logits = Mapping[int, torch.Tensor]  # resolution in pixels -> [N, C, ...]
+Mean = Callable[[torch.Tensor], torch.Tensor]  # the values of the samples, [N, ...] -> a scalar
 
 # Who teaches the student at one resolution: does the ensemble, and which of the larger resolutions do?
 MODES: Dict[str, Tuple[bool, str]] = {
@@ -36,6 +41,7 @@ def mred_loss(
         alpha: torch.Tensor,
         mode: str = 'full',
         smoothing: float = 0.,
+        mean: Mean = torch.mean,
 ) -> Dict[str, torch.Tensor]:
     """The training loss of an RS-Net, the sum of its three parts (Equation 9).
 
@@ -48,13 +54,14 @@ def mred_loss(
     ['classification', 'distillation', 'ensemble', 'loss']
 
     Args:
-        logits: resolution in pixels -> [N, C], in any order.
-        target: class indices [N], or probabilities [N, C] as made by mixup.
+        logits: resolution in pixels -> [N, C] or [N, C, ...], in any order.
+        target: class indices [N, ...], or probabilities [N, C, ...] as made by mixup.
         alpha: raw scores [S], largest resolution first; a softmax turns them into weights.
         mode: 'full' (Eq. 10), 'vanilla' (Eq. 8: the ensemble teaches every resolution), 'none' (parallel training), and
             two of Table 5 without the ensemble as teacher: 'largest' (p1 teaches all others) and 'larger' (every
             resolution teaches the smaller ones).
         smoothing: label smoothing in [0, 1) of the classification and ensemble losses.
+        mean: makes one of the values of the samples [N, ...]; `dense_mred_loss` leaves out those without a label.
 
     Returns:
         Scalars 'loss', 'classification', 'ensemble' and 'distillation', in float32 or float64.
@@ -69,16 +76,21 @@ def mred_loss(
     log_p = {r: F.log_softmax(z, dim=1) for r, z in logits.items()}
     log_p0 = F.log_softmax(ensemble_logits(logits, alpha), dim=1)
     parts = dict(
-        classification=classification_loss(log_p, target, smoothing),
-        ensemble=_cross_entropy(log_p0, target, smoothing),
-        distillation=distillation_loss(log_p, log_p0, mode),
+        classification=classification_loss(log_p, target, smoothing, mean),
+        ensemble=_cross_entropy(log_p0, target, smoothing, mean),
+        distillation=distillation_loss(log_p, log_p0, mode, mean),
     )
     return dict(loss=parts['classification'] + parts['ensemble'] + parts['distillation'], **parts)
 
 
-def classification_loss(log_p: Logits, target: torch.Tensor, smoothing: float = 0.) -> torch.Tensor:
-    """Equation 2: the cross-entropies of all resolutions, added up. `log_p` holds log-probabilities [N, C]."""
-    return torch.stack([_cross_entropy(lp, target, smoothing) for lp in log_p.values()]).sum()
+def classification_loss(
+        log_p: Logits,
+        target: torch.Tensor,
+        smoothing: float = 0.,
+        mean: Mean = torch.mean,
+) -> torch.Tensor:
+    """Equation 2: the cross-entropies of all resolutions, added up. `log_p` holds log-probabilities [N, C, ...]."""
+    return torch.stack([_cross_entropy(lp, target, smoothing, mean) for lp in log_p.values()]).sum()
 
 
 def ensemble_weights(alpha: torch.Tensor) -> torch.Tensor:
@@ -87,27 +99,32 @@ def ensemble_weights(alpha: torch.Tensor) -> torch.Tensor:
 
 
 def ensemble_logits(logits: Logits, alpha: torch.Tensor) -> torch.Tensor:
-    """Equation 5: z0 [N, C], the weighted mean of the logits; a gradient reaches `alpha` [S] alone."""
+    """Equation 5: z0 [N, C, ...], the weighted mean of the logits; a gradient reaches `alpha` [S] alone."""
     order = sorted(logits, reverse=True)
     weights = ensemble_weights(_at_least_float32(alpha))
-    return torch.stack([w * logits[r].detach() for w, r in zip(weights, order)]).sum(dim=0)
+    return reduce(add, (w * logits[r].detach() for w, r in zip(weights, order)))
 
 
 def ensemble_loss(logits: Logits, target: torch.Tensor, alpha: torch.Tensor, smoothing: float = 0.) -> torch.Tensor:
     """Equation 6: cross-entropy of the ensemble; its gradient reaches `alpha` [S] alone."""
-    return _cross_entropy(F.log_softmax(ensemble_logits(logits, alpha), dim=1), target, smoothing)
+    return _cross_entropy(F.log_softmax(ensemble_logits(logits, alpha), dim=1), target, smoothing, torch.mean)
 
 
-def distillation_loss(log_p: Logits, log_p0: Optional[torch.Tensor], mode: str = 'full') -> torch.Tensor:
+def distillation_loss(
+        log_p: Logits,
+        log_p0: Optional[torch.Tensor],
+        mode: str = 'full',
+        mean: Mean = torch.mean,
+) -> torch.Tensor:
     """Equations 8 and 10: KL divergences from teachers, through which no gradient goes, to the students.
 
     The factor 2 / (S + 1) of Equation 10 is that of 'full'. The paper gives none for the variants of Table 5: 'larger'
     drops terms of 'full' and keeps its factor, 'largest' swaps the teacher of 'vanilla' and keeps its factor, 1.
 
     Args:
-        log_p: resolution -> log-probabilities [N, C].
-        log_p0: those of the ensemble [N, C]; not needed by modes without it.
-        mode: see `mred_loss`.
+        log_p: resolution -> log-probabilities [N, C, ...].
+        log_p0: those of the ensemble [N, C, ...]; not needed by modes without it.
+        mode, mean: see `mred_loss`.
     """
     from_ensemble, from_larger = MODES[mode]
     order = sorted(log_p, reverse=True)
@@ -117,7 +134,7 @@ def distillation_loss(log_p: Logits, log_p0: Optional[torch.Tensor], mode: str =
         teachers.add(log_p0)
     terms = [log_p[order[0]].new_zeros(())]
     for r in order:
-        terms += [teachers.divergence(log_p[r])] if teachers.count else []
+        terms += [mean(teachers.divergences(log_p[r]))] if teachers.count else []
         if from_larger == 'all' or from_larger == 'first' and r == order[0]:
             teachers.add(log_p[r])
     factor = 2 / (len(order) + 1) if from_larger == 'all' else 1.
@@ -135,21 +152,24 @@ class _Teachers:
     def add(self, log_p: torch.Tensor) -> None:
         log_p = log_p.detach()
         p = log_p.exp()
-        p_log_p = torch.special.entr(p).neg()  # 0 where p is 0
+        p_log_p = (p * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(dim=1)  # 0 where p is 0
         self.p, self.p_log_p = (self.p + p, self.p_log_p + p_log_p) if self.count else (p, p_log_p)
         self.count += 1
 
-    def divergence(self, log_q: torch.Tensor) -> torch.Tensor:
-        """Equation 7, added up over the teachers: sum of KL(teacher || q), a mean over the batch."""
-        return (self.p_log_p - self.p * log_q).sum(dim=1).mean()
+    def divergences(self, log_q: torch.Tensor) -> torch.Tensor:
+        """Equation 7, added up over the teachers: sum of KL(teacher || q) for each sample, [N, ...]."""
+        return self.p_log_p - (self.p * log_q).sum(dim=1)
 
 
-def _cross_entropy(log_p: torch.Tensor, target: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Equation 1 for log-probabilities [N, C] and class indices [N] or probabilities [N, C]."""
-    picked = log_p.gather(1, target.unsqueeze(1)).squeeze(1) if target.ndim == 1 else (target * log_p).sum(dim=1)
+def _cross_entropy(log_p: torch.Tensor, target: torch.Tensor, smoothing: float, mean: Mean) -> torch.Tensor:
+    """Equation 1 for log-probabilities [N, C, ...] and class indices [N, ...] or probabilities [N, C, ...]."""
+    if target.ndim == log_p.ndim:
+        picked = (target * log_p).sum(dim=1)
+    else:
+        picked = log_p.gather(1, target.unsqueeze(1)).squeeze(1)
     if smoothing:
         picked = (1 - smoothing) * picked + smoothing * log_p.mean(dim=1)
-    return -picked.mean()
+    return -mean(picked)
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
@@ -160,12 +180,12 @@ def _check(logits: Logits, target: torch.Tensor, alpha: torch.Tensor, mode: str)
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}.")
     shapes = {r: tuple(z.shape) for r, z in logits.items()}
-    if not shapes or len(set(shapes.values())) != 1 or any(len(shape) != 2 for shape in shapes.values()):
-        raise ValueError(f'logits {shapes}: expected resolution -> [N, C], one shape for all; flatten positions into '
-                         'N.')
-    n, c = next(iter(shapes.values()))
-    if tuple(target.shape) not in ((n,), (n, c)):
-        raise ValueError(f'target {tuple(target.shape)}: expected class indices ({n},) or probabilities ({n}, {c}).')
+    if not shapes or len(set(shapes.values())) != 1 or any(len(shape) < 2 for shape in shapes.values()):
+        raise ValueError(f'logits {shapes}: expected resolution -> [N, C] or [N, C, ...], one shape for all.')
+    full = next(iter(shapes.values()))
+    indices = (full[0], *full[2:])
+    if tuple(target.shape) not in (indices, full):
+        raise ValueError(f'target {tuple(target.shape)}: expected class indices {indices} or probabilities {full}.')
     if tuple(alpha.shape) != (len(shapes),):
         raise ValueError(f'alpha {tuple(alpha.shape)}: expected one score for each of the {len(shapes)} resolutions '
                          f'{tuple(sorted(shapes, reverse=True))}.')

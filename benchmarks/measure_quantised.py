@@ -1,0 +1,71 @@
+"""What is measured for Table 3 besides accuracy: bytes of a network's file, and what int8 of the runtime gives."""
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from benchmarks.runtime.networks import labelled
+from rs_timm import export_onnx
+from rs_timm.analysis import expected_calibration_error
+from rs_timm.quantization import pack_weights, quantized_layers
+from rs_timm.runtime import Session
+
+__all__ = ['CALIBRATION', 'file_rows', 'int8_rows']
+
+CALIBRATION = 300  # pictures
+_BATCH = 32
+Rows = List[Dict[str, Any]]
+
+
+def file_rows(model: nn.Module) -> Rows:
+    """Bytes of the safetensors file in float32 and float16, without the bases of the quantisers, and packed."""
+    state = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith('_basis')}
+    half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'model.safetensors'
+        sizes = {}
+        for kind, tensors in (('float32', state), ('float16', half)):
+            save_file(tensors, path)
+            sizes[kind] = path.stat().st_size
+        if quantized_layers(model):
+            sizes['packed'] = pack_weights(model, path).stat().st_size
+    return [dict(kind=kind, bytes=size) for kind, size in sizes.items()]
+
+
+def int8_rows(model: nn.Module, data: Path, sizes: Sequence[int]) -> Rows:
+    """Accuracy of OpenVINO's int8 networks, calibrated with training pictures, on the test pictures.
+
+    Args:
+        model: switchable, with the class names of `data` in its cfg.
+        data: folder with train/CLASS/* and val/CLASS/*.
+        sizes: in pixels.
+    """
+    names = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
+    calibration, _ = labelled(data / 'train', names, CALIBRATION)
+    files, targets = labelled(data / 'val', names)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'model.onnx'
+        export_onnx(model, file)
+        session = Session(file, 'openvino', 'int8', calibration=calibration)
+        return [_row(session, files, torch.from_numpy(targets), size) for size in sizes]
+
+
+def _row(session: Session, files: Sequence[Path], targets: torch.Tensor, size: int) -> Dict[str, Any]:
+    batches = [session(files[first:first + _BATCH], size) for first in range(0, len(files), _BATCH)]
+    logits = torch.from_numpy(np.concatenate(batches))
+    confidence, said = logits.softmax(1).max(1)
+    right = said == targets
+    in_top5 = (logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]).any(1)
+    return dict(
+        sets='int8',
+        resolution=size,
+        top1=100. * right.double().mean().item(),
+        top5=100. * in_top5.double().mean().item(),
+        loss=F.cross_entropy(logits, targets).item(),
+        ece=expected_calibration_error(confidence.numpy(), right.numpy()),
+    )
