@@ -24,7 +24,7 @@ Rows = List[Dict[str, Any]]
 
 def file_rows(model: nn.Module) -> Rows:
     """Bytes of the safetensors file in float32 and float16, without the bases of the quantisers, and packed."""
-    state = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith('_basis')}
+    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items() if not key.endswith('_basis')}
     half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / 'model.safetensors'
@@ -37,15 +37,15 @@ def file_rows(model: nn.Module) -> Rows:
     return [dict(kind=kind, bytes=size) for kind, size in sizes.items()]
 
 
-def int8_rows(model: nn.Module, data: Path, sizes: Sequence[int]) -> Rows:
+def int8_rows(model: nn.Module, data: Path, sizes: Sequence[int], names: Sequence[str]) -> Rows:
     """Accuracy of OpenVINO's int8 networks, calibrated with training pictures, on the test pictures.
 
     Args:
-        model: switchable, with the class names of `data` in its cfg.
+        model: switchable.
         data: folder with train/CLASS/* and val/CLASS/*.
         sizes: in pixels.
+        names: of the classes, in the order of the model's outputs.
     """
-    names = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
     calibration, _ = labelled(data / 'train', names, CALIBRATION)
     files, targets = labelled(data / 'val', names)
     with tempfile.TemporaryDirectory() as folder:

@@ -5,8 +5,8 @@ places, and tests/test_benchmarks_published.py checks that they agree.
 """
 from typing import Dict, Tuple
 
-__all__ = ['ALPHA', 'FIGURE_4', 'KINDS', 'MADDS', 'PAIR', 'RESOLUTIONS', 'TABLE_1', 'TABLE_2', 'TABLE_4', 'TABLE_6',
-           'TABLE_7', 'TABLE_7_PARAMETERS', 'TABLE_8', 'TABLE_8_MADDS', 'TOP1']
+__all__ = ['ALPHA', 'FIGURE_4', 'KINDS', 'MADDS', 'PAIR', 'RESOLUTIONS', 'TABLE_1', 'TABLE_2', 'TABLE_3', 'TABLE_4',
+           'TABLE_6', 'TABLE_7', 'TABLE_7_PARAMETERS', 'TABLE_8', 'TABLE_8_MADDS', 'TOP1']
 
 Figures = Tuple[float, ...]  # one for each of RESOLUTIONS
 
@@ -57,6 +57,18 @@ TABLE_1: Dict[str, Dict[int, Tuple[float, float, float, float]]] = {
     'rs_net': {
         224: (3.4, 5.1, 7.3, 12.2), 192: (2.5, 3.9, 6.4, 11.4), 160: (2.9, 2.8, 5.0, 10.2), 128: (3.4, 3.3, 2.9, 7.9),
         96: (3.6, 3.4, 3.2, 3.1),
+    },
+}
+
+# Table 3: network -> bits of weights/activations -> what -> top-1
+TABLE_3: Dict[str, Dict[str, Dict[str, Figures]]] = {
+    'resnet18': {
+        '2/32': {'individual': (68.0, 66.4, 64.5, 61.5, 56.3), 'rs_net': (68.8, 67.6, 66.0, 63.1, 56.6)},
+        '2/2': {'individual': (64.9, 63.1, 61.1, 58.1, 52.3), 'rs_net': (65.8, 64.8, 62.9, 59.3, 52.5)},
+    },
+    'resnet50': {
+        '2/32': {'individual': (74.6, 73.5, 71.9, 69.6, 65.5), 'rs_net': (76.0, 75.1, 73.8, 71.7, 67.3)},
+        '2/2': {'individual': (72.2, 70.9, 69.0, 66.6, 61.7), 'rs_net': (74.0, 73.1, 71.4, 68.9, 63.4)},
     },
 }
 

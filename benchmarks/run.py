@@ -32,7 +32,8 @@ from benchmarks.measure_quantised import file_rows, int8_rows
 from benchmarks.presets import PRESETS
 from benchmarks.runs import GROUPS, Job, jobs, runs, settings
 from benchmarks.store import ACCURACY, FILES, RUNS, TABLES, put, read
-from rs_timm import recalibrate
+from rs_timm import is_switchable, recalibrate
+from rs_timm.hub import save_pretrained
 from rs_timm.training import NonFiniteError, Options, Recipe, train
 from rs_timm.training.build import build_model
 from rs_timm.training.checkpoint import write_atomically
@@ -105,6 +106,8 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
     if job.run.trains:
         trained = train(job.model, args.data, recipe, str(folder), resume, options)
         model, epochs = trained.model, trained.rows
+        if is_switchable(model):
+            save_pretrained(model, folder / 'model', model_config=dict(label_names=trained.class_names))
     else:
         started = time.monotonic()
         model, epochs = _as_it_is(job, recipe, Pictures(args.data, recipe, device, args.workers)), []
@@ -135,7 +138,8 @@ def _measured(
     if job.run.group == 'table3':
         measured[FILES] = file_rows(model)
     if job.run.int8:
-        measured[ACCURACY] += int8_rows(model, Path(args.data), recipe.resolutions)
+        names = Loaders(args.data, recipe, workers=0).class_names
+        measured[ACCURACY] += int8_rows(model, Path(args.data), recipe.resolutions, names)
     write_atomically(folder_of(job, args) / 'predictions.npz', said.to_bytes())
     return measured
 

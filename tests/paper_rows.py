@@ -3,7 +3,7 @@ import numpy as np
 
 from benchmarks.presets import PRESETS
 from benchmarks.runs import jobs, settings
-from benchmarks.store import ACCURACY, EPOCHS, FEATURES, MASKS, NORMS, RIGHT, RUNS, packed, put
+from benchmarks.store import ACCURACY, EPOCHS, FEATURES, FILES, MASKS, NORMS, RIGHT, RUNS, packed, put
 
 PICTURES = 400
 ENVIRONMENT = dict(device='cpu (some processor)', dtype='bfloat16', threads='2', python='3.11', torch='2', timm='1',
@@ -16,7 +16,7 @@ def top1(run, size, seed, largest, sets='own'):
     """Rises with the size; a kind of training, a seed and a way to interpolate add something of their own."""
     own = {'parallel': 1.5, 'rs_net': 2.5, 'shared_bn': -1., 'vanilla': 2.25, 'largest': 1.75, 'larger': 1.6,
            'multi_crop': 2., 'untouched': 0., 'recalibrated': 0.5, 'replaced': -2., 'bn': 4., 'full': 5.}
-    gain = own.get(run, 0.) + dict(own=0., params=-0.25, affine=-0.5, nearest=-1.5, recalibrated=0.125)[sets]
+    gain = own.get(run, 0.) + dict(own=0., params=-0.25, affine=-0.5, nearest=-1.5, recalibrated=0.125, int8=-0.3)[sets]
     if '_lr' in run:
         gain = 0.1 * float(run.rpartition('_lr')[2])
     elif run.startswith(('individual_', 'crop30_individual_')):
@@ -56,6 +56,8 @@ def write_job(folder, job, **changed):
         rows += [(sets, size, top1(name, size, job.seed, largest, sets)) for sets in kinds]
     if several:
         rows.append(('own', 'ensemble', top1(name, largest, job.seed, largest) + 0.75))
+    if job.run.int8:
+        rows += [('int8', size, top1(name, size, job.seed, largest, 'int8')) for size in trained]
     if recipe.task == 'segmentation':
         return _write_masks(folder, job, recipe, changed)
     put(ACCURACY, folder, job.key, [dict(sets=sets, resolution=size, top1=value, top5=50 + value / 2, loss=1., ece=2.)
@@ -63,6 +65,8 @@ def write_job(folder, job, **changed):
     put(RIGHT, folder, job.key, [
         dict(resolution=size, pictures=PICTURES, right=packed(rights(name, size, job.seed, value)))
         for sets, size, value in rows if sets == 'own' and size != 'ensemble'])
+    if job.run.group == 'table3':
+        put(FILES, folder, job.key, [dict(kind=kind, bytes=count) for kind, count in FILE_BYTES.items()])
     put(NORMS, folder, job.key, _norms(trained) if several else [])
     put(FEATURES, folder, job.key, _features(name, trained) if job.run.features else [])
     put(EPOCHS, folder, job.key, _epochs(recipe, job, several))
@@ -85,6 +89,9 @@ def _write_masks(folder, job, recipe, changed):
     put(MASKS, folder, job.key, [dict(resolution=size, pixel_accuracy=value + 20, mean_accuracy=value + 10,
                                       mean_iou=value) for size, value in values.items()])
     _write_run(folder, job, recipe, changed)
+
+
+FILE_BYTES = dict(float32=45_000_000, float16=22_500_000, packed=3_000_000)
 
 
 def _norms(sizes):

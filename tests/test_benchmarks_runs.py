@@ -1,5 +1,6 @@
 """The named runs: the paper's settings, fair learning rates, and a queue of debug twins that survives a kill."""
 import argparse
+import csv
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from masked_pictures import IGNORE, NAMES, make_masked
 from training_run import ROOT, make_pictures
 
 from benchmarks import presets, run, runs, store
@@ -155,6 +157,37 @@ def test_debug_twins_of_all_runs(data, tmp_path, tiny):
     assert not (Path(run.RESULTS) / 'results').exists()
     before = (results / 'paper_runs.csv').read_bytes()
     assert run.run_queue(todo, args) == [] and (results / 'paper_runs.csv').read_bytes() == before  # nothing again
+
+
+def test_debug_twins_of_the_runs_for_segmentation(tmp_path, monkeypatch):
+    """All sizes of the preset are measured, and agree with the training log where they were trained."""
+    given = PRESETS['camvid']
+    recipe = replace(given.recipe, labels=NAMES, ignore_label=IGNORE, init='', model_args=('features=8',),
+                     precision='float32')
+    monkeypatch.setitem(presets.PRESETS, 'camvid', replace(given, recipe=recipe, classes=len(NAMES)))
+    args = arguments('rs_net', 'individual_96', '--data', make_masked(tmp_path / 'data'), '--out', tmp_path / 'out',
+                     '--debug-twin')
+    todo = jobs(['camvid'], ['rs_net', 'individual_96'])
+    assert run.run_queue(todo, args) == []
+    results = tmp_path / 'out/results'
+    sizes = list(map(str, recipe.debug().resolutions))
+    for job in todo:
+        rows = store.by_columns(store.read(store.MASKS, results), run=job.run.name)
+        several = job.run.name == 'rs_net'
+        assert [row['resolution'] for row in rows] == [*sizes, *(['ensemble'] if several else [])]
+        with (run.folder_of(job, args) / 'log.csv').open() as stream:
+            logged = {row['resolution']: row for row in csv.DictReader(stream) if row['epoch'] == '2'}
+        for row in rows:
+            if row['resolution'] in logged:
+                assert float(row['mean_iou']) == pytest.approx(float(logged[row['resolution']]['mean_iou']), abs=1e-3)
+    assert {row['model'] for row in store.read(store.RUNS, results)} == {'rs_refinenet_resnet18'}
+
+
+def test_a_run_that_goes_on_from_another_needs_it(data, tmp_path):
+    args = arguments('w2a32', '--data', data, '--out', tmp_path, '--debug-twin')
+    job, = jobs(['quantised'], ['w2a32'])
+    with pytest.raises(ValueError, match="w2a32-s0 goes on from the run 'full_precision', which is not there"):
+        run.execute(job, args)
 
 
 @pytest.mark.filterwarnings('ignore:BatchNorm statistics of only')

@@ -7,8 +7,9 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from training_run import make_pictures
 
-from benchmarks import cascade, load_curve, runtime_latency
+from benchmarks import cascade, load_curve, run, runtime_latency, store
 from benchmarks.runtime import figures, networks, questions, sections
 from benchmarks.runtime.contenders import engine_network, without_engine
 from benchmarks.runtime.stream import Fixed, arrivals, p95, ramp, serve
@@ -19,6 +20,26 @@ from rs_timm.runtime import Session
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 SIZES = (64, 48, 32)
+
+
+# the runs of Table 3
+
+def test_debug_twins_of_the_quantised_runs(tmp_path):
+    """Full precision, its int8 networks, and 2/32 that goes on from it."""
+    pytest.importorskip('nncf')
+    data = make_pictures(tmp_path / 'data', classes=3, train_each=8, val_each=3)
+    arguments = ['full_precision', 'w2a32', '--preset', 'quantised', '--data', str(data), '--out', str(tmp_path),
+                 '--debug-twin', '--device', 'cpu', '--workers', '0']
+    assert run.main(arguments) == 0
+    rows = store.read(store.ACCURACY, tmp_path / 'results')
+    sizes = {str(r // 4 + 8) for r in (128, 112, 96, 80, 64)}
+    assert {row['resolution'] for row in rows if row['sets'] == 'int8'} == sizes
+    assert {row['run'] for row in rows if row['sets'] == 'int8'} == {'full_precision'}
+    assert {row['resolution'] for row in rows if row['run'] == 'w2a32'} == {*sizes, 'ensemble'}
+    files = {(row['run'], row['kind']): int(row['bytes']) for row in store.read(store.FILES, tmp_path / 'results')}
+    assert files['full_precision', 'float32'] < 2.001 * files['full_precision', 'float16']
+    assert 12 * files['w2a32', 'packed'] < files['full_precision', 'float32']
+    assert ('full_precision', 'packed') not in files
 
 
 # turns

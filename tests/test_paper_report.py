@@ -33,7 +33,7 @@ NOT = 'not measured'
 def whole(tmp_path_factory):
     """Results of everything that is planned at small scale."""
     folder = tmp_path_factory.mktemp('results')
-    for preset in ('small', 'ladder', 'pilot'):
+    for preset in ('small', 'ladder', 'pilot', 'quantised', 'camvid'):
         write_preset(folder, preset)
     return folder
 
@@ -228,13 +228,51 @@ def test_durations():
 
 def test_the_list_of_runs(whole, section):
     text = section(whole, 'paper_runs')
-    small, ladder, pilot = tables(text)
-    assert NOT not in text and len(pilot) == 9 and len(ladder) == 5
+    small, ladder, pilot, quantised, camvid = tables(text)
+    assert NOT not in text and (len(pilot), len(ladder), len(quantised), len(camvid)) == (9, 5, 6, 7)
     assert [name.strip('`') for name in small] == list(runs(SMALL))  # the last seed of each
     assert small['`rs_net`'] == {'seed': '1', 'edits': '', 'epochs': '8', 'training': '31.0 min', 'measuring': '45 s',
                                  'commit': 'abcdef0123', 'on': 'A'}
     assert small['`shared_bn`']['edits'] == 'shared_bn=True mred=none'
     assert 'A: cpu (some processor), bfloat16, 2 threads, Python 3.11, torch 2, timm 1, rs_timm 0.' in text
+
+
+# Quantised networks and segmentation
+
+def test_table_3_against_brute_force(whole, section):
+    table = tables(section(whole, 'paper_table3'))[0]
+    for size in PRESETS['quantised'].resolutions:
+        full = measured(whole, 'full_precision', size, preset='quantised')
+        int8 = measured(whole, 'full_precision', size, sets='int8', preset='quantised')
+        assert table[f'{size} px']['RS-Net, full precision'] == text_of(full)
+        assert table[f'{size} px']["the same, the runtime's int8"] == with_gain(int8, full)
+        for heading, name in (('RS-Net, 2/32', 'w2a32'), ('RS-Net, 2/2', 'w2a2')):
+            assert table[f'{size} px'][heading] == with_gain(measured(whole, name, size, preset='quantised'), full)
+        single = measured(whole, f'w2a32_individual_{size}', size, preset='quantised')
+        assert table[f'{size} px']['I-Nets, 2/32'] == (with_gain(single, full) if size in (128, 64) else '')
+    files = table['file or files for 5 sizes, MB']
+    assert (files['RS-Net, full precision'], files['I-Nets, 2/32'], files['RS-Net, 2/32']) == ('22.50', '15.00', '3.00')
+    times = table['float32 file of the RS-Net / that']
+    assert (times['RS-Net, full precision'], times['I-Nets, 2/32'], times['RS-Net, 2/32']) == ('2.0', '3.0', '15.0')
+
+
+def test_table_7_against_brute_force(whole, section):
+    text = section(whole, 'paper_table7')
+    with (whole / 'paper_masks.csv').open() as stream:
+        rows = {(row['run'], row['resolution']): row for row in csv.DictReader(stream)}
+    for table, quantity in zip(tables(text), ('mean_iou', 'pixel_accuracy', 'mean_accuracy')):
+        for size in (352, 224, 96):
+            def value(run, size=size, quantity=quantity):
+                return float(rows[run, str(size)][quantity])
+
+            base = value(f'individual_{size}')
+            cells = table[f'{size} px']
+            assert cells['I-Nets'] == f'{base:.1f}'
+            for heading, name in (('I-352', 'individual_352'), ('parallel', 'parallel'), ('vanilla MRED', 'vanilla'),
+                                  ('RS-Net', 'rs_net')):
+                assert cells[heading] == with_gain([value(name)], [base])
+    assert f"mean iou {float(rows['rs_net', 'ensemble']['mean_iou']):.1f}" in text.lower()
+    assert '450 s an update of 2 pictures at 352, 224, 96 px' in text  # 1800 s, four updates
 
 
 # What is not there
@@ -281,7 +319,7 @@ def test_a_preset_of_imagenet_is_shown_when_it_has_rows(section, tmp_path):
     assert 'imagenet_' not in section(tmp_path, 'paper_table2')
     write_preset(tmp_path, 'imagenet_resnet50', ['table2'], seed=0)
     for name in SECTIONS:
-        if name not in ('paper', 'paper_ladder', 'paper_pilot'):
+        if name not in ('paper', 'paper_ladder', 'paper_pilot', 'paper_table3', 'paper_table7'):
             assert 'imagenet_resnet50' in section(tmp_path, name) and 'mobilenetv2 on' in section(
                 tmp_path, 'paper_figure4')
     theirs = tables(section(tmp_path, 'paper_table2'))[-2]
@@ -390,8 +428,11 @@ def test_pictures_of_what_is_gone_are_removed(tmp_path):
 def test_documents_show_the_pictures_that_there_are(whole, section):
     for name, folder in (('paper', 'benchmarks/results'), ('paper_table2', '../benchmarks/results')):
         assert f']({folder}/paper_figure1_small.png)' in section(whole, name)
-    page = (report.ROOT / 'docs' / 'paper.md').read_text(encoding='utf-8')
-    assert set(re.findall(r'<!-- report:(\w+) -->', page)) == set(SECTIONS) - {'paper'}
+    pages = [(report.ROOT / 'docs' / f'{name}.md').read_text(encoding='utf-8')
+             for name in ('paper', 'quantize', 'segmentation')]
+    shown = [set(re.findall(r'<!-- report:(paper\w+) -->', page)) for page in pages]
+    assert shown[1:] == [{'paper_table3'}, {'paper_table7'}]
+    assert set.union(*shown) == set(SECTIONS) - {'paper'}
 
 
 def test_what_was_measured_has_its_pictures():

@@ -6,6 +6,7 @@ from benchmarks.paper import effects, pictures, tables
 from benchmarks.paper.aggregate import Results, load, shown_presets
 from benchmarks.paper.listing import ladder_table, runs_table
 from benchmarks.paper.pilot import pilot_table
+from benchmarks.paper.quantised import table_3
 from benchmarks.paper.segmentation import cost_of_resnet101, table_7
 
 __all__ = ['SECTIONS']
@@ -47,6 +48,11 @@ def pilot_section() -> str:
     return pilot_table(environment.RESULTS)
 
 
+def quantised_section() -> str:
+    """Table 3."""
+    return table_3(load('quantised', environment.RESULTS))
+
+
 def segmentation_section() -> str:
     """Table 7, and what the paper's own network costs."""
     results = load('camvid', environment.RESULTS)
@@ -56,7 +62,7 @@ def segmentation_section() -> str:
 def runs_section() -> str:
     """All planned runs."""
     folder = environment.RESULTS
-    found = [*shown_presets(folder), *(load(name, folder) for name in ('ladder', 'pilot', 'camvid'))]
+    found = [*shown_presets(folder), *(load(name, folder) for name in ('ladder', 'pilot', 'quantised', 'camvid'))]
     return '\n\n'.join(map(runs_table, found))
 
 
@@ -74,6 +80,7 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'paper_figure6': _section(_picture('figure6'), effects.norms_table),
     'paper_alpha': _section(_picture('alpha'), effects.alpha_table),
     'paper_ladder': ladder_section,
+    'paper_table3': quantised_section,
     'paper_table7': segmentation_section,
     'paper_pilot': pilot_section,
     'paper_runs': runs_section,
