@@ -128,10 +128,10 @@ _CAMVID_PRESET = Preset(
     name='camvid',
     model='rs_refinenet_resnet18',
     recipe_name='camvid',
-    recipe=get_recipe('camvid', epochs=10, warmup_epochs=2., init='rs_resnet18.mred_imagenette'),
+    recipe=get_recipe('camvid', epochs=7, warmup_epochs=1., init='rs_resnet18.mred_imagenette'),
     data='CamVid',
     classes=11,
-    about='RefineNet with 64 channels on ResNet18, CamVid (eleven classes), 10 epochs',
+    about='RefineNet with 64 channels on ResNet18, CamVid (eleven classes), 7 epochs',
 )
 # From full-precision weights, so that few epochs do. Learning rates on the mean as in the small preset.
 _QUANTISED_PRESET = Preset(

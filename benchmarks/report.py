@@ -16,6 +16,7 @@ from benchmarks.environment import RESULTS
 from benchmarks.markdown import NOT_MEASURED, table
 from benchmarks.paper.pictures import write_pictures
 from benchmarks.paper.sections import SECTIONS as PAPER
+from benchmarks.quantization_section import SECTIONS as QUANTIZATION
 from benchmarks.run_record import stages_of
 from benchmarks.runtime.figures import write_figures
 from benchmarks.runtime.sections import SECTIONS as RUNTIME
@@ -115,6 +116,7 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'switch': switch_section,
     **RUNTIME,
     **TRAINING,
+    **QUANTIZATION,
     **PAPER,
 }
 

@@ -118,7 +118,7 @@ def _camvid(preset: Preset) -> Iterator[Run]:
     yield Run('rs_net', 'table7')
     yield Run('parallel', 'table7', dict(mred='none'))
     yield Run('vanilla', 'table7', dict(mred='vanilla'))
-    few = dict(epochs=1, limit_batches=4, batch_size=2, warmup_epochs=0., init='', model_args=())
+    few = dict(epochs=1, limit_batches=4, batch_size=2, lr=2e-4, warmup_epochs=0.5, init='', model_args=())
     yield Run('resnet101_four_updates', 'table7', few, model='rs_refinenet_resnet101')
 
 

@@ -61,7 +61,7 @@ class Recipe:
         min_lr: learning rate at the end of cosine, poly, tanh
         decay_epochs: epochs between the steps of step
         decay_milestones: epochs of the steps of multistep
-        decay_rate: factor of a step
+        decay_rate: factor of a step; power of poly
         progressive: share of the epochs, the first ones, in which the sets are fed with smaller pictures
         progressive_resolutions: sizes of those; by default 4/7 of the real ones
         crop_scale: area of the random crop / area of the picture, from and to

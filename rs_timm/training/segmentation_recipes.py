@@ -40,6 +40,7 @@ class RSRefineNetNYUDv2(Recipe):
     weight_decay: float = 1e-2
     clip_grad: float = 1.
     sched: str = 'poly'
+    decay_rate: float = 0.9  # the power, in timm's poly
     warmup_epochs: float = 5.
     crop_scale: Tuple[float, ...] = (0.25, 1.)
     crop_ratio: Tuple[float, ...] = (1., 16 / 9)  # around 4:3, the pictures' own, which evaluation squeezes to a square
