@@ -48,6 +48,21 @@ def test_the_papers_recipes_are_section_4_1(name, epochs, lr, weight_decay):
     assert rates[0] == pytest.approx(lr) and rates[1] == pytest.approx(lr / 2) and rates[2] < 1e-4 * lr
 
 
+@pytest.mark.parametrize('name', RECIPES)
+def test_the_rate_ends_at_nothing(name):
+    """And is well below its peak before: timm's poly, for one, is all but constant with its usual decay_rate."""
+    recipe = get_recipe(name)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=recipe.lr)
+    schedule = create_schedule(optimizer, recipe, updates_per_epoch=10)
+    rates = []
+    for update in range(10 * recipe.epochs):
+        optimizer.step()
+        schedule.step_update(update)
+        rates.append(optimizer.param_groups[0]['lr'])
+    assert max(rates) == pytest.approx(recipe.lr, rel=0.02)
+    assert rates[len(rates) * 3 // 4] < 0.45 * recipe.lr and rates[-1] < 0.05 * recipe.lr
+
+
 def test_the_papers_resnets_are_not_zero_initialised():
     last = build_model('rs_resnet18', get_recipe('rs_resnet18_in1k'), 10).layer1[0].bn2.set_for(96)
     assert last.weight.eq(1).all()
