@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from masked_pictures import IGNORE, NAMES, make_masked
+from masked_pictures import IGNORE, NAMES, SIZE, make_masked
+from PIL import Image
 from training_run import ROOT, make_pictures
 
-from benchmarks import presets, run, runs, store
+from benchmarks import presets, run, runs, segmentation_maps, store
 from benchmarks.paper.pilot import pilot_choice
 from benchmarks.presets import MEAN_DECAY, MEAN_LR, PRESETS
 from benchmarks.runs import GROUPS, Job, jobs, settings
@@ -165,9 +166,9 @@ def test_debug_twins_of_the_runs_for_segmentation(tmp_path, monkeypatch):
     recipe = replace(given.recipe, labels=NAMES, ignore_label=IGNORE, init='', model_args=('features=8',),
                      precision='float32')
     monkeypatch.setitem(presets.PRESETS, 'camvid', replace(given, recipe=recipe, classes=len(NAMES)))
-    args = arguments('rs_net', 'individual_96', '--data', make_masked(tmp_path / 'data'), '--out', tmp_path / 'out',
-                     '--debug-twin')
-    todo = jobs(['camvid'], ['rs_net', 'individual_96'])
+    args = arguments('rs_net', 'individual_352', '--data', make_masked(tmp_path / 'data'), '--out',
+                     tmp_path / 'out', '--debug-twin')
+    todo = jobs(['camvid'], ['rs_net', 'individual_352'])
     assert run.run_queue(todo, args) == []
     results = tmp_path / 'out/results'
     sizes = list(map(str, recipe.debug().resolutions))
@@ -181,6 +182,11 @@ def test_debug_twins_of_the_runs_for_segmentation(tmp_path, monkeypatch):
             if row['resolution'] in logged:
                 assert float(row['mean_iou']) == pytest.approx(float(logged[row['resolution']]['mean_iou']), abs=1e-3)
     assert {row['model'] for row in store.read(store.RUNS, results)} == {'rs_refinenet_resnet18'}
+    monkeypatch.setattr(segmentation_maps, 'PRESET', replace(presets.PRESETS['camvid'], recipe=recipe.debug()))
+    monkeypatch.setattr('sys.argv', ['x', '--data', str(tmp_path / 'data'), '--runs', str(tmp_path / 'out/camvid'),
+                                     '--out', str(tmp_path / 'maps.png')])
+    segmentation_maps.main()
+    assert Image.open(tmp_path / 'maps.png').width == 6 * (SIZE[0] // 2 + 8) + 8
 
 
 def test_a_run_that_goes_on_from_another_needs_it(data, tmp_path):

@@ -1,6 +1,6 @@
 """Predictions as pictures: classes as colours over the photograph, resolutions side by side (Figure 8)."""
 import colorsys
-from typing import List, Mapping, Sequence, Tuple
+from typing import List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -60,19 +60,27 @@ def overlay(
 
 
 def comparison(
-        image: Image.Image,
+        image: Optional[Image.Image],
         panels: Mapping[str, np.ndarray],
         names: Sequence[str],
 ) -> Image.Image:
     """The picture, then each of `panels` laid over it, side by side under their titles, above a legend.
 
+    >>> comparison(None, {'352 px': np.zeros((30, 40), int), '96 px': np.ones((30, 40), int)}, ['sky', 'road']).size
+    (104, 114)
+
     Args:
-        image: RGB.
+        image: RGB; None: the colours of the panels alone, as for a photograph that must not be passed on.
         panels: title -> classes [height, width], such as the ground truth and a prediction at each resolution.
         names: of the classes; those that occur in a panel are in the legend.
     """
     count = len(names)
-    pictures = {'picture': image, **{title: overlay(image, panel, count) for title, panel in panels.items()}}
+    if image is None:
+        height, width = next(iter(panels.values())).shape
+        image = Image.new('RGB', (width, height), _WHITE)
+        pictures = {title: overlay(image, panel, count, opacity=1.) for title, panel in panels.items()}
+    else:
+        pictures = {'picture': image, **{title: overlay(image, panel, count) for title, panel in panels.items()}}
     width = len(pictures) * (image.width + _GAP) + _GAP
     occurring = sorted({int(index) for panel in panels.values() for index in np.unique(panel) if 0 <= index < count})
     legend = _legend(occurring, names, width)
