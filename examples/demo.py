@@ -174,6 +174,9 @@ def main() -> None:
     for name in shipped_names():
         model = timm.create_model(name, pretrained=True).eval()
         photographs = own_photographs(names_of(model))
+        if not photographs:
+            print(f'{name}: no photograph here shows one of its classes')
+            continue
         title = f'{name}, for all sizes; {len(photographs)} photographs, {model.num_classes} classes'
         shows.append(look(title, model, photographs))
         print_tables(shows[-1])
