@@ -61,9 +61,10 @@ class RSRefineNetCamVid(RSRefineNetNYUDv2):
 
     Run card:
         command   rs-timm train rs_refinenet_resnet18 --data camvid --recipe camvid --init rs_resnet18.mred_imagenette
-        hardware  two CPU cores with bfloat16 matrix units
+        hardware  two CPU cores with bfloat16 instructions
         expected  not known: the paper has no CamVid
-        reached   not run
+        reached   mean IoU 40.8 / 40.2 / 37.4 at 352 / 224 / 96 with --epochs 7 --warmup-epochs 1; the 60 epochs were
+                  not run
     """
 
     labels: Tuple[str, ...] = _CAMVID
