@@ -9,7 +9,7 @@ from benchmarks.store import RUNS
 
 __all__ = ['QUANTITIES', 'cost_of_resnet101', 'table_7']
 
-QUANTITIES = {'mean_iou': 'Mean IoU', 'pixel_accuracy': 'Pixel accuracy', 'mean_accuracy': 'Mean accuracy'}
+QUANTITIES = {'mean_iou': 'mean IoU', 'pixel_accuracy': 'pixel accuracy', 'mean_accuracy': 'mean accuracy'}
 _PLACES = ('pixel_accuracy', 'mean_accuracy', 'mean_iou')  # of a figure in `published.TABLE_7`
 _VANILLA = Column('vanilla MRED', 'vanilla', 'vanilla')
 COLUMNS_7: Tuple[Column, ...] = (*COLUMNS_2[:3], _VANILLA, COLUMNS_2[3])
@@ -24,7 +24,8 @@ def table_7(results: Results) -> str:
     for quantity, words in QUANTITIES.items():
         first = quantity == 'mean_iou'
         foot = [['parameters, millions (2^20)', '', *(parameters(results, column) for column in COLUMNS_7)]]
-        parts += [f'{words}:', measured_table(results, COLUMNS_7, quantity, madds=first, foot=foot if first else ())]
+        parts += [f'{words[0].upper()}{words[1:]}:',
+                  measured_table(results, COLUMNS_7, quantity, madds=first, foot=foot if first else ())]
     parts += [f'Ensemble of the RS-Net: {_ensemble(results)}.', seeds_note(results, COLUMNS_7),
               '**Published** in the paper, not measured here (Table 7; ResNet101, NYUDv2, 40 classes):', _published()]
     return '\n\n'.join(parts)
@@ -32,12 +33,11 @@ def table_7(results: Results) -> str:
 
 def _ensemble(results: Results) -> str:
     found = {words: results.sample('rs_net', 'ensemble', quantity) for quantity, words in QUANTITIES.items()}
-    return ', '.join(f'{words.lower()} {sample.text()}' for words, sample in found.items())
+    return ', '.join(f'{words} {sample.text()}' for words, sample in found.items())
 
 
 def _published() -> str:
-    words = [words.lower() for words in QUANTITIES.values()]
-    header = ['tested at', *(f'{who}, {quantity}' for quantity in words for who in ('I-Nets', 'RS-Net'))]
+    header = ['tested at', *(f'{who}, {words}' for words in QUANTITIES.values() for who in ('I-Nets', 'RS-Net'))]
     lines: List[List[str]] = []
     base, ours = published.TABLE_7['individual'], published.TABLE_7['rs_net']
     for size in base:
