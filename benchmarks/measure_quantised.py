@@ -6,13 +6,13 @@ from typing import Any, Dict, List, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks.quantization_size import full_size, packed_size
 from benchmarks.runtime.networks import labelled
 from rs_timm import export_onnx
 from rs_timm.analysis import expected_calibration_error
-from rs_timm.quantization import pack_weights, quantized_layers
+from rs_timm.quantization import quantized_layers
 from rs_timm.runtime import Session
 
 __all__ = ['CALIBRATION', 'file_rows', 'int8_rows']
@@ -24,16 +24,11 @@ Rows = List[Dict[str, Any]]
 
 def file_rows(model: nn.Module) -> Rows:
     """Bytes of the safetensors file in float32 and float16, without the bases of the quantisers, and packed."""
-    state = {key: tensor.contiguous() for key, tensor in model.state_dict().items() if not key.endswith('_basis')}
-    half = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in state.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / 'model.safetensors'
-        sizes = {}
-        for kind, tensors in (('float32', state), ('float16', half)):
-            save_file(tensors, path)
-            sizes[kind] = path.stat().st_size
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sizes = {'float32': full_size(model, folder), 'float16': full_size(model, folder, torch.float16)}
         if quantized_layers(model):
-            sizes['packed'] = pack_weights(model, path).stat().st_size
+            sizes['packed'] = packed_size(model, folder, 'int8')
     return [dict(kind=kind, bytes=size) for kind, size in sizes.items()]
 
 

@@ -1,26 +1,16 @@
 """What a quantised training step costs and what a quantised file takes, from the CSV files."""
-import csv
-from typing import Callable, Dict, List
+from typing import Callable, Dict
 
 from benchmarks import environment
 from benchmarks.markdown import NOT_MEASURED, table
+from benchmarks.runtime.table import read
 
 __all__ = ['SECTIONS']
-
-Rows = List[Dict[str, str]]
-
-
-def _rows(name: str) -> Rows:
-    path = environment.RESULTS / f'{name}.csv'
-    if not path.is_file():
-        return []
-    with path.open(newline='', encoding='utf-8') as stream:
-        return list(csv.DictReader(stream))
 
 
 def cost_section() -> str:
     """Seconds of a step, quantised and not, and their ratio."""
-    rows = _rows('quantization_cost')
+    rows = read(environment.RESULTS / 'quantization_cost.csv')
     if not rows:
         return NOT_MEASURED
     lines = [[f"`{row['model']}`", row['against'], row['dtype'], f"{float(row['quantised_s']):.2f}",
@@ -33,7 +23,7 @@ def cost_section() -> str:
 
 def size_section() -> str:
     """Bytes of one switchable network and of separate ones, packed, with the classifier in int8."""
-    rows = [row for row in _rows('quantization_size') if row['head'] == 'int8']
+    rows = [row for row in read(environment.RESULTS / 'quantization_size.csv') if row['head'] == 'int8']
     if not rows:
         return NOT_MEASURED
     lines = [[f"`{row['model']}`", row['classes'], f"{int(row['full_bytes']) / 1e6:.2f}",

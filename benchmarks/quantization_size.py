@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, List
 
 import timm
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -25,9 +26,10 @@ from rs_timm.quantization.packing import HEADS
 MODELS = ('rs_resnet18_w2a32', 'rs_resnet18_w2a2', 'rs_resnet50_w2a32', 'rs_resnet50_w2a2')
 
 
-def full_size(model: nn.Module, folder: Path) -> int:
-    """Bytes of the file in full precision, without the bases, which a network in full precision does not have."""
-    tensors = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith('_basis')}
+def full_size(model: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes of the file without the bases of the quantisers, which a network in full precision does not have."""
+    tensors = {key: tensor.contiguous().to(dtype if tensor.is_floating_point() else tensor.dtype)
+               for key, tensor in model.state_dict().items() if not key.endswith('_basis')}
     save_file(tensors, folder / 'full.safetensors')
     return (folder / 'full.safetensors').stat().st_size
 

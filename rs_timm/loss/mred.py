@@ -2,8 +2,8 @@
 
 Everything here is a function of `{resolution: logits}`. The first resolution is the largest, and `alpha` holds one raw
 score per resolution in that order. Logits are [N, C], or [N, C, ...] for dense prediction, all of one size: each
-position is a sample then. (Positions behind the classes, since a softmax over few classes that are next to each other
-in memory is five times as slow.)
+position is a sample then. (Positions stay behind the classes: with the classes next to each other in memory, the loss
+of a mask of eleven classes took about twice as long on a CPU.)
 """
 from functools import reduce
 from operator import add
