@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from typing import Dict, List, Mapping, Sequence, Tuple
 
 from benchmarks import published
-from benchmarks.markdown import NOT_MEASURED, table
+from benchmarks.markdown import NOT_MEASURED, measured_or_note, table
 from benchmarks.paper.aggregate import Results, Sample, madds_of, signed
 
 __all__ = ['COLUMNS_2', 'COLUMNS_4', 'COLUMNS_5', 'COLUMNS_6', 'Column', 'measured_table', 'parameters',
@@ -78,7 +78,7 @@ def measured_table(
         base, *others = (sample(results, column, size, quantity) for column in columns)
         cost = [f'{madds_of(results.preset, size):.1f}'] if madds else []
         lines.append([f'{size} px', *cost, base.text(), *(other.gain_text(base) for other in others)])
-    return table(_header([column.title(sizes) for column in columns], madds), [*lines, *foot])
+    return measured_or_note(_header([column.title(sizes) for column in columns], madds), lines, 1 + madds, foot)
 
 
 def published_table(columns: Sequence[Column], figures: Mapping[str, published.Figures], madds: Sequence[float] = ()

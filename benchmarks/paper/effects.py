@@ -2,7 +2,7 @@
 from typing import List, Optional
 
 from benchmarks import published
-from benchmarks.markdown import NOT_MEASURED, table
+from benchmarks.markdown import NOT_MEASURED, measured_or_note, table
 from benchmarks.paper.aggregate import Results, Sample, signed
 from benchmarks.paper.curves import (
     BASES,
@@ -30,7 +30,7 @@ def features_table(results: Results) -> str:
             f'{train_test_gap(own[label]):.1f}' if label in own else NOT_MEASURED
             for label in (f'I-{size}', 'parallel'))])
     return (f'{measured_on(results)}: area between the two curves, in percent of the mean feature with test crops.\n\n'
-            + table(['resolution', 'I-Net of this size', 'parallel'], lines))
+            + measured_or_note(['resolution', 'I-Net of this size', 'parallel'], lines))
 
 
 def effects_table(results: Results) -> str:
@@ -42,7 +42,7 @@ def effects_table(results: Results) -> str:
         for label, gains in effects(results, begin).items():
             lines.append([label, *(_gain(gains[size]) if size in gains else '' for size in results.sizes)])
         parts += [f'{words[0].upper()}{words[1:]}:',
-                  table(['trained with', *(f'{size} px' for size in results.sizes)], lines)]
+                  measured_or_note(['trained with', *(f'{size} px' for size in results.sizes)], lines)]
     individual = published.TOP1['resnet18']['individual']
     theirs = ', '.join(
         f'{signed(top1 - individual[published.RESOLUTIONS.index(size)])} at {size} px'
@@ -79,7 +79,7 @@ def alpha_table(results: Results) -> str:
     ensemble, largest = results.sample('rs_net', 'ensemble'), results.sample('rs_net', results.sizes[0])
     return '\n\n'.join([
         f'{measured_on(results)}, RS-Net:',
-        table(['', *(f'{size} px' for size in results.sizes)], lines),
+        measured_or_note(['', *(f'{size} px' for size in results.sizes)], lines),
         f'Top-1 of the ensemble of all sizes, and in brackets the gain over {results.sizes[0]} px alone: '
         f'{ensemble.gain_text(largest)}.',
         f'{PAPER} (Appendix A, {network} on ImageNet):',

@@ -1,10 +1,10 @@
 """Which runs were made, with what, and how long they took; and what minutes buy from ordinary weights."""
-from typing import Dict, List, Sequence, Tuple
+from typing import Dict, List, Sequence
 
-from benchmarks.markdown import NOT_MEASURED, table
+from benchmarks.markdown import NOT_MEASURED, measured_or_note, table
 from benchmarks.paper.aggregate import Results
 from benchmarks.paper.curves import Curve
-from benchmarks.runs import Run, settings
+from benchmarks.runs import settings
 from benchmarks.store import RUNS, Row
 
 __all__ = ['LADDER', 'duration', 'ladder', 'ladder_table', 'runs_table']
@@ -48,22 +48,26 @@ def ladder_table(results: Results) -> str:
     recipe = results.preset.recipe
     return (f'**Measured**: {results.preset.about}. Top-1 in percent, and in brackets the gain over the untouched '
             f'network. Training: {recipe.limit_batches} updates of {recipe.batch_size} pictures.\n\n'
-            + table(['', *(f'{size} px' for size in results.sizes), 'wall time'], lines))
+            + measured_or_note(['', *(f'{size} px' for size in results.sizes), 'wall time'], lines))
 
 
 def runs_table(results: Results) -> str:
-    """Every planned run, made or not: how it differs from the preset, its epochs, wall time, commit and versions."""
+    """The runs that were made: how each differs from the preset, epochs, wall time, commit, versions; then the rest."""
     made = {(row['run'], row['seed']): row for row in results.rows[RUNS]}
     environments = _environments(results.rows[RUNS])
-    lines = []
+    lines, waiting = [], []
     for name, run in results.runs.items():
         seeds = sorted({*map(str, run.seeds), *(seed for other, seed in made if other == name)}, key=int)
-        lines += [_line(results, run, seed, made, environments) for seed in seeds]
+        lines += [_line(results, name, made[name, seed], environments) for seed in seeds if (name, seed) in made]
+        waiting += [f'`{name}`' + f' seed {seed}' * (seed != '0') for seed in seeds if (name, seed) not in made]
     header = ['run', 'seed', 'edits', 'epochs', 'training', 'measuring', 'commit', 'on']
     common = settings(results.preset.recipe)
     parts = [f'Preset `{results.preset.name}`: {results.preset.about}. Network `{results.preset.model}`, recipe '
-             f'`{results.preset.recipe_name}` with `{common}`; edits are what a run has instead.', table(header, lines)]
+             f'`{results.preset.recipe_name}` with `{common}`; edits are what a run has instead.']
+    parts += [table(header, lines)] if lines else []
     parts += [f'{mark}: {text}.' for text, mark in environments.items()]
+    if waiting:
+        parts.append(f'Planned and {NOT_MEASURED}: {", ".join(waiting)}.')
     if results.left_out:
         names = ', '.join(f"`{row['run']}` seed {row['seed']} (`{_edits(results, row)}`)" for row in results.left_out)
         parts.append(f'Left out of all tables, since the settings are not those planned: {names}.')
@@ -82,20 +86,10 @@ def _environment(row: Row) -> str:
     return f'{device}, {dtype}, {threads} threads, Python {python}, {versions}'
 
 
-def _line(
-        results: Results,
-        run: Run,
-        seed: str,
-        made: Dict[Tuple[str, str], Row],
-        environments: Dict[str, str],
-) -> List[str]:
-    row = made.get((run.name, seed))
-    if row is None:
-        text = settings(run.recipe(results.preset, int(seed)))
-        return [f'`{run.name}`', seed, _changes(results, text), *[NOT_MEASURED] * 5]
+def _line(results: Results, name: str, row: Row, environments: Dict[str, str]) -> List[str]:
     return [
-        f'`{run.name}`',
-        seed,
+        f'`{name}`',
+        row['seed'],
         _edits(results, row),
         row['epochs'],
         duration(float(row['train_seconds'])),
@@ -106,12 +100,8 @@ def _line(
 
 
 def _edits(results: Results, row: Row) -> str:
-    return _changes(results, row['settings'])
-
-
-def _changes(results: Results, text: str) -> str:
-    """What settings have that those of the preset's recipe lack; what only the recipe has is then the default."""
-    common, own = _pairs(settings(results.preset.recipe)), _pairs(text)
+    """What the settings of a run have that those of the preset's recipe lack; what only the latter have is default."""
+    common, own = _pairs(settings(results.preset.recipe)), _pairs(row['settings'])
     changed = [f'{key}={value}' for key, value in own.items() if common.get(key) != value]
     return ' '.join([*changed, *(f'{key}=(default)' for key in common if key not in own)])
 

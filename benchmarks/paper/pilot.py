@@ -4,7 +4,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Dict, List, Optional
 
-from benchmarks.markdown import table
+from benchmarks.markdown import measured_or_note
 from benchmarks.paper.aggregate import Results, Sample, load
 from benchmarks.presets import KINDS, MEAN_LR, PRESETS
 from benchmarks.runs import Run, runs
@@ -64,4 +64,4 @@ def pilot_table(folder: Path) -> str:
     names = dict(individual='one resolution', parallel='several', mred='several, distilled')
     rows = [[names[kind], f'{rate:g}' + (' (used)' if rate == MEAN_LR[kind] else ''), sample.text()]
             for kind, samples in pilot_samples(folder).items() for rate, sample in samples.items()]
-    return table(['loss', 'learning rate on the mean of the losses', 'top-1, mean of the sizes, %'], rows)
+    return measured_or_note(['loss', 'learning rate on the mean of the losses', 'top-1, mean of the sizes, %'], rows, 2)

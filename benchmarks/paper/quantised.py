@@ -2,7 +2,7 @@
 from typing import List, Optional, Tuple
 
 from benchmarks import published
-from benchmarks.markdown import NOT_MEASURED, table
+from benchmarks.markdown import NOT_MEASURED, measured_or_note, table
 from benchmarks.paper.aggregate import Results, signed
 from benchmarks.store import FILES, by_columns
 
@@ -34,7 +34,7 @@ def table_3(results: Results) -> str:
     return '\n\n'.join([
         f'**Measured**: {results.preset.about}; weights/activations in bits; top-1 in percent, and in brackets the '
         'difference from full precision. I-Nets were trained at the largest and the smallest size.',
-        table(['tested at', *headings], lines),
+        measured_or_note(['tested at', *headings], lines),
         '**Published** in the paper, not measured here (Table 3, ImageNet): top-1, and in brackets the gain over the '
         'I-Nets.',
         _published(),

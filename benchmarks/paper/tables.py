@@ -3,7 +3,7 @@ from itertools import zip_longest
 from typing import List, Mapping, Sequence, Tuple
 
 from benchmarks import published
-from benchmarks.markdown import table
+from benchmarks.markdown import measured_or_note, table
 from benchmarks.paper.aggregate import Results, madds_of
 from benchmarks.paper.columns import (
     COLUMNS_2,
@@ -88,7 +88,7 @@ def dense_table(results: Results) -> str:
             ours = ['', *(results.sample('rs_net', size, sets=sets).text() for sets in INTERPOLATIONS)]
         lines.append([f'{size} px', *own, *ours])
     header = ['tested at', *(f'I-{size}' for size in sizes), 'RS-Net, own sets', *INTERPOLATIONS]
-    return table(header, lines)
+    return measured_or_note(header, lines)
 
 
 # Table 1
@@ -168,11 +168,11 @@ def table_8(results: Results) -> str:
     lines = [
         [f'I-{largest}', *(results.sample(f'individual_{largest}', size).text() for size in sizes)],
         ['RS-Net', *(sample.text() for sample in ours)],
-        ['MAdds, M', *(f'{madds_of(results.preset, size):.1f}' for size in sizes)],
     ]
+    cost = ['MAdds, M', *(f'{madds_of(results.preset, size):.1f}' for size in sizes)]
     return '\n\n'.join([
         f'{measured_on(results)}: top-1 in percent.',
-        table(_far_header(sizes, largest), lines),
+        measured_or_note(_far_header(sizes, largest), lines, foot=[cost]),
         f'{PAPER} (Table 8, resnet50 on ImageNet):',
         table(_far_header(tuple(published.TABLE_8_MADDS), published.RESOLUTIONS[0]), [
             *([label, *(f'{figures[size]:.1f}' for size in published.TABLE_8_MADDS)]
