@@ -13,6 +13,8 @@ __all__ = ['RESULTS', 'commit', 'describe']
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 
+_CODE = (':(top)', ':(top,exclude)benchmarks/results', ':(top,exclude)*.md')  # what a result depends on
+
 
 def _cpu_name() -> str:
     info = Path('/proc/cpuinfo')
@@ -36,12 +38,16 @@ def describe(device: str = 'cpu', dtype: str = 'float32') -> Dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a + behind it when files differ from it; 'unknown' outside of one."""
+    """The commit of the checkout, with a + behind it when code differs from it; 'unknown' outside of one.
+
+    Results and documents do not count: the rows of one run must not make the next one look unclean.
+    """
     def git(*arguments: str) -> str:
         done = subprocess.run(['git', *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=True)
         return done.stdout
 
     try:
-        return git('rev-parse', '--short=10', 'HEAD').strip() + ('+' if git('status', '--porcelain', '-uno') else '')
+        changed = git('status', '--porcelain', '-uno', '--', *_CODE)
+        return git('rev-parse', '--short=10', 'HEAD').strip() + '+' * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'

@@ -15,7 +15,7 @@ from masked_pictures import IGNORE, NAMES, SIZE, make_masked
 from PIL import Image
 from training_run import ROOT, make_pictures
 
-from benchmarks import presets, run, runs, segmentation_maps, store
+from benchmarks import environment, presets, run, runs, segmentation_maps, store
 from benchmarks.paper.pilot import pilot_choice
 from benchmarks.presets import MEAN_DECAY, MEAN_LR, PRESETS
 from benchmarks.runs import GROUPS, Job, jobs, settings
@@ -206,6 +206,21 @@ def test_the_time_of_a_recalibration_is_kept(data, tmp_path, tiny, monkeypatch):
         run.execute(Job(PRESETS['small'], runs.Run(name, 'ladder', trains=False, prior_images=prior), 0), args)
     seconds = {row['run']: float(row['train_seconds']) for row in store.read(store.RUNS, tmp_path / 'results')}
     assert seconds == {'untouched': 0., 'replaced': pytest.approx(7.25, abs=0.06)}
+
+
+@pytest.mark.parametrize('changed, mark', [('benchmarks/results/paper_runs.csv', ''), ('docs/paper.md', ''),
+                                           ('rs_timm/model.py', '+'), ('setup.cfg', '+')])
+def test_rows_and_documents_do_not_make_a_commit_unclean(tmp_path, monkeypatch, changed, mark):
+    for name in ('benchmarks/results/paper_runs.csv', 'docs/paper.md', 'rs_timm/model.py', 'setup.cfg'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('before')
+    person = ['-c', 'user.name=test', '-c', 'user.email=test@example.com']
+    for command in (['init', '-q'], ['add', '.'], [*person, 'commit', '-qm', 'first']):
+        subprocess.run(['git', *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(environment, 'RESULTS', tmp_path / 'benchmarks' / 'results')
+    clean = environment.commit()
+    (tmp_path / changed).write_text('after')
+    assert len(clean) == 10 and environment.commit() == clean + mark
 
 
 def test_a_failure_does_not_stop_the_queue(data, tmp_path, tiny, monkeypatch):
