@@ -14,6 +14,7 @@ import torch
 from hub_server import HubServer
 from huggingface_hub import constants
 from safetensors.torch import load
+from timm_version import OLD_TIMM
 
 import rs_timm
 from rs_timm.card import CardData
@@ -107,7 +108,7 @@ def test_half(hub, model):
         torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.skipif(not hasattr(timm.models, '_input'), reason='timm before 1.0.31 records no constructor arguments')
+@pytest.mark.skipif(OLD_TIMM, reason='timm before 1.0.31 records no constructor arguments')
 @pytest.mark.parametrize('name, kwargs', [('rs_resnet18', {}), ('rs_switchable', dict(base='test_resnet'))])
 def test_timms_own_push_gives_the_same(name, kwargs, hub, random_statistics):
     model = random_statistics(timm.create_model(name, resolutions=RESOLUTIONS, num_classes=3, **kwargs))

@@ -6,6 +6,7 @@ import timm
 import torch
 from timm.models import FeatureInfo, get_pretrained_cfg, group_parameters
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay
+from timm_version import OLD_TIMM
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
@@ -484,6 +485,8 @@ def test_forward_intermediates(name, random_statistics):
 
 @pytest.mark.parametrize('name', SMALL)
 def test_prune_intermediate_layers(name, random_statistics):
+    if name == 'rs_mobilenetv2' and OLD_TIMM:
+        pytest.skip('the stock network fails, too')
     model = random_statistics(create(name))
     plain = rs_timm.extract(model, 48)
     assert model.prune_intermediate_layers([1, 2]) == plain.prune_intermediate_layers([1, 2])

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV2, ModelEmaV3
+from timm_version import OLD_TIMM
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
@@ -459,6 +460,8 @@ def test_timms_checkpointing(name, changed, random_statistics):
 
 @pytest.mark.parametrize('feature_cls', ['list', 'getter'])
 def test_checkpointed_features(feature_cls, random_statistics):
+    if feature_cls == 'list' and OLD_TIMM:
+        pytest.skip('the stock network of timm before 1.0.31 fails, too')
     plain = timm.create_model('rs_resnet18', features_only=True, feature_cls=feature_cls, resolutions=SIZES)
     plain = random_statistics(plain).train()
     checkpointed = copy.deepcopy(plain)

@@ -1,5 +1,5 @@
 """`rs_switchable`: any BatchNorm network of timm under one registered name, for hub and `local-dir:` to restore."""
-from typing import Any, Dict, Iterable
+from typing import Any, Dict, Iterable, Sequence
 
 import timm
 from timm.models import get_pretrained_cfg, register_model
@@ -40,6 +40,23 @@ def rs_switchable(
 def _feature_wrapper(base_name: str) -> Dict[str, Any]:
     """timm's families choose levels and wrapper in their builders: the same levels, in a wrapper that fits all."""
     levels = timm.create_model(base_name, features_only=True).feature_info.out_indices
-    if hasattr(timm.create_model(base_name), 'forward_intermediates'):
+    stock = timm.create_model(base_name)
+    if hasattr(stock, 'forward_intermediates'):
         return dict(feature_cfg=dict(out_indices=levels, feature_cls='getter'))
-    return dict(feature_cfg=dict(out_indices=levels, feature_cls='list', flatten_sequential=True))
+    flatten = not _are_children(stock, levels)
+    return dict(feature_cfg=dict(out_indices=levels, feature_cls='list', flatten_sequential=flatten))
+
+
+def _are_children(stock: nn.Module, levels: Sequence[int]) -> bool:
+    """Whether the levels are layers of the network itself; if not, they are layers of a Sequential in it.
+
+    Raises:
+        ValueError: they are neither, as in timm's HRNet before 1.0.31, which has a class of its own for features.
+    """
+    paths = dict(stock.named_modules())
+    wanted = [stock.feature_info[level]['module'] for level in levels]
+    missing = [name for name in wanted if name not in paths]
+    if missing:
+        raise ValueError(f"{type(stock).__name__} of timm {timm.__version__} has no layers {', '.join(missing)}, so "
+                         'that features_only cannot be had from a switchable one: timm 1.0.31 or later can.')
+    return all('.' not in name for name in wanted)
