@@ -149,6 +149,9 @@ def _metadata(network: nn.Module) -> Dict[str, Any]:
     return metadata
 
 
+_OWN_ARGUMENTS = ('encoder', 'features', 'weight_bits', 'act_bits')  # of networks that timm does not have
+
+
 def _constructor_arguments(network: nn.Module) -> Dict[str, Any]:
     """What timm before 1.0.31 does not record by itself, as far as the network tells."""
     args: Dict[str, Any] = dict(
@@ -157,7 +160,9 @@ def _constructor_arguments(network: nn.Module) -> Dict[str, Any]:
     )
     if network.pretrained_cfg['architecture'] == 'rs_switchable':  # type: ignore[index]
         args['base'] = network.stock_architecture
-    if 'encoder_weights' in getattr(network, '_model_args', {}):
+    recorded: Mapping[str, Any] = getattr(network, '_model_args', {})
+    args.update({name: recorded[name] for name in _OWN_ARGUMENTS if name in recorded})
+    if 'encoder_weights' in recorded:
         args['encoder_weights'] = None  # the saved weights are those of the whole network
     pools = [module.pool_type for module in network.modules() if isinstance(module, SelectAdaptivePool2d)]
     if len(pools) == 1 and pools[0] != 'avg':
