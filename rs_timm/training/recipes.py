@@ -153,9 +153,11 @@ class LQImagenette(Imagenette):
 
     Run card:
         command   rs-timm train rs_resnet18_w2a32 --data imagenette --recipe lq_imagenette
+                  --init WEIGHTS --epochs 3 --warmup-epochs 0.5 --lr 0.008
         hardware  two CPU cores with bfloat16 instructions
-        expected  nothing known
-        reached   not run
+        expected  about the top-1 of the weights it starts from; from scratch: nothing known
+        reached   top-1 84.8 / 84.1 / 82.6 / 81.6 / 78.5 at 128 / 112 / 96 / 80 / 64 from a network with 84.4 / 83.5 /
+                  82.1 / 80.6 / 76.7, in 28 minutes, of which the cores did other work for a third
     """
 
     resolutions: Tuple[int, ...] = (128, 112, 96, 80, 64)
