@@ -97,7 +97,9 @@ def test_any_timm_network(hub, random_statistics):
 def test_alpha_comes_back(hub, model):
     model.checkpoint_metadata = {'alpha': {64: 0.5, 48: 0.3, 32: 0.2}}
     push_to_hub(model, REPO)
-    assert from_pretrained(REPO).checkpoint_metadata == {'alpha': {64: 0.5, 48: 0.3, 32: 0.2}}
+    sha = hub.repos[REPO].refs['main'].sha
+    for again in (pull(), pull(f'{REPO}@{sha}'), from_pretrained(REPO), from_pretrained(REPO, revision=sha)):
+        assert again.checkpoint_metadata == {'alpha': {64: 0.5, 48: 0.3, 32: 0.2}}
 
 
 def test_half(hub, model):

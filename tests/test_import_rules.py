@@ -14,23 +14,24 @@ ALLOWED = {
     'resolutions': set(),
     'layers': {'resolutions'},
     'pictures': set(),
+    'tensor_files': set(),
     'runtime': {'resolutions', 'pictures'},
     'loss': set(),
     'data': {'pictures'},
     'models': {'layers', 'quantization'},
-    'quantization': set(),
+    'quantization': {'tensor_files'},
     'segmentation': {'layers', 'models'},
     'analysis': {'layers'},
     'calibration': {'layers'},
     'card': {'layers', 'analysis'},
-    'hub': {'layers', 'models', 'card', 'analysis', 'quantization'},
+    'hub': {'layers', 'models', 'card', 'analysis', 'quantization', 'tensor_files'},
     'training': {'segmentation', 'layers', 'models', 'data', 'loss', 'calibration', 'analysis'},
     'export': {'layers', 'resolutions', 'analysis', 'runtime'},
     'run': {'training'},  # for --mred, and not before it is asked for
     'cli': {'commands'},
     'commands': {
         'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'hub', 'loss', 'pictures',
-        'resolutions', 'runtime', 'segmentation', 'training'},
+        'resolutions', 'runtime', 'segmentation', 'tensor_files', 'training'},
     '__main__': {'cli'},
 }
 

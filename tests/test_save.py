@@ -1,6 +1,7 @@
 """A saved folder gives back the network, claims nothing that does not hold, and is never left half written."""
 import errno
 import json
+import os
 import re
 
 import pytest
@@ -12,6 +13,7 @@ import rs_timm
 from rs_timm.card import CardData
 from rs_timm.hub import files, from_pretrained, save_pretrained
 from rs_timm.layers import insert_resolution
+from rs_timm.tensor_files import save_tensors
 
 RESOLUTIONS = (64, 48, 32)
 FILES = ['README.md', 'config.json', 'model.safetensors']
@@ -180,9 +182,32 @@ def test_ensemble_weights_stand_at_the_top_level_of_the_config(tmp_path):
     model.checkpoint_metadata = {'alpha': {64: 0.5, 48: 0.3, 32: 0.2}}
     folder = save_pretrained(model, tmp_path / 'saved')
     assert config_of(folder)['rs_timm'] == {'version': rs_timm.__version__, 'alpha': {'64': 0.5, '48': 0.3, '32': 0.2}}
-    again = from_pretrained(str(folder))
-    assert again.checkpoint_metadata == model.checkpoint_metadata
-    assert config_of(save_pretrained(again, folder))['rs_timm']['alpha'] == {'64': 0.5, '48': 0.3, '32': 0.2}
+    for again in (from_pretrained(str(folder)), timm.create_model(f'local-dir:{folder}', pretrained=True)):
+        assert again.checkpoint_metadata == model.checkpoint_metadata
+        assert config_of(save_pretrained(again, folder))['rs_timm']['alpha'] == {'64': 0.5, '48': 0.3, '32': 0.2}
+    other = timm.create_model(f'local-dir:{folder}', pretrained=True, resolutions=(64, 48))
+    assert not hasattr(other, 'checkpoint_metadata')  # weights of three sizes are none of two
+
+
+@pytest.mark.parametrize('umask, mode', [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+@pytest.mark.skipif(os.name == 'nt', reason='POSIX access rights')
+def test_a_saved_file_may_be_read_as_far_as_any_new_file(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        folder = save_pretrained(fresh(), tmp_path / 'saved')
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {oct(mode)}
+
+
+def test_a_file_that_cannot_be_written_leaves_what_was_there(tmp_path):
+    new, old = tmp_path / 'new.safetensors', tmp_path / 'old.safetensors'
+    save_tensors({'one': torch.ones(2)}, old)
+    content = old.read_bytes()
+    for file in (new, old):
+        with pytest.raises(ValueError, match='contiguous'):
+            save_tensors({'one': torch.ones(2, 3).T}, file)
+    assert not new.exists() and old.read_bytes() == content
 
 
 # float16
@@ -219,7 +244,7 @@ def full_disk(*args, **kwargs):
 
 
 @pytest.mark.parametrize('step', [
-    'rs_timm.hub.files.save_file',
+    'rs_timm.hub.files.save_tensors',
     'rs_timm.hub.files.save_config_for_hf',
     'pathlib.Path.write_text',
 ])

@@ -45,9 +45,9 @@ def _save_file(state_dict: Dict[str, torch.Tensor], file: str) -> None:
     if file.endswith('.pth'):
         torch.save(state_dict, file)
     else:
-        from safetensors.torch import save_file
+        from rs_timm.tensor_files import save_tensors
 
-        save_file(state_dict, file)
+        save_tensors(state_dict, file)
 
 
 def _save_folder(plain: nn.Module, resolution: int, folder: str) -> None:

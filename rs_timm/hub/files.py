@@ -9,7 +9,7 @@ from typing import Any, Dict, Mapping, Optional
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.layers import SelectAdaptivePool2d
 from timm.models import FeatureInfo, PretrainedCfg, is_model, model_entrypoint
 from timm.models._hub import save_config_for_hf
@@ -20,6 +20,7 @@ from rs_timm.layers import get_resolutions, is_switchable
 from rs_timm.layers.selector import selectors_of
 from rs_timm.models import file_sha256
 from rs_timm.quantization import pack_weights, unpack_weights
+from rs_timm.tensor_files import save_tensors
 
 from .errors import HubError
 
@@ -184,7 +185,7 @@ def write_weights(network: nn.Module, folder: Path, storage: str) -> Dict[str, t
         if storage == 'half' and tensor.is_floating_point() and tensor.ndim > 1:
             tensor = _to_half(key, tensor)
         tensors[key] = tensor
-    save_file(tensors, folder / WEIGHTS, metadata={'format': 'pt'})
+    save_tensors(tensors, folder / WEIGHTS)
     return tensors
 
 

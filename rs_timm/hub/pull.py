@@ -54,16 +54,10 @@ def from_pretrained(
     if not is_switchable(model):
         raise ValueError(f"{repo_id} is a {config['architecture']}, no resolution-switchable network: "
                          f"rs_timm.switchable('hf-hub:{repo_id}', pretrained=True) makes it one.")
-    metadata = config.get('rs_timm', {})
-    if local:
-        model.derived_from = metadata.get('derived_from', model.derived_from)
-    else:
+    if not local:
         model.derived_from = '@'.join(filter(None, (repo_id, revision)))  # type: ignore[assignment]
         model.pretrained_cfg.pop('file')  # type: ignore[operator]
         model.pretrained_cfg.update(source='hf-hub', hf_hub_id=model.derived_from)  # type: ignore[operator]
-    if 'alpha' in metadata:  # JSON has no whole numbers as keys
-        alpha = {int(resolution): weight for resolution, weight in metadata['alpha'].items()}
-        model.checkpoint_metadata = {'alpha': alpha}  # type: ignore[assignment]
     return model
 
 

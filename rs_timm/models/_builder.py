@@ -14,6 +14,7 @@ from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions
 
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, weights_origin
 from ._manifest import file_sha256, manifest, manifest_cfgs, manifest_entry_of_file
+from ._saved import saved_metadata
 
 __all__ = ['build_switchable', 'switchable_cfgs']
 
@@ -94,7 +95,7 @@ def build_switchable(
     model.stock_architecture = stock_name
     if pretrained:
         model.derived_from = weights_origin(model.pretrained_cfg, pretrained_cfg_overlay)
-        _restore_alpha(model)
+        _restore_metadata(model, kwargs.get('cache_dir'))
     model._model_args = dict(resolutions=get_resolutions(model))
     return model
 
@@ -109,12 +110,18 @@ def _imagenet_tag(variant: str) -> str:
     return next(name.partition('.')[2] for name in names if name not in manifest())
 
 
-def _restore_alpha(model: nn.Module) -> None:
-    """The ensemble weights that the manifest has for shipped weights, where `evaluate` looks for them."""
-    file = model.pretrained_cfg.get('file')
-    entry = manifest_entry_of_file(Path(file)) if file else None
-    if entry and 'alpha' in entry:
-        alpha = {int(resolution): weight for resolution, weight in entry['alpha'].items()}
+def _restore_metadata(model: nn.Module, cache_dir: Optional[str]) -> None:
+    """Origin, and ensemble weights where `evaluate` looks for them: of the manifest, or of a saved config.json.
+
+    The ensemble weights of other resolutions than the model's would be of no use.
+    """
+    cfg = model.pretrained_cfg
+    file = cfg.get('file')  # type: ignore[operator]
+    found = (manifest_entry_of_file(Path(file)) if file else None) or saved_metadata(cfg, cache_dir)  # type: ignore
+    if file and 'derived_from' in found:
+        model.derived_from = found['derived_from']
+    alpha = {int(resolution): weight for resolution, weight in found.get('alpha', {}).items()}  # JSON has no int keys
+    if alpha and set(alpha) == set(get_resolutions(model)):
         model.checkpoint_metadata = {'alpha': alpha}  # type: ignore[assignment]
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Union
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
+
+from rs_timm.tensor_files import save_tensors
 
 from .conv import LQConv2d
 from .convert import quantized_layers
@@ -45,7 +47,7 @@ def pack_weights(model: nn.Module, file: Union[str, Path], head: str = 'int8') -
     Raises:
         ValueError: no quantised convolution, an unknown `head`, or weights too large for float16.
     """
-    save_file(packed_state_dict(model, head), file, metadata={'format': 'pt'})
+    save_tensors(packed_state_dict(model, head), file)
     return Path(file)
 
 
