@@ -281,13 +281,13 @@ def test_a_failing_rename_leaves_the_earlier_folder(failing, tmp_path, monkeypat
 
 def test_a_truncated_file_is_noticed_before_it_replaces_the_earlier_one(tmp_path, monkeypatch):
     folder = save_pretrained(fresh(), tmp_path / 'saved')
-    before, write = contents(folder), files.save_file
+    before, write = contents(folder), files.save_tensors
 
     def write_half(tensors, path, **kwargs):
         write(tensors, path, **kwargs)
         path.write_bytes(path.read_bytes()[:-1000])
 
-    monkeypatch.setattr(files, 'save_file', write_half)
+    monkeypatch.setattr(files, 'save_tensors', write_half)
     with pytest.raises(ValueError, match='would not restore'):
         save_pretrained(fresh(), folder)
     assert contents(folder) == before
