@@ -346,9 +346,9 @@ def test_shared_memory_of_a_graph_that_is_told_the_resolution(model, tmp_path):
     assert_close(Session(file).run(batch(2, 40)), expected(model, batch(2, 40)))
 
 
-def test_a_file_of_one_resolution(model, file, tmp_path, engine):
-    if engine == 'torch':
-        pytest.skip('runs no files')
+@pytest.mark.parametrize('name', [name for name in ENGINES if name != 'torch'])  # which runs no files
+def test_a_file_of_one_resolution(model, file, tmp_path, name):
+    engine = installed(name)
     onnx.save(rs_timm.runtime.specialise(onnx.load(file), 48), tmp_path / 'plain.onnx')
     for memory in ('speed', 'shared'):
         session = Session(tmp_path / 'plain.onnx', engine, memory=memory)

@@ -18,7 +18,7 @@ from torch import nn
 
 from rs_timm.layers import get_resolutions, is_switchable
 from rs_timm.layers.selector import selectors_of
-from rs_timm.models import file_sha256
+from rs_timm.models import OWN_ARGUMENTS, file_sha256
 from rs_timm.quantization import pack_weights, unpack_weights
 from rs_timm.tensor_files import save_tensors
 
@@ -150,9 +150,6 @@ def _metadata(network: nn.Module) -> Dict[str, Any]:
     return metadata
 
 
-_OWN_ARGUMENTS = ('encoder', 'features', 'weight_bits', 'act_bits')  # of networks that timm does not have
-
-
 def _constructor_arguments(network: nn.Module) -> Dict[str, Any]:
     """What timm before 1.0.31 does not record by itself, as far as the network tells."""
     args: Dict[str, Any] = dict(
@@ -162,7 +159,7 @@ def _constructor_arguments(network: nn.Module) -> Dict[str, Any]:
     if network.pretrained_cfg['architecture'] == 'rs_switchable':  # type: ignore[index]
         args['base'] = network.stock_architecture
     recorded: Mapping[str, Any] = getattr(network, '_model_args', {})
-    args.update({name: recorded[name] for name in _OWN_ARGUMENTS if name in recorded})
+    args.update({name: recorded[name] for name in OWN_ARGUMENTS if name in recorded})
     if 'encoder_weights' in recorded:
         args['encoder_weights'] = None  # the saved weights are those of the whole network
     pools = [module.pool_type for module in network.modules() if isinstance(module, SelectAdaptivePool2d)]

@@ -1,12 +1,13 @@
 """Registered models, and the way to make any timm network one. Importing this registers them."""
 from . import rs_mobilenetv2, rs_resnet, rs_resnet_lq, rs_switchable
-from ._builder import build_switchable
+from ._builder import OWN_ARGUMENTS, build_switchable
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, is_paper_layout
 from ._manifest import file_sha256, manifest, manifest_cfgs, weights_dir
 from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin, switchable
 
 __all__ = [
     'DEFAULT_RESOLUTIONS',
+    'OWN_ARGUMENTS',
     'PAPER_PREPROCESSING',
     'SwitchableMixin',
     'build_switchable',

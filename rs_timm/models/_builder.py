@@ -16,8 +16,10 @@ from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, weights_orig
 from ._manifest import file_sha256, manifest, manifest_cfgs, manifest_entry_of_file
 from ._saved import saved_metadata
 
-__all__ = ['build_switchable', 'switchable_cfgs']
+__all__ = ['OWN_ARGUMENTS', 'build_switchable', 'switchable_cfgs']
 
+# of networks that timm does not have; timm before 1.0.31 records no arguments by itself
+OWN_ARGUMENTS = ('encoder', 'features', 'weight_bits', 'act_bits')
 _SOURCES = frozenset(('file', 'url', 'hf_hub_id', 'state_dict'))
 _PAPER_CODE = 'https://github.com/yikaiw/RS-Nets'
 
@@ -96,7 +98,8 @@ def build_switchable(
     if pretrained:
         model.derived_from = weights_origin(model.pretrained_cfg, pretrained_cfg_overlay)
         _restore_metadata(model, kwargs.get('cache_dir'))
-    model._model_args = dict(resolutions=get_resolutions(model))
+    model._model_args = dict(
+        {name: kwargs[name] for name in OWN_ARGUMENTS if name in kwargs}, resolutions=get_resolutions(model))
     return model
 
 

@@ -95,10 +95,7 @@ default_cfgs = {key: cfg for name in _STOCK for key, cfg in _cfgs(name).items()}
 
 
 def _create(cls: Any, variant: str, pretrained: bool, kwargs: Dict[str, Any], **own: Any) -> nn.Module:
-    model = build_switchable(cls, variant, _STOCK[variant], pretrained, **{**own, **kwargs})
-    bits = {key: kwargs[key] for key in ('weight_bits', 'act_bits') if key in kwargs}
-    model._model_args = dict(getattr(model, '_model_args', {}), **bits)  # type: ignore[assignment]
-    return model
+    return build_switchable(cls, variant, _STOCK[variant], pretrained, **{**own, **kwargs})
 
 
 def _preact(**own: Any) -> Dict[str, Any]:

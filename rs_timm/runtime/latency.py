@@ -89,11 +89,7 @@ def measure(
     Raises:
         ValueError: fewer than 72 repeats, or sizes or batches that are not positive.
     """
-    least = least_calls()
-    if repeats < least:
-        raise ValueError(f'repeats {repeats}: a p95 needs at least {least} calls; more make its interval narrower.')
-    if not batches or min(batches) < 1 or warmup < 0:
-        raise ValueError(f'batches {tuple(batches)}, warmup {warmup}: batches are at least 1, warmup at least 0.')
+    _check_counts(repeats, batches, warmup)
     sizes = check_resolutions(session.resolutions if resolutions is None else resolutions)
     cases = [_Case(session, size, batch, images, clock) for size in sizes for batch in dict.fromkeys(batches)]
     for case in cases:
@@ -113,6 +109,14 @@ def measure(
         measured=datetime.now(timezone.utc).isoformat(timespec='seconds'),
         rows=tuple(case.row() for case in cases),
     )
+
+
+def _check_counts(repeats: int, batches: Sequence[int], warmup: int) -> None:
+    least = least_calls()
+    if repeats < least:
+        raise ValueError(f'repeats {repeats}: a p95 needs at least {least} calls; more make its interval narrower.')
+    if not batches or min(batches) < 1 or warmup < 0:
+        raise ValueError(f'batches {tuple(batches)}, warmup {warmup}: batches are at least 1, warmup at least 0.')
 
 
 def _take_turns(

@@ -85,8 +85,6 @@ def _create(variant: str, pretrained: bool, encoder_weights: Optional[str] = Non
         raise RuntimeError(f'features_only: {variant} has one output; its encoder, {_encoder(variant)}, has features.')
     model = build_switchable(
         RSRefineNet, variant, None, pretrained, **dict(dict(encoder=_encoder(variant)), **kwargs))
-    own = {key: kwargs[key] for key in ('encoder', 'features') if key in kwargs}  # timm before 1.0.31 records none
-    model._model_args = dict(getattr(model, '_model_args', {}), **own)  # type: ignore[assignment]
     if encoder_weights and not pretrained:
         load_encoder(model.encoder, encoder_weights)  # type: ignore[arg-type]
     return model
