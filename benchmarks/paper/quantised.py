@@ -1,4 +1,5 @@
 """Table 3: quantised networks, as measured and as published, and what their files take."""
+from functools import partial
 from typing import List, Optional, Tuple
 
 from benchmarks import published
@@ -28,8 +29,10 @@ def table_3(results: Results) -> str:
     several = [count and len(sizes) * count if '{size}' in run else count
                for count, (_, run, _, _) in zip(one, _COLUMNS)]
     whole = _bytes(results, _FULL, 'float32')
-    lines.append([f'file or files for {len(sizes)} sizes, MB', *map(_megabytes, several)])
-    lines.append(['float32 file of the RS-Net / that', *(_times(whole, count) for count in several)])
+    kinds = [kind for _, _, _, kind in _COLUMNS]  # none: int8 is made when the float32 file is loaded
+    for words, text in ((f'file or files for {len(sizes)} sizes, MB', _megabytes),
+                        ('float32 file of the RS-Net / that', partial(_times, whole))):
+        lines.append([words, *(text(count) if kind else '' for count, kind in zip(several, kinds))])
     headings = [heading for heading, _, _, _ in _COLUMNS]
     return '\n\n'.join([
         f'**Measured**: {results.preset.about}; weights/activations in bits; top-1 in percent, and in brackets the '

@@ -39,7 +39,7 @@ def _draw(axes: Any, title: str, lines: Lines) -> None:
     axes.set(xlabel='resolutions, S', xticks=range(1, 6))
     axes.set_ylim(bottom=0)
     if lines:
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc='lower right', ncol=2 if len(lines) > 3 else 1)  # below 1 is room
 
 
 if __name__ == '__main__':
