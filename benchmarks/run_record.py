@@ -1,4 +1,10 @@
-"""What the manifest keeps of a training run: all that is needed to repeat it, with the run that it started from."""
+"""What the manifest keeps of a training run: all that is needed to repeat it, with the run that it started from.
+
+    python -m benchmarks.run_record runs/rs_resnet18    # writes runs/rs_resnet18/record.json
+
+where the training ran, lets `benchmarks.ship_weights` work elsewhere, with a copy of that folder alone.
+"""
+import argparse
 import csv
 import json
 import shlex
@@ -6,16 +12,34 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence
 
+import torch
+
 from rs_timm.models import file_sha256
 from rs_timm.runtime.machine import describe_machine
 from rs_timm.training import RECIPES, Recipe
 
 __all__ = ['hardware_here', 'record_of', 'stages_of']
 
+_KEPT = 'record.json'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('run', type=Path, help="output folder of 'rs-timm train'")
+    parser.add_argument('--hardware', nargs='+', default=[hardware_here()], metavar='TEXT',
+                        help='that it was trained on, then that of the stage before (default: %(default)s)')
+    args = parser.parse_args()
+    path = args.run / _KEPT
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(record_of(args.run, args.hardware), indent=2) + '\n', encoding='utf-8')
+    print(f'wrote {path}')
+
 
 def hardware_here() -> str:
     """This machine in one line, for a run that took place on it."""
     machine = describe_machine()
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {machine['cores']} cores"
     kinds = ', '.join(machine['instructions']) or machine['architecture']
     return f"{machine['cores']} cores, {machine['cpu']} ({kinds})"
 
@@ -24,8 +48,9 @@ def record_of(run: Path, hardware: Sequence[str]) -> Dict[str, Any]:
     """Of an output folder of `rs-timm train`: what ran, where, for how long, to what end.
 
     Args:
-        run: the folder, with recipe.json and log.csv.
+        run: the folder, with recipe.json and log.csv, or with the record.json that was made of them.
         hardware: that it ran on, then that of the run it started from, and so on; the last one stands for all before.
+            A record.json says it itself.
 
     Returns:
         'command', 'name' (the closest recipe), 'settings' (those that are not the defaults of a recipe), 'epochs',
@@ -36,6 +61,8 @@ def record_of(run: Path, hardware: Sequence[str]) -> Dict[str, Any]:
     Raises:
         ValueError: weights that the run started from are not of a run, so that nobody can say what they are.
     """
+    if (run / _KEPT).is_file():
+        return json.loads((run / _KEPT).read_text(encoding='utf-8'))
     ran = json.loads((run / 'recipe.json').read_text(encoding='utf-8'))
     model, init = ran.pop('model'), ran.pop('init')
     rows = list(csv.DictReader((run / 'log.csv').read_text(encoding='utf-8').splitlines()))
@@ -89,3 +116,7 @@ def stages_of(record: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
     if 'init' in record:
         yield from stages_of(record['init'])
     yield record
+
+
+if __name__ == '__main__':
+    main()

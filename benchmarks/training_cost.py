@@ -12,6 +12,10 @@
     without it, in fresh processes by turns. In all other parts both sides have it.
 
     python -m benchmarks.training_cost [--parts separate paper ...] [--models rs_resnet18 ...] [--quick]
+    python -m benchmarks.training_cost --device cuda [--batch 64]
+
+On CUDA (a), (b) and the tensors of (d) are measured, with cuDNN's own choice of algorithms by timing on all sides, and
+written to a table of their own.
 
 S = 1 to 5, the largest resolutions first. The sides take turns within a round, in an order that reverses from round to
 round; quoted are medians over the rounds, the ratio being that of each round. Rows of the same question, model, sizes,
@@ -44,17 +48,24 @@ from rs_timm.training.schedule import create_schedule
 MODELS = ('rs_resnet18', 'rs_resnet50', 'rs_mobilenetv2')
 RESOLUTIONS = (224, 192, 160, 128, 96)
 CLASSES = 1000
+CUDA = 'cuda'
 KEY = ('question', 'model', 'sizes', 'batch', 'dtype')
 Images = Mapping[int, torch.Tensor]
 Step = Callable[[], object]
 Row = Dict[str, Any]
 
 
-def batch_of(sizes: Sequence[int], count: int, channels_last: bool = True) -> Tuple[Dict[int, torch.Tensor], Any]:
+def batch_of(
+        sizes: Sequence[int],
+        args: argparse.Namespace,
+        channels_last: bool = True,
+) -> Tuple[Dict[int, torch.Tensor], Any]:
     """Noise at each size, as a loader would give it, and labels."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    images = {r: torch.randn(count, 3, r, r).contiguous(memory_format=memory_format) for r in sizes}
-    return images, torch.randint(CLASSES, (count,))
+    shapes = {r: (args.batch, 3, r, r) for r in sizes}
+    images = {r: torch.randn(shape, device=args.device).contiguous(memory_format=memory_format)
+              for r, shape in shapes.items()}
+    return images, torch.randint(CLASSES, (args.batch,), device=args.device)
 
 
 def recipe_of(sizes: Sequence[int], args: argparse.Namespace, **changes: Any) -> Recipe:
@@ -65,24 +76,26 @@ def rs_step(name: str, sizes: Sequence[int], args: argparse.Namespace, lean: boo
     """What `rs-timm train` runs for each batch."""
     recipe = recipe_of(sizes, args, lean=lean)
     model = timm.create_model(name, resolutions=recipe.resolutions, num_classes=CLASSES)
-    task = MREDTask(model.to(memory_format=torch.channels_last), recipe.mred, lean=lean)
+    model = model.to(args.device, memory_format=torch.channels_last)
+    task = MREDTask(model, recipe.mred, lean=lean, device=torch.device(args.device)).to(args.device)
     optimizer = create_optimizer(task, recipe)
     schedule = create_schedule(optimizer, recipe, updates_per_epoch=1000)
     trainer = Trainer(task.train(), recipe, optimizer, schedule, None, Path())  # an update needs no loaders
-    return partial(trainer.update, [batch_of(sizes, args.batch)])
+    return partial(trainer.update, [batch_of(sizes, args)])
 
 
 def stock_step(name: str, size: int, args: argparse.Namespace) -> Step:
     """The step of a plain network of timm on its own pictures."""
     recipe = recipe_of((size,), args)
-    model = timm.create_model(stock_name(name), num_classes=CLASSES).to(memory_format=torch.channels_last).train()
+    model = timm.create_model(stock_name(name), num_classes=CLASSES).train()
+    model = model.to(args.device, memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(
         model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum)
-    images, target = batch_of((size,), args.batch)
+    images, target = batch_of((size,), args)
 
     def step() -> float:
         optimizer.zero_grad()
-        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=args.precision == 'bfloat16'):
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.precision == 'bfloat16'):
             loss = F.cross_entropy(model(images[size]), target)
         loss.backward()
         optimizer.step()
@@ -92,8 +105,8 @@ def stock_step(name: str, size: int, args: argparse.Namespace) -> Step:
 
 
 def paper_step(name: str, sizes: Sequence[int], args: argparse.Namespace) -> Step:
-    network = timm.create_model(stock_name(name), num_classes=CLASSES)
-    return partial(PaperStep(network, len(sizes)), *batch_of(sizes, args.batch, channels_last=False))
+    network = timm.create_model(stock_name(name), num_classes=CLASSES).to(args.device)
+    return partial(PaperStep(network, len(sizes)), *batch_of(sizes, args, channels_last=False))
 
 
 def stock_name(name: str) -> str:
@@ -113,6 +126,8 @@ def interleaved(sides: Mapping[Any, Step], rounds: int) -> Dict[Any, List[float]
 def _seconds(step: Step) -> float:
     start = time.perf_counter()
     step()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -152,7 +167,7 @@ def memory_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
     for sizes in growing(args):
         for lean in (False, True) if len(sizes) > 1 else (False,):
             used = in_fresh_process(rs_step, name, sizes, args, lean, count_tensors=True)
-            for kind in ('tensors', 'resident'):
+            for kind in [name for name in ('tensors', 'resident') if name in used]:
                 yield dict(
                     question=f'memory, {kind}, lean' if lean else f'memory, {kind}', model=name,
                     sizes=' '.join(map(str, sizes)), unit='MiB', rs=used[kind], other=stock[kind],
@@ -191,6 +206,9 @@ def _used(
 ) -> Dict[str, Any]:
     """'seconds' of each step; 'resident' and 'tensors': MiB at the peak, those of the network and pictures included."""
     torch.set_num_threads(threads)
+    if CUDA in (getattr(argument, 'device', None) for argument in args):
+        step = make(*args)
+        return dict(seconds=[_seconds(step) for _ in range(steps)], tensors=torch.cuda.max_memory_allocated() / 2 ** 20)
     if keep:
         keep_freed_memory()
     before = _status('VmRSS')
@@ -214,6 +232,7 @@ def growing(args: argparse.Namespace) -> List[Tuple[int, ...]]:
     return [RESOLUTIONS[:count] for count in args.counts]
 
 
+PARTS_ON_CUDA = ('separate', 'paper', 'memory')
 PARTS: Dict[str, Callable[[str, argparse.Namespace], Iterator[Row]]] = {
     'separate': separate_rows,
     'paper': paper_rows,
@@ -225,9 +244,10 @@ PARTS: Dict[str, Callable[[str, argparse.Namespace], Iterator[Row]]] = {
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse(argv)
     torch.manual_seed(0)
-    if not keep_freed_memory():
+    torch.backends.cudnn.benchmark = True
+    if args.device != CUDA and not keep_freed_memory():
         print('note: freed memory is not kept here; both sides of each comparison go without')
-    environment = describe(dtype=args.precision)
+    environment = describe(args.device, args.precision)
     print(', '.join(f'{key} {value}' for key, value in environment.items()))
     for part in args.parts:
         if part == 'data':
@@ -245,15 +265,22 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--parts', nargs='+', choices=(*PARTS, 'data'), default=tuple(PARTS))
+    parser.add_argument('--parts', nargs='+', choices=(*PARTS, 'data'),
+                        help=f"default: {' '.join(PARTS)}; on CUDA {' '.join(PARTS_ON_CUDA)}")
+    parser.add_argument('--device', choices=('cpu', CUDA), default='cpu')
     parser.add_argument('--models', nargs='+', default=MODELS)
     parser.add_argument('--counts', nargs='+', type=int, default=range(1, 6), help='values of S (default: 1 to 5)')
     parser.add_argument('--batch', type=int, default=8, help='pictures a step (default: 8)')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--precision', choices=('bfloat16', 'float32'), default='bfloat16', help='of our step')
     parser.add_argument('--quick', action='store_true', help='to try it out: rs_resnet18, 2 rounds, 2 pictures')
-    parser.add_argument('--out', type=Path, default=RESULTS / 'training_cost.csv')
+    parser.add_argument('--out', type=Path, help='default: training_cost.csv or training_cost_cuda.csv of the results')
     args = parser.parse_args(argv)
+    on_cuda = args.device == CUDA
+    args.parts = args.parts or (PARTS_ON_CUDA if on_cuda else tuple(PARTS))
+    if on_cuda and (others := sorted({*args.parts} - {*PARTS_ON_CUDA})):
+        parser.error(f"{', '.join(others)}: not measured on CUDA; there are {', '.join(PARTS_ON_CUDA)}.")
+    args.out = args.out or RESULTS / ('training_cost_cuda.csv' if on_cuda else 'training_cost.csv')
     if args.quick:
         args.models, args.rounds, args.batch = ('rs_resnet18',), 2, 2
     return args

@@ -1,6 +1,8 @@
 """What benchmarks/ship_weights.py puts into the manifest is what the file gives."""
 import csv
 import json
+import shutil
+import sys
 
 import pytest
 import timm
@@ -9,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from training_run import make_pictures
 
-from benchmarks import report, ship_weights
+from benchmarks import report, run_record, ship_weights
 from benchmarks.run_record import record_of, stages_of
 from rs_timm.cli import main
 from rs_timm.models import _manifest, file_sha256
@@ -138,6 +140,20 @@ def test_the_table_of_weights_names_the_stages(shipped, registered, monkeypatch)
     assert f"| `{NAME}` | {entry['top1']['64']:.1f} | {entry['top1']['48']:.1f} |" in text
     assert ('* `rs_resnet18.mred_pictures`: from random weights, 1 epoch of `imagenette_start` (0 minutes), then 1 '
             'epoch of `imagenette_mred` (0 minutes); two slow cores.') in text
+
+
+def test_a_record_made_where_the_training_ran_stands_for_it(shipped, tmp_path, monkeypatch):
+    """The folder alone can be shipped from elsewhere, where the weights of the first stage are not."""
+    folder = tmp_path / 'copy'
+    shutil.copytree(shipped[2], folder)
+    monkeypatch.setattr(sys, 'argv', ['run_record', str(folder), '--hardware', 'two slow cores'])
+    run_record.main()
+    expected = record_of(folder, ['elsewhere'])
+    (shipped[2].parent / 'start').rename(tmp_path / 'away')
+    try:
+        assert record_of(folder, ['elsewhere']) == expected == json.loads(json.dumps(shipped[1]['recipe']))
+    finally:
+        (tmp_path / 'away').rename(shipped[2].parent / 'start')
 
 
 def test_a_start_that_nobody_knows_is_refused(shipped, tmp_path):

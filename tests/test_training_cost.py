@@ -77,3 +77,9 @@ def test_parts_add_to_the_table_and_replace_their_own_rows(results, monkeypatch)
 
 def test_without_results_the_section_says_so(results):
     assert training_section() == 'not measured'
+
+
+def test_what_is_not_measured_on_cuda_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        training_cost.main(['--device', 'cuda', '--parts', 'paper', 'allocator'])
+    assert 'allocator: not measured on CUDA; there are separate, paper, memory' in capsys.readouterr().err
