@@ -70,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=level, format='%(asctime)s %(message)s', datefmt='%H:%M:%S')
     if args.device == 'cpu' or not torch.cuda.is_available():
         keep_freed_memory()
-    torch.backends.cudnn.benchmark = True  # every batch has the same shapes
     recipe = get_recipe(args.recipe, debug=args.debug_twin, **_given(args, Recipe))
     out = Path(args.out or Path('runs') / args.model)
     trained = train(args.model, args.data, recipe, str(out), args.resume, Options(**_given(args, Options)))
