@@ -69,8 +69,15 @@ def weights_section() -> str:
 
 def _training_of(record: Dict[str, Any]) -> str:
     stages = [f"{stage['epochs']} epoch{'s' * (stage['epochs'] > 1)} of `{stage['name']}` "
-              f"({stage['minutes']:.0f} minutes)" for stage in stages_of(record)]
+              f"({_minutes(stage['minutes'])})" for stage in stages_of(record)]
+    if record.get('recalibrated'):
+        stages.append(f"BatchNorm statistics of {record['recalibrated']} training pictures")
     return f"from random weights, {', then '.join(stages)}; {record['hardware']}."
+
+
+def _minutes(minutes: float) -> str:
+    whole = round(minutes)
+    return f"{whole} minute{'s' * (whole != 1)}"
 
 
 def _percent(value: Optional[float]) -> str:

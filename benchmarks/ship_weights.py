@@ -4,12 +4,14 @@
 
 Stored are float16 convolutions and float32 BatchNorms; what is measured is what is stored. The entry holds command,
 settings, hardware and minutes of the run, and of the run that it started from (`--init`), so that the same commands
-give the same kind of weights again: see `benchmarks.run_record`.
+give the same kind of weights again: see `benchmarks.run_record`. A run with `--resize device` has seen the sizes below
+the largest through pictures that were resized twice, which are softer than those of an evaluation: `--recalibrate 2000`
+puts that right, and the entry says so.
 """
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any, Callable, Dict, Iterator, Mapping, Sequence
 
 import timm
 import torch
@@ -18,6 +20,7 @@ from timm.data import ImageNetInfo
 import rs_timm
 from benchmarks.environment import describe
 from benchmarks.run_record import hardware_here, record_of
+from rs_timm.calibration import recalibrate
 from rs_timm.data import create_multires_loader
 from rs_timm.hub.files import write_weights
 from rs_timm.layers import get_resolutions
@@ -41,19 +44,31 @@ def main() -> None:
     parser.add_argument('--workers', type=int, default=1)
     parser.add_argument('--hardware', nargs='+', default=[hardware_here()], metavar='TEXT',
                         help='that it was trained on, then that of the stage before (default: %(default)s)')
+    parser.add_argument('--recalibrate', type=int, default=0, metavar='N',
+                        help='BatchNorm statistics anew from N training pictures, cropped as in training and resized '
+                             'from the crop')
     args = parser.parse_args()
     if '.' not in args.name:
         parser.error(f"{args.name!r} has no tag: name it as in 'rs_resnet18.mred_imagenette'.")
-    entry = ship(args.name, args.run, args.data, args.workers, args.hardware)
+    entry = ship(args.name, args.run, args.data, args.workers, args.hardware, args.recalibrate)
     print(json.dumps({key: entry[key] for key in ('file', 'sha256', 'top1', 'measured')}, indent=2))
 
 
-def ship(name: str, run: Path, data: str, workers: int, hardware: Sequence[str]) -> Dict[str, Any]:
+def ship(
+        name: str,
+        run: Path,
+        data: str,
+        workers: int,
+        hardware: Sequence[str],
+        recalibrated: int = 0,
+) -> Dict[str, Any]:
     """Write the file and its entry, and return the entry."""
     recipe = record_of(run, hardware)
     model = rs_timm.from_pretrained(str(run / 'model')).eval()
     if model.pretrained_cfg['architecture'] != name.split('.')[0]:
         raise ValueError(f"{run} holds a {model.pretrained_cfg['architecture']}, not a {name.split('.')[0]}.")
+    if recalibrated:
+        recipe = dict(recipe, recalibrated=_recalibrate(model, run, data, workers, recalibrated))
     path = weights_dir() / f'{name}.safetensors'
     _write_half(model, path)
     results = measure(model, path, data, workers)
@@ -73,6 +88,35 @@ def ship(name: str, run: Path, data: str, workers: int, hardware: Sequence[str])
     )
     _add_to_manifest(name, entry)
     return entry
+
+
+def _recalibrate(model: torch.nn.Module, run: Path, data: str, workers: int, count: int) -> int:
+    """Statistics from training pictures, in the precision of the run; returns how many there were."""
+    settings = json.loads((run / 'recipe.json').read_text(encoding='utf-8'))
+    dtype = getattr(torch, settings['precision'])
+    with torch.autocast('cpu', dtype=dtype, enabled=dtype is torch.bfloat16):
+        used = recalibrate(model, _training_crops(settings, data, workers), num_images=count, prior_images=0)
+    return min(used.values())
+
+
+def _training_crops(settings: Mapping[str, Any], data: str, workers: int) -> Callable[[int], Iterator[torch.Tensor]]:
+    """Batches at one resolution as the recipe crops them, each size straight from the crop."""
+    def batches(resolution: int) -> Iterator[torch.Tensor]:
+        loader = create_multires_loader(
+            data,
+            (resolution,),
+            batch_size=64,
+            num_workers=workers,
+            scale=settings['crop_scale'],
+            ratio=settings['crop_ratio'],
+            mean=settings['mean'],
+            std=settings['std'],
+            interpolation=settings['interpolation'],
+            seed=settings['seed'],
+        )
+        return (images[resolution] for images, _ in loader)
+
+    return batches
 
 
 def _write_half(model: torch.nn.Module, path: Path) -> None:

@@ -168,3 +168,19 @@ def test_a_start_that_nobody_knows_is_refused(shipped, tmp_path):
 def test_another_network_is_refused(shipped):
     with pytest.raises(ValueError, match='holds a rs_resnet18, not a rs_resnet50'):
         ship_weights.ship('rs_resnet50.x', shipped[2], shipped[3], 0, ['two slow cores'])
+
+
+def test_statistics_are_measured_anew_if_asked_for(shipped, tmp_path, monkeypatch):
+    """From the training crops of the run, and the entry says from how many."""
+    _, entry, run, data = shipped
+    (tmp_path / 'manifest.json').write_text('{"version": 1, "weights": {}}')
+    monkeypatch.setattr(ship_weights, 'weights_dir', lambda: tmp_path)
+    with pytest.warns(UserWarning, match='statistics of only 16 pictures'):
+        again = ship_weights.ship(NAME, run, data, 0, ['two slow cores'], recalibrated=16)
+    assert again['recipe'] == dict(entry['recipe'], recalibrated=16)
+    before, now = load_file(run / 'model/model.safetensors'), load_file(tmp_path / again['file'])
+    changed = {key.rpartition('.')[2] for key in before if not torch.equal(before[key].half(), now[key].half())}
+    assert changed == {'running_mean', 'running_var'}
+    monkeypatch.setattr(report, 'manifest', lambda: {NAME: again})
+    monkeypatch.setattr(report, 'weights_dir', lambda: tmp_path)
+    assert ', then BatchNorm statistics of 16 training pictures; two slow cores.' in report.weights_section()
