@@ -106,7 +106,7 @@ _PILOT_PRESET = Preset(
                       smoothing=0., crop_scale=(0.08, 1.), batch_size=64, precision='bfloat16'),
     data='Imagenette',
     classes=10,
-    about='the small preset at half the sizes, three epochs: which learning rate?',
+    about='the small preset at half the sizes, three epochs, to find the learning rate',
     mean_lr=MEAN_LR,
 )
 # AdamW does not see the scale of a gradient, so that a sum of five losses needs no other rate than one. float32, since

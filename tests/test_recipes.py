@@ -48,6 +48,33 @@ def test_the_papers_recipes_are_section_4_1(name, epochs, lr, weight_decay):
     assert rates[0] == pytest.approx(lr) and rates[1] == pytest.approx(lr / 2) and rates[2] < 1e-4 * lr
 
 
+@pytest.mark.parametrize('sched', ['onecycle', 'cosine', 'step'])
+@pytest.mark.parametrize('decay_norm', [False, True])
+def test_private_batchnorms_have_a_rate_of_their_own(sched, decay_norm):
+    """At every update in the same proportion to the rate of the rest; weight decay as without it."""
+    recipes = [Recipe(resolutions=(64, 48), sched=sched, epochs=4, decay_norm=decay_norm, private_lr=scale)
+               for scale in (1., 3.)]
+    task = MREDTask(build_model('rs_resnet18', recipes[0], 10))
+    private = {id(p) for name, p in task.named_parameters() if name.endswith(('.64.weight', '.48.weight', '.64.bias',
+                                                                              '.48.bias'))}
+    settings = []
+    for recipe in recipes:
+        optimizer = create_optimizer(task, recipe)
+        schedule = create_schedule(optimizer, recipe, updates_per_epoch=5)
+        found = {id(p): [group['weight_decay']] for group in optimizer.param_groups for p in group['params']}
+        for update in range(20):
+            optimizer.step()
+            schedule.step_update(update)
+            for group in optimizer.param_groups:
+                scale = recipe.private_lr if id(group['params'][0]) in private else 1.
+                for p in group['params']:
+                    found[id(p)].append(group['lr'] / scale)
+        settings.append(found)
+    assert len(private) == 2 * 2 * 20 and private < settings[1].keys()
+    assert settings[0].keys() == settings[1].keys() == {id(p) for p in task.parameters()}
+    assert all(settings[1][p] == pytest.approx(settings[0][p]) for p in settings[0])
+
+
 @pytest.mark.parametrize('name', RECIPES)
 def test_the_rate_ends_at_nothing(name):
     """And is well below its peak before: timm's poly, for one, is all but constant with its usual decay_rate."""
@@ -172,6 +199,7 @@ def test_any_field_from_the_command_line(data, tmp_path):
     (['--batch-size', '6', '--accumulate', '4'], 'batch_size 6 is no multiple of 4'),
     (['--batch-size', '4096'], 'batch_size 4096'),
     (['--init', 'nothing.pth'], 'neither a file nor a model name'),
+    (['--init', 'runs/none/model.safetensors'], 'there is no such file'),
     (['--model-args', 'drop_rate'], 'expected NAME=VALUE'),
     (['--splits', 'train', 'test'], 'no folder'),
     (['--device', 'cuda'], 'no CUDA device'),

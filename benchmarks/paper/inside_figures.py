@@ -9,7 +9,7 @@ from benchmarks.paper.aggregate import Results
 from benchmarks.paper.curves import BASES, CROPS, NORM_TENSORS, alphas, effects, features, norms
 from benchmarks.paper.style import PAPER_GROUND, by_resolution, caption, curve
 
-__all__ = ['any_measured', 'draw_alphas', 'draw_effects', 'draw_features', 'draw_norms']
+__all__ = ['draw_alphas', 'draw_effects', 'draw_features', 'draw_norms', 'several_measured']
 
 
 def draw_features(results: Results) -> Figure:
@@ -40,7 +40,7 @@ def _share(values: List[float], shares: List[float], share: float) -> float:
 def draw_effects(results: Results) -> Figure:
     """Gains of parallel training over the I-Nets: a group of bars a combination, a row for each range of crops."""
     found = {words: effects(results, begin) for words, begin in CROPS.items()}
-    found = {words: gains for words, gains in found.items() if any_measured(gains)}
+    found = {words: gains for words, gains in found.items() if several_measured(gains)}
     figure = Figure(figsize=(12, 0.9 + 3.2 * len(found)), layout='constrained')
     colours = by_resolution(results.sizes)
     rows = figure.subplots(len(found), 1, squeeze=False, sharey=True)[:, 0]
@@ -56,8 +56,9 @@ def draw_effects(results: Results) -> Figure:
     return figure
 
 
-def any_measured(gains: Dict[str, Dict[int, Optional[float]]]) -> bool:
-    return any(value is not None for own in gains.values() for value in own.values())
+def several_measured(gains: Dict[str, Dict[int, Optional[float]]]) -> bool:
+    """Whether there are combinations to compare."""
+    return sum(any(value is not None for value in own.values()) for own in gains.values()) > 1
 
 
 def _bars(axes: Axes, gains: Dict[str, Dict[int, Optional[float]]], colours: Dict[int, Any]) -> None:
@@ -113,6 +114,7 @@ def draw_norms(results: Results) -> Figure:
             for size, values in tensors[tensor].items():
                 axes.plot(range(1, len(values) + 1), values, '.-', color=colours[size], label=f'{size} px', linewidth=1)
             axes.set_ylabel(words)
+            axes.ticklabel_format(axis='y', useOffset=False)
             axes.grid(alpha=0.3)
         panels[0][column].set_title(f'{position} of each block', fontsize=9)
         blocks = max(len(values) for values in tensors['weight'].values())

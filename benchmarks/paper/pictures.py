@@ -32,7 +32,7 @@ class Picture:
 
 def _effects(results: Results) -> Dict[str, Any]:
     found = {words: curves.effects(results, begin) for words, begin in curves.CROPS.items()}
-    return {words: gains for words, gains in found.items() if inside_figures.any_measured(gains)}
+    return {words: gains for words, gains in found.items() if inside_figures.several_measured(gains)}
 
 
 PICTURES: Dict[str, Picture] = {

@@ -10,9 +10,14 @@ from benchmarks.presets import KINDS, MEAN_LR, PRESETS
 from benchmarks.runs import Run, runs
 from benchmarks.store import RUNS
 
-__all__ = ['pilot_choice', 'pilot_samples', 'pilot_table']
+__all__ = ['pilot_choice', 'pilot_results', 'pilot_samples', 'pilot_table']
 
 _TRIED = 3  # rates, before the best of them is called a choice
+
+
+def pilot_results(folder: Path) -> Results:
+    """Of all pilots, whatever `MEAN_LR` they were planned around."""
+    return load('pilot', folder, _run_of)
 
 
 def pilot_samples(folder: Path) -> Dict[str, Dict[float, Sample]]:
@@ -20,7 +25,7 @@ def pilot_samples(folder: Path) -> Dict[str, Dict[float, Sample]]:
 
     Those that are planned now, and those that were planned, and made, around another `MEAN_LR`.
     """
-    results = load('pilot', folder, _run_of)
+    results = pilot_results(folder)
     names = dict.fromkeys([*results.runs, *(row['run'] for row in results.rows[RUNS])])
     made: Dict[str, Dict[float, Sample]] = {kind: {} for kind in KINDS}
     for name in names:

@@ -5,7 +5,7 @@ from benchmarks import environment
 from benchmarks.paper import effects, pictures, tables
 from benchmarks.paper.aggregate import Results, load, shown_presets
 from benchmarks.paper.listing import ladder_table, runs_table
-from benchmarks.paper.pilot import pilot_table
+from benchmarks.paper.pilot import pilot_results, pilot_table
 from benchmarks.paper.quantised import table_3
 from benchmarks.paper.segmentation import cost_of_resnet101, table_7
 
@@ -62,7 +62,8 @@ def segmentation_section() -> str:
 def runs_section() -> str:
     """All planned runs."""
     folder = environment.RESULTS
-    found = [*shown_presets(folder), *(load(name, folder) for name in ('ladder', 'pilot', 'quantised', 'camvid'))]
+    found = [*shown_presets(folder), load('ladder', folder), pilot_results(folder),
+             *(load(name, folder) for name in ('quantised', 'camvid'))]
     return '\n\n'.join(map(runs_table, found))
 
 

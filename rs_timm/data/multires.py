@@ -1,5 +1,4 @@
 """Loaders that give each picture at S resolutions: decoded once, cropped once, resized S times."""
-import os
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
@@ -17,6 +16,7 @@ from .device import REDUCTIONS, BatchFinisher, Images, prefetched
 from .order import EpochBatches
 from .samples import MultiResDataset, Sample, ViewBatch, collate_views
 from .views import FLIPS, RESIZERS, EvalViews, TrainViews
+from .workers import obey_parent_alone
 
 __all__ = ['MODES', 'MultiResLoader', 'create_multires_loader']
 
@@ -64,7 +64,7 @@ class MultiResLoader:
             collate_fn=collate,
             pin_memory=cuda,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_leave_process_group,
+            worker_init_fn=obey_parent_alone,
             generator=torch.Generator(),  # else each pass would draw from the generator of the training run
         )
 
@@ -123,12 +123,6 @@ class MultiResLoader:
         if damaged and not self.skip_corrupt:
             raise ImageError(f'{damaged[0]} (repair or remove the file, or skip such files with skip_corrupt=True, '
                              '--skip-corrupt on the command line)')
-
-
-def _leave_process_group(worker: int) -> None:
-    """Ctrl-C and `timeout` signal the whole group: the training process decides when its workers end."""
-    if hasattr(os, 'setpgrp'):
-        os.setpgrp()
 
 
 def create_multires_loader(

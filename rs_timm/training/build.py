@@ -1,8 +1,9 @@
 """From a recipe to a network: which one, from which weights, and what of it is trained."""
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, List, Mapping, Tuple
 
 import timm
 import torch
@@ -11,7 +12,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rs_timm.layers import extract, is_switchable, pack
+from rs_timm.layers import SwitchableBatchNorm2d, extract, is_switchable, pack
 from rs_timm.models import switchable
 from rs_timm.segmentation import load_encoder
 
@@ -102,6 +103,8 @@ def _load_init(model: nn.Module, init: str) -> None:
 def _read_init(init: str) -> Dict[str, Any]:
     if Path(init).is_file():
         return dict(load_state_dict(init))
+    if len(Path(init).parts) > 1 and ':' not in init:
+        raise ValueError(f'init {init!r}: there is no such file.')
     try:
         return dict(timm.create_model(init, pretrained=True).state_dict())
     except RuntimeError as error:
@@ -142,4 +145,17 @@ def create_optimizer(task: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,
         filter_bias_and_bn=not recipe.decay_norm,
+        param_group_fn=None if recipe.private_lr == 1. else partial(_groups, recipe=recipe),
     )
+
+
+def _groups(task: nn.Module, recipe: Recipe) -> List[Dict[str, Any]]:
+    """timm's groups, without and with weight decay, of what the resolutions share; then those of private BatchNorms."""
+    private = {p for m in task.modules() if isinstance(m, SwitchableBatchNorm2d) for p in m.parameters()}
+    groups: Dict[Tuple[bool, bool], List[nn.Parameter]] = {}
+    for name, p in task.named_parameters():
+        if p.requires_grad:
+            decays = recipe.decay_norm or not (p.ndim <= 1 or name.endswith('.bias'))
+            groups.setdefault((p in private, decays), []).append(p)
+    return [dict(params=params, weight_decay=recipe.weight_decay * decays, lr=recipe.lr * recipe.private_lr ** own)
+            for (own, decays), params in sorted(groups.items(), key=lambda item: item[0])]

@@ -19,9 +19,9 @@ _CHOICES = {
 _MANY = float('inf')
 _RANGES = {
     'epochs': (1, _MANY), 'batch_size': (1, _MANY), 'accumulate': (1, _MANY), 'limit_batches': (0, _MANY),
-    'lr': (0, _MANY), 'weight_decay': (0, _MANY), 'clip_grad': (0, _MANY), 'warmup_epochs': (0, _MANY),
-    'smoothing': (0, 1), 'ema': (0, 1), 'progressive': (0, 1), 'hflip': (0, 1), 're_prob': (0, 1),
-    'crop_pct': (0.01, 1), 'same_size': (0, _MANY), 'ignore_label': (0, 255),
+    'lr': (0, _MANY), 'private_lr': (0, _MANY), 'weight_decay': (0, _MANY), 'clip_grad': (0, _MANY),
+    'warmup_epochs': (0, _MANY), 'smoothing': (0, 1), 'ema': (0, 1), 'progressive': (0, 1), 'hflip': (0, 1),
+    're_prob': (0, 1), 'crop_pct': (0.01, 1), 'same_size': (0, _MANY), 'ignore_label': (0, 255),
 }
 _WITHOUT_MASKS = {  # what is not there for segmentation, and its value when it is off
     'same_size': 0, 'crop': 'shared', 'flip': 'shared', 'resize': 'loader', 'auto_augment': '', 're_prob': 0.,
@@ -50,6 +50,7 @@ class Recipe:
         accumulate: parts in which the batch of a process goes through the network
         opt: name of a timm optimizer; momentum is SGD without Nesterov, sgd with it
         lr: learning rate, at its peak
+        private_lr: learning rate of private BatchNorms / lr; S losses give shared weights S gradients, a set one
         momentum: of the optimizer
         weight_decay: of convolutions and linear layers
         decay_norm: weight decay on BatchNorms, biases and alpha too
@@ -111,6 +112,7 @@ class Recipe:
     accumulate: int = 1
     opt: str = 'momentum'
     lr: float = 0.1
+    private_lr: float = 1.
     momentum: float = 0.9
     weight_decay: float = 1e-4
     decay_norm: bool = False

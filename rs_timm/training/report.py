@@ -136,7 +136,7 @@ def plot_curves(rows: Rows, path: Path) -> None:
         axes.set_xlabel('epoch')
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc='upper center', bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=120)
     write_atomically(path, buffer.getvalue())
