@@ -95,17 +95,23 @@ def _recalibrate(model: torch.nn.Module, run: Path, data: str, workers: int, cou
     settings = json.loads((run / 'recipe.json').read_text(encoding='utf-8'))
     dtype = getattr(torch, settings['precision'])
     with torch.autocast('cpu', dtype=dtype, enabled=dtype is torch.bfloat16):
-        used = recalibrate(model, _training_crops(settings, data, workers), num_images=count, prior_images=0)
+        crops = _training_crops(settings, data, workers, batch_size=min(count, 64))
+        used = recalibrate(model, crops, num_images=count, prior_images=0)
     return min(used.values())
 
 
-def _training_crops(settings: Mapping[str, Any], data: str, workers: int) -> Callable[[int], Iterator[torch.Tensor]]:
+def _training_crops(
+        settings: Mapping[str, Any],
+        data: str,
+        workers: int,
+        batch_size: int,
+) -> Callable[[int], Iterator[torch.Tensor]]:
     """Batches at one resolution as the recipe crops them, each size straight from the crop."""
     def batches(resolution: int) -> Iterator[torch.Tensor]:
         loader = create_multires_loader(
             data,
             (resolution,),
-            batch_size=64,
+            batch_size=batch_size,
             num_workers=workers,
             scale=settings['crop_scale'],
             ratio=settings['crop_ratio'],
