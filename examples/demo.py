@@ -159,9 +159,10 @@ def plot(shows: Sequence[Show], path: Path) -> None:
             for resolution, x, y in zip(show.madds, cost, values):
                 axis.annotate(str(resolution), (x, y), textcoords='offset points', xytext=(0, 8), ha='center')
             axis.set(xlabel='multiply-adds (millions)', ylabel=label)
-            axis.set_title(f'{show.title}\n{show.engine}', fontsize=7)
+            axis.set_title(f'{show.title}\n{show.engine}', fontsize=6.5)
             axis.margins(0.1, 0.18)
             axis.grid(alpha=0.3)
+        axes[0].set_ylim(max(0., axes[0].get_ylim()[0] - 5.), 104.)  # percent
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
