@@ -30,8 +30,7 @@ def main() -> None:
                         help='that it was trained on, then that of the stage before (default: %(default)s)')
     args = parser.parse_args()
     path = args.run / _KEPT
-    path.unlink(missing_ok=True)
-    path.write_text(json.dumps(record_of(args.run, args.hardware), indent=2) + '\n', encoding='utf-8')
+    path.write_text(json.dumps(_record_from_logs(args.run, args.hardware), indent=2) + '\n', encoding='utf-8')
     print(f'wrote {path}')
 
 
@@ -63,6 +62,10 @@ def record_of(run: Path, hardware: Sequence[str]) -> Dict[str, Any]:
     """
     if (run / _KEPT).is_file():
         return json.loads((run / _KEPT).read_text(encoding='utf-8'))
+    return _record_from_logs(run, hardware)
+
+
+def _record_from_logs(run: Path, hardware: Sequence[str]) -> Dict[str, Any]:
     ran = json.loads((run / 'recipe.json').read_text(encoding='utf-8'))
     model, init = ran.pop('model'), ran.pop('init')
     rows = list(csv.DictReader((run / 'log.csv').read_text(encoding='utf-8').splitlines()))

@@ -14,15 +14,13 @@
     python -m benchmarks.training_cost [--parts separate paper ...] [--models rs_resnet18 ...] [--quick]
     python -m benchmarks.training_cost --device cuda [--batch 64]
 
-On CUDA (a), (b) and the tensors of (d) are measured, with cuDNN's own choice of algorithms by timing on all sides, and
-written to a table of their own.
+On CUDA (a), (b) and the tensors of (d) are measured, and written to a table of their own.
 
 S = 1 to 5, the largest resolutions first. The sides take turns within a round, in an order that reverses from round to
 round; quoted are medians over the rounds, the ratio being that of each round. Rows of the same question, model, sizes,
 batch and precision replace those in the table; the others stay, so that parts may be run one at a time.
 """
 import argparse
-import csv
 import multiprocessing
 import statistics
 import time
@@ -41,6 +39,7 @@ from benchmarks.environment import RESULTS, describe
 from benchmarks.training.paper_step import PaperStep
 from benchmarks.training.peak_memory import PeakMemory
 from benchmarks.training.plot import plot
+from benchmarks.training.results import merge
 from rs_timm.training import MREDTask, Recipe, Trainer, keep_freed_memory
 from rs_timm.training.build import create_optimizer
 from rs_timm.training.schedule import create_schedule
@@ -49,7 +48,7 @@ MODELS = ('rs_resnet18', 'rs_resnet50', 'rs_mobilenetv2')
 RESOLUTIONS = (224, 192, 160, 128, 96)
 CLASSES = 1000
 CUDA = 'cuda'
-KEY = ('question', 'model', 'sizes', 'batch', 'dtype')
+TABLE = 'training_cost.csv'
 Images = Mapping[int, torch.Tensor]
 Step = Callable[[], object]
 Row = Dict[str, Any]
@@ -244,7 +243,6 @@ PARTS: Dict[str, Callable[[str, argparse.Namespace], Iterator[Row]]] = {
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse(argv)
     torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
     if args.device != CUDA and not keep_freed_memory():
         print('note: freed memory is not kept here; both sides of each comparison go without')
     environment = describe(args.device, args.precision)
@@ -258,9 +256,9 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             for row in PARTS[part](name, args):
                 rows.append(dict(row, batch=args.batch, **environment))
                 _show(rows[-1])
-            _merge(args.out, rows)
-    if args.out.parent == RESULTS:
-        print(f'wrote {args.out} and {plot()}')
+            merge(args.out, rows)
+    drawn = f' and {plot()}' if args.out == RESULTS / TABLE else ''
+    print(f'wrote {args.out}{drawn}')
 
 
 def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
@@ -280,7 +278,7 @@ def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     args.parts = args.parts or (PARTS_ON_CUDA if on_cuda else tuple(PARTS))
     if on_cuda and (others := sorted({*args.parts} - {*PARTS_ON_CUDA})):
         parser.error(f"{', '.join(others)}: not measured on CUDA; there are {', '.join(PARTS_ON_CUDA)}.")
-    args.out = args.out or RESULTS / ('training_cost_cuda.csv' if on_cuda else 'training_cost.csv')
+    args.out = args.out or RESULTS / ('training_cost_cuda.csv' if on_cuda else TABLE)
     if args.quick:
         args.models, args.rounds, args.batch = ('rs_resnet18',), 2, 2
     return args
@@ -289,20 +287,6 @@ def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
 def _show(row: Row) -> None:
     print(f'{row["question"]:22} {row["model"]:15} {row["sizes"]:20} batch {row["batch"]:3} {row["dtype"]:8} '
           f'{row["rs"]:9.1f} {row["unit"]}, other {row["other"]:9.1f}, ratio {row["ratio"]:.3f}', flush=True)
-
-
-def _merge(path: Path, rows: Sequence[Row]) -> None:
-    """Write `rows` in the place of those of the same measurement."""
-    new = {tuple(str(row[key]) for key in KEY) for row in rows}
-    kept: List[Row] = []
-    if path.is_file():
-        with path.open(newline='') as stream:
-            kept = [row for row in csv.DictReader(stream) if tuple(row[key] for key in KEY) not in new]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open('w', newline='') as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ import rs_timm
 from rs_timm.cli import main
 from rs_timm.training import RECIPES, MREDTask, Options, Recipe, get_recipe
 from rs_timm.training.build import build_model, create_optimizer, resized
+from rs_timm.training.loaders import Loaders
 from rs_timm.training.schedule import create_schedule
 
 
@@ -358,3 +359,11 @@ def test_the_norms_of_a_network_without_a_paper_name_count_too():
     model = build_model('test_efficientnet', Recipe(resolutions=(48, 32), train='bn'), 3)
     trainable = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
     assert trainable and all(isinstance(m, _BatchNorm) for m in trainable) and isinstance(model, nn.Module)
+
+
+def test_the_log_measures_pictures_as_they_are_in_use(data):
+    """Whatever the training does, each size is resized once in the evaluation."""
+    loaders = [Loaders(str(data), tiny_recipe(resize=resize), workers=0) for resize in ('loader', 'device')]
+    sizes = tiny_recipe().resolutions
+    (straight, _), (other, _) = (next(iter(loader.evaluation(sizes))) for loader in loaders)
+    assert all(torch.equal(straight[size], other[size]) for size in sizes)

@@ -1,12 +1,14 @@
 """What was measured about training, by question, model and number of resolutions."""
 import csv
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 from benchmarks import environment
 
-__all__ = ['QUANTITIES', 'Quantity', 'by_count', 'growing', 'read', 'rows_of']
+__all__ = ['QUANTITIES', 'Quantity', 'by_count', 'growing', 'merge', 'read', 'rows_of']
 
 Row = Dict[str, str]
+_KEY = ('question', 'model', 'sizes', 'batch', 'dtype')  # of a measurement
 Points = Dict[int, float]  # number of resolutions S -> value
 
 
@@ -38,6 +40,20 @@ def read(name: str) -> List[Row]:
         return []
     with path.open(newline='', encoding='utf-8') as stream:
         return list(csv.DictReader(stream))
+
+
+def merge(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `rows` in the place of those of the same measurement."""
+    new = {tuple(str(row[key]) for key in _KEY) for row in rows}
+    kept: List[Mapping[str, Any]] = []
+    if path.is_file():
+        with path.open(newline='') as stream:
+            kept = [row for row in csv.DictReader(stream) if tuple(row[key] for key in _KEY) not in new]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', newline='') as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows([*kept, *rows])
 
 
 def rows_of(quantity: Quantity) -> List[Row]:

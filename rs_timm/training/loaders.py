@@ -106,8 +106,8 @@ class Loaders:
         return min(updates, self.recipe.limit_batches or updates)
 
     def evaluation(self, sizes: Iterable[int]) -> MultiResLoader:
-        """The loader of the pictures that the network is measured on."""
-        return self._loader(False, sizes, crop_pct=self.recipe.crop_pct)
+        """The loader of the pictures that the network is measured on: each size resized once, as it will be in use."""
+        return self._loader(False, sizes, crop_pct=self.recipe.crop_pct, mode='loader')
 
     def _loader(self, is_training: bool, sizes: Iterable[int], **kwargs: Any) -> MultiResLoader:
         sizes = tuple(sorted(set(sizes), reverse=True))
@@ -119,4 +119,4 @@ class Loaders:
         return made
 
     def _create(self, source: Any, sizes: Tuple[int, ...], **kwargs: Any) -> MultiResLoader:
-        return create_multires_loader(source, sizes, **self.common, **kwargs)
+        return create_multires_loader(source, sizes, **{**self.common, **kwargs})

@@ -71,7 +71,7 @@ class Recipe:
         same_size: size in pixels that all sets are trained with (Table 6, single-resolution); 0: each with its own
         hflip: probability of a horizontal flip
         flip: shared by all sizes, or drawn per_resolution, as in the paper's public code
-        resize: loader: each size straight from the crop; device: from the largest size, on the device
+        resize: in training; loader: each size straight from the crop; device: from the largest, on the device
         interpolation: bilinear, bicubic
         crop_pct: side of the central crop / shorter side, in evaluation
         mean: of the red, green and blue values in [0, 1], which is subtracted
