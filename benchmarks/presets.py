@@ -3,10 +3,11 @@
 Learning rates of the small presets. The loss of S resolutions is a sum of S cross-entropies (Equation 2), so that its
 gradient is about S times that of an individual network. Equal rates would therefore be unfair to one side: what is
 held equal is the rate on the *mean* of the S losses, MEAN_LR. Since S * lr(mean) = lr(sum), a run with S resolutions
-uses MEAN_LR / S, and MEAN_DECAY * S for the weight decay, whose effect is the product of both. (The long schedules of
-the paper need no such care: the scale of the gradient is absorbed by the norm of the weights within some epochs, and
-it uses 0.1 everywhere; the ImageNet presets do so too.) The preset `pilot` tries half and twice the rate for each kind
-of loss, and tests/test_benchmarks_runs.py fails when MEAN_LR is not the best of what the pilot measured.
+uses MEAN_LR / S, and MEAN_DECAY * S for the weight decay, whose effect is the product of both. A private BatchNorm set
+gets the gradient of one loss alone, so that its rate is MEAN_LR itself (`private_lr` = S). (The long schedules of the
+paper need no such care: the scale of the gradient is absorbed by the norm of the weights within some epochs, and it
+uses 0.1 everywhere; the ImageNet presets do so too.) The preset `pilot` tries half and twice the rate for each kind of
+loss, and tests/test_benchmarks_runs.py fails when MEAN_LR is not the best of what the pilot measured.
 """
 from dataclasses import dataclass, field
 from typing import Dict, Mapping, Tuple
@@ -35,6 +36,7 @@ class Preset:
         classes: outputs of the network.
         about: one line for tables.
         mean_lr: kind of loss -> learning rate on the mean of the losses; empty: the recipe's rate for all.
+        private_rates: private BatchNorm sets move at `mean_lr`, since each gets the gradient of one loss alone.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Preset:
     classes: int = 1000
     about: str = ''
     mean_lr: Mapping[str, float] = field(default_factory=dict)
+    private_rates: bool = False
 
     @property
     def resolutions(self) -> Tuple[int, ...]:
@@ -80,6 +83,7 @@ _SMALL = get_recipe(
     resolutions=(128, 112, 96, 80, 64),
     epochs=8,
     lr=round(MEAN_LR['mred'] / 5, 6),
+    private_lr=5.,
     progressive=0.,
     warmup_epochs=2.,
     smoothing=0.,
@@ -98,17 +102,20 @@ _SMALL_PRESET = Preset(
     classes=10,
     about=f'ResNet18 on Imagenette (ten classes), {_SMALL.epochs} epochs from random initialisation',
     mean_lr=MEAN_LR,
+    private_rates=True,
 )
 _PILOT_PRESET = Preset(
     name='pilot',
     model='rs_resnet18',
     recipe_name='imagenette',
-    recipe=get_recipe('imagenette', resolutions=(64, 56, 48, 40, 32), epochs=3, lr=_SMALL.lr, progressive=0.,
-                      warmup_epochs=1., smoothing=0., crop_scale=(0.08, 1.), batch_size=64, precision='bfloat16'),
+    recipe=get_recipe('imagenette', resolutions=(64, 56, 48, 40, 32), epochs=3, lr=_SMALL.lr, private_lr=5.,
+                      progressive=0., warmup_epochs=1., smoothing=0., crop_scale=(0.08, 1.), batch_size=64,
+                      precision='bfloat16'),
     data='Imagenette',
     classes=10,
     about='the small preset at half the sizes, three epochs, to find the learning rate',
     mean_lr=MEAN_LR,
+    private_rates=True,
 )
 # AdamW does not see the scale of a gradient, so that a sum of five losses needs no other rate than one. float32, since
 # torch's bfloat16 kernels on CPUs are not to be trusted with all channel counts of this network. 64 updates of 32

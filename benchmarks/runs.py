@@ -64,12 +64,15 @@ class Run:
 
 
 def _rates(preset: Preset, edits: Mapping[str, Any]) -> Dict[str, float]:
-    """Learning rate and weight decay of a sum of S losses, from those of their mean; see `benchmarks.presets`."""
+    """Learning rates and weight decay of a sum of S losses, from those of their mean; see `benchmarks.presets`."""
     if not preset.mean_lr:
         return {}
     count = len(edits.get('resolutions', preset.resolutions))
     kind = KINDS[0] if count == 1 else KINDS[1] if edits.get('mred') == 'none' else KINDS[2]
-    return dict(lr=round(preset.mean_lr[kind] / count, 6), weight_decay=round(MEAN_DECAY * count, 8))
+    rates = dict(lr=round(preset.mean_lr[kind] / count, 6), weight_decay=round(MEAN_DECAY * count, 8))
+    if preset.private_rates:
+        rates['private_lr'] = 1. if edits.get('shared_bn') else float(count)
+    return rates
 
 
 def prefix(resolutions: Sequence[int]) -> str:

@@ -1,0 +1,122 @@
+"""The weight gradient by one matrix product: the same as torch's, and only where it is said to pay."""
+import pytest
+import timm
+import torch
+from torch import nn
+
+import rs_timm  # noqa: F401
+from rs_timm.training import weight_gradients
+from rs_timm.training.task import MREDTask
+from rs_timm.training.weight_gradients import MatmulWeightGradients, pays, weight_gradient
+
+SHAPES = [  # kernel, stride, padding, input
+    (1, 1, 0, (5, 5)), (1, 2, 0, (6, 5)), (3, 1, 1, (4, 4)), (3, 2, 1, (8, 7)), (3, 2, 0, (7, 9)),
+    ((1, 3), 1, (0, 1), (4, 6)), ((3, 2), (2, 1), (1, 0), (5, 4)), (3, 1, 2, (2, 1)),
+]
+
+
+def pair(value):
+    return value if isinstance(value, tuple) else (value, value)
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """The product for every shape, as far as it is implemented."""
+    monkeypatch.setattr(weight_gradients, 'pays', lambda *args: True)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('kernel, stride, padding, size', SHAPES)
+def test_it_is_the_gradient_of_the_convolution(kernel, stride, padding, size, memory_format):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, *size, dtype=torch.float64).to(memory_format=memory_format)
+    weight = torch.randn(5, 4, *pair(kernel), dtype=torch.float64, requires_grad=True)
+    y = nn.functional.conv2d(x, weight, None, stride, padding)
+    grad = torch.randn_like(y)
+    expected, = torch.autograd.grad(y, weight, grad)
+    torch.testing.assert_close(weight_gradient(x, grad, pair(kernel), pair(stride), pair(padding)), expected)
+
+
+def test_a_part_of_a_larger_tensor():
+    whole = torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    weight = torch.randn(3, 4, 1, 1, dtype=torch.float64, requires_grad=True)
+    x = whole[:, 4:]
+    y = nn.functional.conv2d(x, weight)
+    expected, = torch.autograd.grad(y, weight, torch.ones_like(y))
+    torch.testing.assert_close(weight_gradient(x, torch.ones_like(y), (1, 1), (1, 1), (0, 0)), expected)
+
+
+@pytest.mark.parametrize('name', ['rs_resnet18', 'rs_mobilenetv2'])
+def test_a_step_has_the_gradients_of_the_ordinary_one(name, monkeypatch):
+    def gradients(rule):
+        monkeypatch.setattr(weight_gradients, 'pays', rule)
+        torch.manual_seed(0)
+        task = MREDTask(timm.create_model(name, num_classes=4, resolutions=(64, 32)).double())
+        batch = {r: torch.randn(3, 3, r, r, dtype=torch.float64) for r in (64, 32)}
+        task(batch, torch.tensor([0, 1, 2]))['loss'].backward()
+        return {name: p.grad for name, p in task.named_parameters()}
+
+    ordinary = gradients(lambda *args: False)
+    for name, grad in gradients(lambda *args: True).items():
+        torch.testing.assert_close(grad, ordinary[name], rtol=1e-7, atol=1e-9)
+
+
+def test_it_obeys_autocast(always):
+    conv = nn.Conv2d(8, 4, 3, padding=1, bias=False)
+    x = torch.randn(2, 8, 6, 6)
+    with torch.autocast('cpu', torch.bfloat16):
+        expected = conv(x)
+        with MatmulWeightGradients():
+            y = conv(x)
+    assert y.dtype is torch.bfloat16 and torch.equal(y, expected)
+    y.float().sum().backward()
+    assert conv.weight.grad.dtype is torch.float32
+
+
+@pytest.mark.parametrize('conv', [
+    nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 8, 3),
+    nn.Conv2d(8, 8, 3, padding='same', bias=False),
+], ids=['groups', 'dilation', 'bias', 'padding by name'])
+def test_other_convolutions_stay_with_torch(conv, monkeypatch):
+    monkeypatch.setattr(weight_gradients, 'pays', lambda *args: pytest.fail('it was considered'))
+    with MatmulWeightGradients():
+        conv(torch.randn(1, 8, 8, 8)).sum().backward()
+    assert conv.weight.grad is not None
+
+
+def test_what_needs_no_weight_gradient_stays_with_torch(monkeypatch):
+    monkeypatch.setattr(weight_gradients, 'pays', lambda *args: pytest.fail('it was considered'))
+    conv = nn.Conv2d(8, 8, 1, bias=False)
+    with MatmulWeightGradients(), torch.no_grad():
+        conv(torch.randn(1, 8, 4, 4))
+    conv.requires_grad_(False)
+    with MatmulWeightGradients():
+        conv(torch.randn(1, 8, 4, 4, requires_grad=True)).sum().backward()
+
+
+def test_a_shape_that_is_no_picture_has_torchs_error():
+    with pytest.raises(RuntimeError, match='channels'), MatmulWeightGradients():
+        nn.Conv2d(8, 8, 1, bias=False)(torch.randn(1, 4, 4, 4))
+
+
+def test_it_pays_for_small_maps_with_many_channels():
+    def choice(channels, out, kernel, size, batch=64, stride=1, dtype=torch.float32):
+        x = torch.empty(batch, channels, size, size, dtype=dtype)
+        weight = torch.empty(out, channels, kernel, kernel, dtype=dtype)
+        return pays(x, weight, (stride, stride), (kernel // 2,) * 2)
+
+    assert choice(512, 512, 3, 4) and not choice(512, 512, 3, 14)  # more positions, the same weights
+    assert choice(256, 512, 3, 8, stride=2) and not choice(64, 64, 3, 32)
+    assert choice(2048, 512, 1, 7) and not choice(24, 144, 1, 28)
+    assert not choice(512, 512, 7, 4)  # never measured
+    sizes = [size for size in range(1, 40) if choice(512, 512, 3, size)]
+    assert sizes == list(range(1, len(sizes) + 1))  # one threshold
+
+
+def test_matrix_units_make_it_pay_sooner(monkeypatch):
+    x, weight = torch.empty(64, 256, 8, 8, dtype=torch.bfloat16), torch.empty(256, 256, 3, 3)
+    chosen = {}
+    for there in (False, True):
+        monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda there=there: there)
+        chosen[there] = pays(x, weight, (1, 1), (1, 1)), pays(x.float(), weight, (1, 1), (1, 1))
+    assert chosen == {False: (False, False), True: (True, False)}
