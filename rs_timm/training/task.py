@@ -15,7 +15,7 @@ from rs_timm.layers import check_resolutions, get_resolutions, is_switchable, us
 from rs_timm.layers.selector import selectors_of
 from rs_timm.loss import MODES, dense_mred_loss, ensemble_weights, mred_loss
 
-from .weight_gradients import MatmulWeightGradients
+from .cpu_gradients import CPUGradients
 
 __all__ = ['MREDTask']
 
@@ -162,8 +162,8 @@ class _Branches(nn.Module):
     def _run(self, resolution: int, x: torch.Tensor) -> torch.Tensor:
         network = self._compiled or self.model
         switch = use_resolution(self.model, resolution) if is_switchable(self.model) else nullcontext()
-        by_matmul = x.device.type == 'cpu' and self._compiled is None
-        with switch, MatmulWeightGradients() if by_matmul else nullcontext():
+        eager = x.device.type == 'cpu' and self._compiled is None
+        with switch, CPUGradients() if eager else nullcontext():
             return network(x)
 
     def _recompute_contexts(self) -> Tuple[ContextManager, ContextManager]:

@@ -1,13 +1,13 @@
-"""The weight gradient by one matrix product: the same as torch's, and only where it is said to pay."""
+"""Gradients of convolutions on CPUs: the same as torch's, and ours only where they are said to be faster."""
 import pytest
 import timm
 import torch
 from torch import nn
 
 import rs_timm  # noqa: F401
-from rs_timm.training import weight_gradients
+from rs_timm.training import cpu_gradients
+from rs_timm.training.cpu_gradients import CPUGradients, input_gradient, pays, weight_gradient
 from rs_timm.training.task import MREDTask
-from rs_timm.training.weight_gradients import MatmulWeightGradients, pays, weight_gradient
 
 SHAPES = [  # kernel, stride, padding, input
     (1, 1, 0, (5, 5)), (1, 2, 0, (6, 5)), (3, 1, 1, (4, 4)), (3, 2, 1, (8, 7)), (3, 2, 0, (7, 9)),
@@ -22,7 +22,7 @@ def pair(value):
 @pytest.fixture
 def always(monkeypatch):
     """The product for every shape, as far as it is implemented."""
-    monkeypatch.setattr(weight_gradients, 'pays', lambda *args: True)
+    monkeypatch.setattr(cpu_gradients, 'pays', lambda *args: True)
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
@@ -46,10 +46,42 @@ def test_a_part_of_a_larger_tensor():
     torch.testing.assert_close(weight_gradient(x, torch.ones_like(y), (1, 1), (1, 1), (0, 0)), expected)
 
 
+@pytest.mark.parametrize('kernel, stride, padding, size', [
+    (3, 2, 1, (8, 7)), (3, 2, 1, (2, 1)), (3, 2, 0, (7, 8)), (5, 2, 2, (6, 9)), (5, 3, 1, (10, 8)),
+    ((3, 5), (2, 1), (0, 4), (5, 5)),
+])
+def test_the_input_gradient_of_a_depthwise_convolution(kernel, stride, padding, size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 1, *pair(kernel), dtype=torch.float64)
+    y = nn.functional.conv2d(x, weight, None, stride, padding, 1, 4)
+    grad = torch.randn_like(y)
+    expected, = torch.autograd.grad(y, x, grad)
+    torch.testing.assert_close(input_gradient(grad, weight, size, pair(stride), pair(padding)), expected)
+
+
+def test_depthwise_with_a_stride_in_bfloat16(monkeypatch):
+    """Both gradients, against float64; torch's own input gradient, a plain loop, is not asked for."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False)
+    x = torch.randn(4, 8, 9, 9, dtype=torch.bfloat16, requires_grad=True)
+    called = []
+    monkeypatch.setattr(cpu_gradients, 'input_gradient', lambda *args: called.append(1) or input_gradient(*args))
+    with torch.autocast('cpu', torch.bfloat16), CPUGradients():
+        y = conv(x)
+    y.sum().backward()
+    exact_x, exact_weight = (t.detach().bfloat16().double().requires_grad_() for t in (x, conv.weight))
+    nn.functional.conv2d(exact_x, exact_weight, None, 2, 1, 1, 8).sum().backward()
+    assert called and conv.weight.grad.dtype is torch.float32
+    torch.testing.assert_close(x.grad.double(), exact_x.grad, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(conv.weight.grad.double(), exact_weight.grad, rtol=1e-2, atol=1e-1)
+
+
 @pytest.mark.parametrize('name', ['rs_resnet18', 'rs_mobilenetv2'])
 def test_a_step_has_the_gradients_of_the_ordinary_one(name, monkeypatch):
     def gradients(rule):
-        monkeypatch.setattr(weight_gradients, 'pays', rule)
+        monkeypatch.setattr(cpu_gradients, 'pays', rule)
+        monkeypatch.setattr(cpu_gradients, '_spreads', lambda x, w, s, p, groups: rule() and groups > 1 and s != (1, 1))
         torch.manual_seed(0)
         task = MREDTask(timm.create_model(name, num_classes=4, resolutions=(64, 32)).double())
         batch = {r: torch.randn(3, 3, r, r, dtype=torch.float64) for r in (64, 32)}
@@ -66,7 +98,7 @@ def test_it_obeys_autocast(always):
     x = torch.randn(2, 8, 6, 6)
     with torch.autocast('cpu', torch.bfloat16):
         expected = conv(x)
-        with MatmulWeightGradients():
+        with CPUGradients():
             y = conv(x)
     assert y.dtype is torch.bfloat16 and torch.equal(y, expected)
     y.float().sum().backward()
@@ -78,24 +110,24 @@ def test_it_obeys_autocast(always):
     nn.Conv2d(8, 8, 3, padding='same', bias=False),
 ], ids=['groups', 'dilation', 'bias', 'padding by name'])
 def test_other_convolutions_stay_with_torch(conv, monkeypatch):
-    monkeypatch.setattr(weight_gradients, 'pays', lambda *args: pytest.fail('it was considered'))
-    with MatmulWeightGradients():
+    monkeypatch.setattr(cpu_gradients, 'pays', lambda *args: pytest.fail('it was considered'))
+    with CPUGradients():
         conv(torch.randn(1, 8, 8, 8)).sum().backward()
     assert conv.weight.grad is not None
 
 
 def test_what_needs_no_weight_gradient_stays_with_torch(monkeypatch):
-    monkeypatch.setattr(weight_gradients, 'pays', lambda *args: pytest.fail('it was considered'))
+    monkeypatch.setattr(cpu_gradients, 'pays', lambda *args: pytest.fail('it was considered'))
     conv = nn.Conv2d(8, 8, 1, bias=False)
-    with MatmulWeightGradients(), torch.no_grad():
+    with CPUGradients(), torch.no_grad():
         conv(torch.randn(1, 8, 4, 4))
     conv.requires_grad_(False)
-    with MatmulWeightGradients():
+    with CPUGradients():
         conv(torch.randn(1, 8, 4, 4, requires_grad=True)).sum().backward()
 
 
 def test_a_shape_that_is_no_picture_has_torchs_error():
-    with pytest.raises(RuntimeError, match='channels'), MatmulWeightGradients():
+    with pytest.raises(RuntimeError, match='channels'), CPUGradients():
         nn.Conv2d(8, 8, 1, bias=False)(torch.randn(1, 4, 4, 4))
 
 

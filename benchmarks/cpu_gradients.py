@@ -1,0 +1,173 @@
+"""What do the gradients of `rs_timm.training.cpu_gradients` gain over those of torch, and are its rules right?
+
+(a) `weights`: the weight gradients of all convolutions without groups of a network at all its resolutions, summed: by
+    torch, by the product everywhere, as the rule `pays` chooses, and what the best choice for each layer would be.
+(b) `inputs`: the input gradients of the depthwise convolutions with a stride (bfloat16).
+(c) `step`: the whole training step (forward, MRED, backward, optimizer) with both against the step without.
+
+    python -m benchmarks.cpu_gradients [--models rs_resnet18 ...] [--batch 8] [--resolutions 224 192 160 128 96]
+
+The sides take turns; of a layer the fastest of the rounds counts, of a step the median. Rows of the same question,
+model, sizes, batch and precision replace those in the table.
+"""
+import argparse
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Counter, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
+from unittest import mock
+
+import timm
+import torch
+
+from benchmarks.environment import RESULTS, describe
+from benchmarks.training.results import merge
+from benchmarks.training_cost import MODELS, RESOLUTIONS, compare, interleaved, rs_step
+from rs_timm.training import cpu_gradients, keep_freed_memory
+
+Row = Dict[str, Any]
+Call = Callable[[], object]
+
+
+class Layer(NamedTuple):
+    """A convolution, and the shape of what it is given."""
+
+    input: Tuple[int, ...]
+    weight: Tuple[int, ...]
+    stride: Tuple[int, int]
+    padding: Tuple[int, int]
+    groups: int
+
+
+@contextmanager
+def by_torch() -> Iterator[None]:
+    """Every gradient is computed by torch's own kernel."""
+    never = mock.Mock(return_value=False)
+    with mock.patch.multiple(cpu_gradients, pays=never, _spreads=never):
+        yield
+
+
+def layers_of(name: str, args: argparse.Namespace) -> Counter[Layer]:
+    """How often each kind of layer occurs in a step."""
+    model = timm.create_model(name, resolutions=args.resolutions, device='meta').eval()
+    found: Counter[Layer] = Counter()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(partial(_note, found))
+    for size in args.resolutions:
+        model(torch.empty(args.batch, 3, size, size, device='meta'))
+    return found
+
+
+def _note(found: Counter[Layer], module: torch.nn.Conv2d, inputs: Tuple[torch.Tensor, ...]) -> None:
+    stride, padding = ((pair[0], pair[1]) for pair in (module.stride, module.padding))
+    found[Layer(tuple(inputs[0].shape), tuple(module.weight.shape), stride, padding, module.groups)] += 1
+
+
+def tensors_of(layer: Layer, dtype: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Input, weight and gradient of the output, channels_last."""
+    x, weight = (torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+                 for shape in (layer.input, layer.weight))
+    return x, weight, torch.randn_like(torch.conv2d(x, weight, None, layer.stride, layer.padding, 1, layer.groups))
+
+
+def both(layer: Layer, for_input: bool, dtype: torch.dtype, rounds: int) -> Tuple[float, float]:
+    """Milliseconds of torch and of ours."""
+    x, weight, grad = tensors_of(layer, dtype)
+    geometry = layer.stride, layer.padding
+    theirs = partial(torch.ops.aten.convolution_backward, grad, x, weight, None, *geometry, (1, 1), False, (0, 0),
+                     layer.groups, (for_input, not for_input, False))
+    ours: Call = partial(cpu_gradients.weight_gradient, x, grad, layer.weight[2:], *geometry)
+    if for_input:
+        ours = partial(cpu_gradients.input_gradient, grad, weight, layer.input[2:], *geometry)
+    times = [(_ms(theirs), _ms(ours)) for _ in range(rounds + 1)][1:]
+    slow, fast = map(min, zip(*times))
+    return slow, fast
+
+
+def _ms(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def weight_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
+    """Sums over the layers."""
+    sums = dict.fromkeys(('product everywhere', 'by the rule', 'best of both'), 0.)
+    total = 0.
+    dtype = getattr(torch, args.precision)
+    for layer, count in layers_of(name, args).items():
+        if layer.groups > 1:
+            continue
+        theirs, ours = both(layer, False, dtype, args.rounds)
+        x, weight, _ = tensors_of(layer, dtype)
+        chosen = cpu_gradients.pays(x, weight, layer.stride, layer.padding)
+        total += count * theirs
+        sums['product everywhere'] += count * ours
+        sums['by the rule'] += count * (ours if chosen else theirs)
+        sums['best of both'] += count * min(ours, theirs)
+    for choice, ms in sums.items():
+        yield _row(f'weight gradients, {choice}', name, args, ms, total)
+
+
+def input_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
+    layers = {layer: count for layer, count in layers_of(name, args).items()
+              if layer.groups > 1 and layer.stride != (1, 1)}
+    times = {layer: both(layer, True, getattr(torch, args.precision), args.rounds) for layer in layers}
+    if layers:
+        theirs, ours = (sum(count * times[layer][side] for layer, count in layers.items()) for side in (0, 1))
+        yield _row('input gradients, depthwise with a stride', name, args, ours, theirs)
+
+
+def _row(question: str, name: str, args: argparse.Namespace, ours: float, theirs: float) -> Row:
+    return dict(question=question, model=name, sizes=' '.join(map(str, args.resolutions)), unit='ms', rs=ours,
+                other=theirs, ratio=ours / theirs, rounds=args.rounds)
+
+
+def step_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
+    step = rs_step(name, args.resolutions, args)
+
+    def without() -> None:
+        with by_torch():
+            step()
+
+    times = interleaved({'rs': step, 'other': without}, args.rounds)
+    yield compare('step', name, args.resolutions, times['rs'], times['other'])
+
+
+PARTS: Dict[str, Callable[[str, argparse.Namespace], Iterator[Row]]] = {
+    'weights': weight_rows,
+    'inputs': input_rows,
+    'step': step_rows,
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=tuple(PARTS))
+    parser.add_argument('--models', nargs='+', default=MODELS)
+    parser.add_argument('--resolutions', nargs='+', type=int, default=RESOLUTIONS)
+    parser.add_argument('--batch', type=int, default=8, help='pictures a step (default: 8)')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--precision', choices=('bfloat16', 'float32'), default='bfloat16')
+    parser.add_argument('--out', type=Path, default=RESULTS / 'cpu_gradients.csv')
+    args = parser.parse_args(argv)
+    args.device = 'cpu'
+    torch.manual_seed(0)
+    keep_freed_memory()
+    environment = describe('cpu', args.precision)
+    matrix_units = 'yes' if torch.cpu._is_amx_tile_supported() else 'no'
+    print(', '.join(f'{key} {value}' for key, value in environment.items()), f'(matrix units: {matrix_units})')
+    for name in args.models:
+        rows = [dict(row, batch=args.batch, matrix_units=matrix_units, **environment)
+                for part in args.parts for row in PARTS[part](name, args)]
+        for row in rows:
+            print(f'{row["question"]:42} {row["model"]:15} {row["rs"]:9.1f} ms, torch {row["other"]:9.1f}, ratio '
+                  f'{row["ratio"]:.3f}', flush=True)
+        merge(args.out, rows)
+    print(f'wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()

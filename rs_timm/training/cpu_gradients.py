@@ -1,0 +1,193 @@
+"""Gradients of convolutions on CPUs, where oneDNN leaves the vector units idle.
+
+Weights: oneDNN sums over a feature map row by row. The last stages of a network see maps of 2 to 8 pixels at small
+resolutions: the weight gradient of a 3x3 convolution with 512 channels on maps of 4x4 takes three times as long as its
+forward pass. Gathered into a matrix of all positions of the batch, it is one product [O, positions] x
+[positions, C * k * k].
+
+Inputs: in bfloat16 the input gradient of a depthwise convolution with a stride is a plain loop. Spread out with zeros
+to the output of stride 1, the gradient goes through the fast forward kernel: 14 to 60 times as fast, though three
+quarters of what it reads are zeros.
+
+`benchmarks/cpu_gradients.py` measures both.
+"""
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+from torch.overrides import TorchFunctionMode
+
+__all__ = ['CPUGradients', 'input_gradient', 'pays', 'weight_gradient']
+
+Pair = Tuple[int, int]
+
+# How many weights per position of the batch make the product faster.
+# A 1x1 kernel needs no gathering; with matrix units (AMX) the gathered matrix is worth more than without.
+_POINTWISE, _MATRIX_UNITS, _VECTOR_UNITS = 1, 16, 256
+
+
+def weight_gradient(x: torch.Tensor, grad: torch.Tensor, kernel: Pair, stride: Pair, padding: Pair) -> torch.Tensor:
+    """Gradient of the weight of a convolution without groups and dilation.
+
+    >>> x, weight = torch.randn(2, 8, 5, 5), torch.randn(4, 8, 3, 3, requires_grad=True)
+    >>> y = torch.conv2d(x, weight, padding=1)
+    >>> y.sum().backward()
+    >>> grad = weight_gradient(x, torch.ones_like(y), (3, 3), (1, 1), (1, 1))
+    >>> torch.allclose(grad, weight.grad, atol=1e-4)
+    True
+
+    Args:
+        x: input [N, C, H, W].
+        grad: gradient of the output [N, O, h, w].
+        kernel: height and width of the weight.
+        stride, padding: of the convolution.
+
+    Returns:
+        [O, C, *kernel], channels_last.
+    """
+    n, out, h, w = grad.shape
+    rows = x.permute(0, 2, 3, 1)
+    if any(padding):
+        rows = pad(rows, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    along_n, along_h, along_w, along_c = rows.stride()
+    channels = x.shape[1]
+    windows = rows.as_strided(
+        (n, h, w, *kernel, channels),
+        (along_n, along_h * stride[0], along_w * stride[1], along_h, along_w, along_c),
+        rows.storage_offset())
+    columns = windows.reshape(n * h * w, kernel[0] * kernel[1] * channels)
+    product = grad.permute(0, 2, 3, 1).reshape(n * h * w, out).t() @ columns
+    return product.view(out, *kernel, channels).permute(0, 3, 1, 2)
+
+
+def pays(x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> bool:
+    """Whether `weight_gradient` is faster than oneDNN for these shapes and this dtype; kernels of 1x1 and 3x3 only."""
+    out, channels, *kernel = weight.shape
+    if kernel not in ([1, 1], [3, 3]):
+        return False
+    size = [(side + 2 * p - k) // s + 1 for side, p, k, s in zip(x.shape[2:], padding, kernel, stride)]
+    weights = channels * out * stride[0] * stride[1]
+    least = _POINTWISE if kernel == [1, 1] else _MATRIX_UNITS if _has_matrix_units(x.dtype) else _VECTOR_UNITS
+    return weights >= least * x.shape[0] * size[0] * size[1]
+
+
+def _has_matrix_units(dtype: torch.dtype) -> bool:
+    return dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+
+
+def input_gradient(grad: torch.Tensor, weight: torch.Tensor, size: Pair, stride: Pair, padding: Pair) -> torch.Tensor:
+    """Gradient of the input of a depthwise convolution with a stride, without dilation.
+
+    >>> x, weight = torch.randn(2, 8, 7, 6, requires_grad=True), torch.randn(8, 1, 3, 3)
+    >>> y = torch.conv2d(x, weight, stride=2, padding=1, groups=8)
+    >>> y.sum().backward()
+    >>> grad = input_gradient(torch.ones_like(y), weight, (7, 6), (2, 2), (1, 1))
+    >>> torch.allclose(grad, x.grad, atol=1e-5)
+    True
+
+    Args:
+        grad: gradient of the output [N, C, h, w].
+        weight: [C, 1, *kernel].
+        size: height and width of the input.
+        stride, padding: of the convolution; the padding is smaller than the kernel.
+
+    Returns:
+        [N, C, *size], channels_last.
+    """
+    n, channels = grad.shape[:2]
+    kernel = weight.shape[2:]
+    height, width = (side + 2 * p - k + 1 for side, p, k in zip(size, padding, kernel))
+    spread = grad.new_zeros(n, height, width, channels).permute(0, 3, 1, 2)
+    spread[:, :, ::stride[0], ::stride[1]] = grad
+    rest = [k - 1 - p for k, p in zip(kernel, padding)]
+    return torch.conv2d(spread, weight.flip(2, 3), None, 1, rest, 1, channels)
+
+
+class CPUGradients(TorchFunctionMode):
+    """Within it, convolutions on a CPU compute their gradients in the faster of two ways.
+
+    Values and gradients are those of torch up to rounding. It obeys autocast. What has no faster way here (biases,
+    groups, dilation, other devices) is torch's own. Second derivatives are not supported: take them outside.
+
+    >>> conv = torch.nn.Conv2d(256, 512, 1, bias=False)
+    >>> with CPUGradients():
+    ...     conv(torch.randn(2, 256, 4, 4)).sum().backward()
+    >>> conv.weight.grad.shape
+    torch.Size([512, 256, 1, 1])
+    """
+
+    def __torch_function__(
+            self,
+            func: Any,
+            types: Any,
+            args: Tuple[Any, ...] = (),
+            kwargs: Optional[Dict[str, Any]] = None,
+    ) -> Any:
+        if func is torch.conv2d and not kwargs:
+            return _convolve(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _convolve(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: Optional[torch.Tensor] = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+) -> torch.Tensor:
+    plain = bias is None and _pair(dilation) == (1, 1) and not isinstance(padding, str)
+    if plain and torch.is_grad_enabled() and x.device.type == 'cpu' and x.dim() == 4:
+        if torch.is_autocast_enabled('cpu'):
+            dtype = torch.get_autocast_dtype('cpu')
+            x, weight = x.to(dtype), weight.to(dtype)
+        stride, padding = _pair(stride), _pair(padding)
+        by_product = groups == 1 and weight.requires_grad and pays(x, weight, stride, padding)
+        if by_product or x.requires_grad and _spreads(x, weight, stride, padding, groups):
+            return _Convolution.apply(x, weight, stride, padding, groups)
+    return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _pair(value: Any) -> Pair:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def _spreads(x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair, groups: int) -> bool:
+    """Whether `input_gradient` is faster than oneDNN."""
+    depthwise = 1 < groups == x.shape[1] == weight.shape[0]
+    inside = all(p < k for p, k in zip(padding, weight.shape[2:]))
+    return depthwise and inside and stride != (1, 1) and x.dtype is torch.bfloat16
+
+
+class _Convolution(torch.autograd.Function):
+    """Without groups: the weight gradient is ours; depthwise: that of the input."""
+
+    @staticmethod
+    def forward(
+            ctx: Any,
+            x: torch.Tensor,
+            weight: torch.Tensor,
+            stride: Pair,
+            padding: Pair,
+            groups: int,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry, ctx.groups = (stride, padding), groups
+        return torch.conv2d(x, weight, None, stride, padding, 1, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, *_ = ctx.needs_input_grad
+        dense = ctx.groups == 1
+        mask = for_x and dense, for_weight and not dense, False
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, *ctx.geometry, (1, 1), False, (0, 0), ctx.groups, mask)
+        if dense:
+            grad_weight = weight_gradient(x, grad, tuple(weight.shape[2:]), *ctx.geometry)
+        elif for_x:
+            grad_x = input_gradient(grad, weight, tuple(x.shape[2:]), *ctx.geometry)
+        return grad_x, grad_weight, None, None, None
