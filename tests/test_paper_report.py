@@ -2,6 +2,7 @@
 import csv
 import re
 from dataclasses import replace
+from shutil import copytree
 from statistics import mean, stdev
 
 import numpy as np
@@ -349,6 +350,18 @@ def test_the_pilot_made_before_the_rate_was_changed_counts(whole, monkeypatch):
     assert list(samples) == [before / 2, before, 2 * before, 4 * before]
     assert not samples[4 * before] and samples[before / 2]
     assert pilot_choice(whole)['mred'] == 2 * before
+
+
+def test_a_rate_tried_for_one_kind_alone_does_not_count(whole, tmp_path, monkeypatch):
+    folder = tmp_path / 'more'
+    copytree(whole, folder)
+    rate = 4 * presets.MEAN_LR['individual']  # beyond those of the other kinds, and better
+    with monkeypatch.context() as patch:
+        rates = {**presets.MEAN_LR, 'individual': rate}
+        patch.setitem(PRESETS, 'pilot', replace(PRESETS['pilot'], mean_lr=rates))
+        write_preset(folder, 'pilot', [f'individual_lr{rate:g}'])
+    assert pilot_samples(folder)['individual'][rate]
+    assert pilot_choice(folder) == pilot_choice(whole) != {}
 
 
 # Pictures

@@ -6,10 +6,13 @@ import timm
 import torch
 
 import rs_timm
+from benchmarks import cpu_gradients as cpu_gradients_benchmark
 from benchmarks import environment, training_cost
 from benchmarks.training.paper_step import LayerByLayer, PaperStep, paper_loss
-from benchmarks.training.section import training_section
+from benchmarks.training.results import read
+from benchmarks.training.section import gradients_section, training_section
 from rs_timm.loss import mred_loss
+from rs_timm.training import cpu_gradients
 
 RESOLUTIONS = (64, 48, 32)
 
@@ -83,3 +86,23 @@ def test_what_is_not_measured_on_cuda_is_refused(capsys):
     with pytest.raises(SystemExit):
         training_cost.main(['--device', 'cuda', '--parts', 'paper', 'allocator'])
     assert 'allocator: not measured on CUDA; there are separate, paper, memory' in capsys.readouterr().err
+
+
+def test_the_benchmark_of_the_gradients(results):
+    common = ['--models', 'rs_mobilenetv2', '--batch', '4', '--rounds', '1', '--precision', 'bfloat16',
+              '--resolutions', '96', '64', '--out', str(results.parent / 'cpu_gradients.csv')]
+    cpu_gradients_benchmark.main(common)
+    cpu_gradients_benchmark.main(['--parts', 'step', *common])
+    rows = read('cpu_gradients')
+    assert [row['question'] for row in rows if row['question'].startswith('weight')] == [
+        f'weight gradients, {choice}' for choice in ('product everywhere', 'by the rule', 'best of both')]
+    best = min(float(row['rs']) for row in rows if row['question'].startswith('weight'))
+    assert next(float(row['rs']) for row in rows if row['question'].endswith('best of both')) == best
+    assert [row['question'] for row in rows].count('step') == 1
+    assert 'input gradients, depthwise with a stride' in gradients_section()
+
+    x, weight = torch.empty(8, 256, 4, 4), torch.empty(256, 256, 1, 1)
+    assert cpu_gradients.pays(x, weight, (1, 1), (0, 0))
+    with cpu_gradients_benchmark.by_torch():
+        assert not cpu_gradients.pays(x, weight, (1, 1), (0, 0))
+    assert cpu_gradients.pays(x, weight, (1, 1), (0, 0))

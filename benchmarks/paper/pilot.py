@@ -54,11 +54,14 @@ def _mean_over_sizes(results: Results, name: str) -> Sample:
 def pilot_choice(folder: Path) -> Dict[str, float]:
     """Kind of loss -> the rate that was best, of those kinds of which three rates were measured, `MEAN_LR` among them.
 
-    The best has the highest top-1, averaged over the sizes (and the seeds).
+    The best has the highest top-1, averaged over the sizes (and the seeds). A rate counts once every kind was tried
+    with it: a wider search for one kind would be an advantage of its own.
     """
     chosen = {}
-    for kind, samples in pilot_samples(folder).items():
-        measured = {rate: sample.mean for rate, sample in samples.items() if sample}
+    tried = pilot_samples(folder)
+    for kind, samples in tried.items():
+        measured = {rate: sample.mean for rate, sample in samples.items()
+                    if all(other.get(rate) for other in tried.values())}
         if len(measured) >= _TRIED and MEAN_LR[kind] in measured:
             chosen[kind] = max(measured, key=lambda rate: measured[rate])
     return chosen

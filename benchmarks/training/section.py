@@ -4,13 +4,15 @@ from typing import Callable, Dict, List, Tuple
 from benchmarks.markdown import NOT_MEASURED, table
 from benchmarks.training.results import QUANTITIES, Row, by_count, growing, read
 
-__all__ = ['SECTIONS', 'training_section']
+__all__ = ['SECTIONS', 'gradients_section', 'training_section']
 
 _GOALS = (
     ('time of the step / of five steps of stock networks', 0, 'at most 1.00'),
     ("time of the paper's step / of the step", 1, 'at least 2; rs_mobilenetv2 1.7'),
     ('peak of tensors, lean / stock step at 224 px', 4, 'at most 1.1'),
 )
+_GRADIENTS = ('weight gradients, product everywhere', 'weight gradients, by the rule', 'weight gradients, best of both',
+              'input gradients, depthwise with a stride', 'step')
 
 
 def training_section() -> str:
@@ -65,4 +67,24 @@ def _allocator(rows: List[Row]) -> str:
     return table(['the allocator keeps freed memory / gives it back', 'batch', 'time', 'resident memory'], lines)
 
 
-SECTIONS: Dict[str, Callable[[], str]] = {'training': training_section}
+def gradients_section() -> str:
+    """Our gradients against torch's, on a CPU."""
+    rows = read('cpu_gradients')
+    if not rows:
+        return NOT_MEASURED
+    cells: Dict[Tuple[str, ...], Dict[str, str]] = {}
+    for row in rows:
+        key = tuple(row[column] for column in ('model', 'sizes', 'batch', 'dtype'))
+        cells.setdefault(key, {})[row['question']] = f"{float(row['ratio']):.2f}"
+    lines = [[f'`{name}`', f"{sizes.split()[0]} to {sizes.split()[-1]}", batch, dtype,
+              *(found.get(question, '') for question in _GRADIENTS)]
+             for (name, sizes, batch, dtype), found in sorted(cells.items())]
+    environments = sorted({f"{row['device']}, matrix units: {row['matrix_units']}, {row['threads']} threads, torch "
+                           f"{row['torch']}" for row in rows})
+    return '\n\n'.join([
+        table(['time / that of torch', 'px', 'batch', 'dtype', *_GRADIENTS], lines),
+        f'Sums over the layers; the whole step is the median of interleaved rounds. {"; ".join(environments)}.',
+    ])
+
+
+SECTIONS: Dict[str, Callable[[], str]] = {'training': training_section, 'gradients': gradients_section}
