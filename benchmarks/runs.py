@@ -16,6 +16,7 @@ GROUPS = {
     'pilot': 'half and twice the learning rate for each kind of loss',
     'table2': 'Table 2, Table 1, Table 8, Figures 1, 3, 4, 6, Appendix A',
     'figure4': 'Figure 4, left: shared BatchNorms',
+    'rates': 'one learning rate for shared weights and private BatchNorms',
     'table5': 'Table 5: kinds of distillation',
     'ladder': 'from ordinary weights: what minutes buy',
     'table6': 'Table 6: one crop or several, one resolution or several',
@@ -134,6 +135,9 @@ def _paper(preset: Preset) -> Iterator[Run]:
     yield Run('parallel', 'table2', dict(mred='none'), features=True, **two)
     yield Run('rs_net', 'table2', dense=True, **two)
     yield Run('shared_bn', 'figure4', dict(mred='none', shared_bn=True))
+    if preset.private_rates:
+        yield Run('one_rate_parallel', 'rates', dict(mred='none', private_lr=1.))
+        yield Run('one_rate_rs_net', 'rates', dict(private_lr=1.))
     for mode in ('vanilla', 'largest', 'larger'):
         yield Run(mode, 'table5', dict(mred=mode))
     yield Run('multi_crop', 'table6', dict(crop='per_resolution'))

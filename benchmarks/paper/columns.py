@@ -6,7 +6,7 @@ from benchmarks import published
 from benchmarks.markdown import NOT_MEASURED, measured_or_note, table
 from benchmarks.paper.aggregate import Results, Sample, madds_of, signed
 
-__all__ = ['COLUMNS_2', 'COLUMNS_4', 'COLUMNS_5', 'COLUMNS_6', 'Column', 'measured_table', 'parameters',
+__all__ = ['COLUMNS_2', 'COLUMNS_4', 'COLUMNS_5', 'COLUMNS_6', 'COLUMNS_RATES', 'Column', 'measured_table', 'parameters',
            'published_table', 'sample', 'seeds_note']
 
 
@@ -17,12 +17,12 @@ class Column:
     Attributes:
         label: heading; may contain {largest}.
         run: name of the run; may contain {size} and {largest}: another network for each size.
-        published: its key in `benchmarks.published`.
+        published: its key in `benchmarks.published`; '': the paper has no such column.
     """
 
     label: str
     run: str
-    published: str
+    published: str = ''
 
     def title(self, sizes: Sequence[int]) -> str:
         return self.label.format(largest=sizes[0])
@@ -49,6 +49,8 @@ COLUMNS_6 = (
     Column('one resolution, several crops', 'single_resolution_{size}', 'single_resolution'),
     Column('one resolution, one crop', 'individual_{size}', 'individual'),
 )
+COLUMNS_RATES = (_I_NETS, Column('parallel, one rate', 'one_rate_parallel'), _PARALLEL,
+                 Column('RS-Net, one rate', 'one_rate_rs_net'), _RS_NET)
 
 
 def sample(results: Results, column: Column, size: int, quantity: str = 'top1') -> Sample:

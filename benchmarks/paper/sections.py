@@ -48,6 +48,11 @@ def pilot_section() -> str:
     return pilot_table(environment.RESULTS)
 
 
+def rates_section() -> str:
+    """What the rate of private BatchNorms does."""
+    return tables.rates_table(load('small', environment.RESULTS))
+
+
 def quantised_section() -> str:
     """Table 3."""
     return table_3(load('quantised', environment.RESULTS))
@@ -84,5 +89,6 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'paper_table3': quantised_section,
     'paper_table7': segmentation_section,
     'paper_pilot': pilot_section,
+    'paper_rates': rates_section,
     'paper_runs': runs_section,
 }

@@ -10,6 +10,7 @@ from benchmarks.paper.columns import (
     COLUMNS_4,
     COLUMNS_5,
     COLUMNS_6,
+    COLUMNS_RATES,
     Column,
     measured_table,
     parameters,
@@ -19,7 +20,7 @@ from benchmarks.paper.columns import (
 from benchmarks.paper.curves import INTERPOLATIONS
 from benchmarks.store import RUNS
 
-__all__ = ['PAPER', 'dense_table', 'figure_4_table', 'measured_on', 'table_1', 'table_2', 'table_2_small', 'table_5',
+__all__ = ['PAPER', 'dense_table', 'figure_4_table', 'measured_on', 'rates_table', 'table_1', 'table_2', 'table_2_small', 'table_5',
            'table_6', 'table_8']
 
 PAPER = '**Published** in the paper, not measured here'
@@ -73,6 +74,15 @@ def figure_4_table(results: Results) -> str:
         seeds_note(results, COLUMNS_4),
         f'{PAPER} (Figure 4, left; mobilenetv2 on ImageNet):',
         published_table(COLUMNS_4, published.FIGURE_4),
+    ])
+
+
+def rates_table(results: Results) -> str:
+    """Private BatchNorms at the rate of the shared weights, and at S times that."""
+    return '\n\n'.join([
+        f'{measured_on(results)}: top-1 in percent, and in brackets the gain over the I-Nets.',
+        measured_table(results, COLUMNS_RATES),
+        seeds_note(results, COLUMNS_RATES),
     ])
 
 
