@@ -6,8 +6,8 @@ from benchmarks import published
 from benchmarks.markdown import NOT_MEASURED, measured_or_note, table
 from benchmarks.paper.aggregate import Results, Sample, madds_of, signed
 
-__all__ = ['COLUMNS_2', 'COLUMNS_4', 'COLUMNS_5', 'COLUMNS_6', 'COLUMNS_RATES', 'Column', 'measured_table', 'parameters',
-           'published_table', 'sample', 'seeds_note']
+__all__ = ['COLUMNS_2', 'COLUMNS_4', 'COLUMNS_5', 'COLUMNS_6', 'COLUMNS_RATES', 'Column', 'measured_table',
+           'parameters', 'published_table', 'sample', 'seeds_note']
 
 
 @dataclass(frozen=True)
