@@ -104,14 +104,16 @@ def test_table_2_against_brute_force(whole, section):
                      'individual_{}'},
     'paper_figure4': {'I-Nets': 'individual_{}', 'parallel, shared BNs': 'shared_bn', 'parallel, private BNs':
                       'parallel', 'RS-Net': 'rs_net'},
+    'paper_rates': {'I-Nets': 'individual_{}', 'parallel, one rate': 'one_rate_parallel', 'parallel': 'parallel',
+                    'RS-Net, one rate': 'one_rate_rs_net', 'RS-Net': 'rs_net'},
 }.items())
 def test_comparisons_against_brute_force(whole, section, name, columns):
-    ours, theirs = tables(section(whole, name))
+    ours, *theirs = tables(section(whole, name))
     for size in SIZES:
         base, *others = (measured(whole, run.format(size), size) for run in columns.values())
         expected = [text_of(base), *(with_gain(other, base) for other in others)]
         assert ours[f'{size} px'] == dict(zip(columns, expected))
-    assert list(theirs['224 px']) == list(columns)
+    assert [list(table['224 px']) for table in theirs] == ([] if name == 'paper_rates' else [list(columns)])
 
 
 def test_dense_sizes_against_brute_force(whole, section):
@@ -234,7 +236,7 @@ def test_the_list_of_runs(whole, section):
     assert [name.strip('`') for name in small] == list(runs(SMALL))  # the last seed of each
     assert small['`rs_net`'] == {'seed': '1', 'edits': '', 'epochs': '8', 'training': '31.0 min', 'measuring': '45 s',
                                  'commit': 'abcdef0123', 'on': 'A'}
-    assert small['`shared_bn`']['edits'] == 'shared_bn=True mred=none'
+    assert small['`shared_bn`']['edits'] == 'shared_bn=True mred=none private_lr=(default)'
     assert 'A: cpu (some processor), bfloat16, 2 threads, Python 3.11, torch 2, timm 1, rs_timm 0.' in text
 
 
@@ -321,7 +323,7 @@ def test_a_preset_of_imagenet_is_shown_when_it_has_rows(section, tmp_path):
     assert 'imagenet_' not in section(tmp_path, 'paper_table2')
     write_preset(tmp_path, 'imagenet_resnet50', ['table2'], seed=0)
     for name in SECTIONS:
-        if name not in ('paper', 'paper_ladder', 'paper_pilot', 'paper_table3', 'paper_table7'):
+        if name not in ('paper', 'paper_ladder', 'paper_pilot', 'paper_rates', 'paper_table3', 'paper_table7'):
             assert 'imagenet_resnet50' in section(tmp_path, name) and 'mobilenetv2 on' in section(
                 tmp_path, 'paper_figure4')
     theirs = tables(section(tmp_path, 'paper_table2'))[-2]
