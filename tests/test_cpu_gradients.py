@@ -105,6 +105,12 @@ def test_it_obeys_autocast(always):
     assert conv.weight.grad.dtype is torch.float32
 
 
+def test_autocast_leaves_float64_alone(always):
+    conv = nn.Conv2d(8, 4, 1, bias=False).double()
+    with torch.autocast('cpu', torch.bfloat16), CPUGradients():
+        assert conv(torch.randn(2, 8, 6, 6, dtype=torch.float64)).dtype is torch.float64
+
+
 @pytest.mark.parametrize('conv', [
     nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3, dilation=2), nn.Conv2d(8, 8, 3),
     nn.Conv2d(8, 8, 3, padding='same', bias=False),

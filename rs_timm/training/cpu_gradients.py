@@ -73,7 +73,8 @@ def pays(x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> 
 
 
 def _has_matrix_units(dtype: torch.dtype) -> bool:
-    return dtype is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    supported = getattr(torch.cpu, '_is_amx_tile_supported', bool)  # since torch 2.5; bool() is False
+    return dtype is torch.bfloat16 and supported()
 
 
 def input_gradient(grad: torch.Tensor, weight: torch.Tensor, size: Pair, stride: Pair, padding: Pair) -> torch.Tensor:
@@ -140,14 +141,18 @@ def _convolve(
 ) -> torch.Tensor:
     plain = bias is None and _pair(dilation) == (1, 1) and not isinstance(padding, str)
     if plain and torch.is_grad_enabled() and x.device.type == 'cpu' and x.dim() == 4:
-        if torch.is_autocast_enabled('cpu'):
-            dtype = torch.get_autocast_dtype('cpu')
-            x, weight = x.to(dtype), weight.to(dtype)
+        x, weight = _autocast(x), _autocast(weight)
         stride, padding = _pair(stride), _pair(padding)
         by_product = groups == 1 and weight.requires_grad and pays(x, weight, stride, padding)
         if by_product or x.requires_grad and _spreads(x, weight, stride, padding, groups):
             return _Convolution.apply(x, weight, stride, padding, groups)
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def _autocast(x: torch.Tensor) -> torch.Tensor:
+    """As autocast does before a convolution."""
+    casts = torch.is_autocast_enabled('cpu') and x.dtype is not torch.float64
+    return x.to(torch.get_autocast_dtype('cpu')) if casts else x
 
 
 def _pair(value: Any) -> Pair:
