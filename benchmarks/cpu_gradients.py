@@ -44,7 +44,7 @@ class Layer(NamedTuple):
 def by_torch() -> Iterator[None]:
     """Every gradient is computed by torch's own kernel."""
     never = mock.Mock(return_value=False)
-    with mock.patch.multiple(cpu_gradients, pays=never, _spreads=never):
+    with mock.patch.multiple(cpu_gradients, pays=never, spreads=never):
         yield
 
 
@@ -70,6 +70,11 @@ def tensors_of(layer: Layer, dtype: torch.dtype) -> Tuple[torch.Tensor, torch.Te
     x, weight = (torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
                  for shape in (layer.input, layer.weight))
     return x, weight, torch.randn_like(torch.conv2d(x, weight, None, layer.stride, layer.padding, 1, layer.groups))
+
+
+def shapes_of(layer: Layer) -> Tuple[torch.Tensor, torch.Tensor]:
+    """Input and weight without contents, for a rule to look at."""
+    return torch.empty(layer.input, device='meta'), torch.empty(layer.weight, device='meta')
 
 
 def both(layer: Layer, for_input: bool, dtype: torch.dtype, rounds: int) -> Tuple[float, float]:
@@ -101,8 +106,7 @@ def weight_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
         if layer.groups > 1:
             continue
         theirs, ours = both(layer, False, dtype, args.rounds)
-        x, weight, _ = tensors_of(layer, dtype)
-        chosen = cpu_gradients.pays(x, weight, layer.stride, layer.padding)
+        chosen = cpu_gradients.pays(*shapes_of(layer), layer.stride, layer.padding, dtype)
         total += count * theirs
         sums['product everywhere'] += count * ours
         sums['by the rule'] += count * (ours if chosen else theirs)
@@ -112,11 +116,14 @@ def weight_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
 
 
 def input_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
-    layers = {layer: count for layer, count in layers_of(name, args).items()
-              if layer.groups > 1 and layer.stride != (1, 1)}
-    times = {layer: both(layer, True, getattr(torch, args.precision), args.rounds) for layer in layers}
-    if layers:
-        theirs, ours = (sum(count * times[layer][side] for layer, count in layers.items()) for side in (0, 1))
+    """Sums over the layers that the rule chooses, if there are any."""
+    dtype = getattr(torch, args.precision)
+    theirs = ours = 0.
+    for layer, count in layers_of(name, args).items():
+        if cpu_gradients.spreads(*shapes_of(layer), layer.stride, layer.padding, layer.groups, dtype):
+            a, b = both(layer, True, dtype, args.rounds)
+            theirs, ours = theirs + count * a, ours + count * b
+    if theirs:
         yield _row('input gradients, depthwise with a stride', name, args, ours, theirs)
 
 
@@ -157,7 +164,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     torch.manual_seed(0)
     keep_freed_memory()
     environment = describe('cpu', args.precision)
-    matrix_units = 'yes' if torch.cpu._is_amx_tile_supported() else 'no'
+    matrix_units = 'yes' if cpu_gradients.has_matrix_units() else 'no'
     print(', '.join(f'{key} {value}' for key, value in environment.items()), f'(matrix units: {matrix_units})')
     for name in args.models:
         rows = [dict(row, batch=args.batch, matrix_units=matrix_units, **environment)

@@ -81,7 +81,8 @@ def test_depthwise_with_a_stride_in_bfloat16(monkeypatch):
 def test_a_step_has_the_gradients_of_the_ordinary_one(name, monkeypatch):
     def gradients(rule):
         monkeypatch.setattr(cpu_gradients, 'pays', rule)
-        monkeypatch.setattr(cpu_gradients, '_spreads', lambda x, w, s, p, groups: rule() and groups > 1 and s != (1, 1))
+        monkeypatch.setattr(cpu_gradients, 'spreads',
+                            lambda x, weight, stride, padding, groups, dtype: rule() and groups > 1 and stride != (1, 1))
         torch.manual_seed(0)
         task = MREDTask(timm.create_model(name, num_classes=4, resolutions=(64, 32)).double())
         batch = {r: torch.randn(3, 3, r, r, dtype=torch.float64) for r in (64, 32)}
@@ -103,6 +104,16 @@ def test_it_obeys_autocast(always):
     assert y.dtype is torch.bfloat16 and torch.equal(y, expected)
     y.float().sum().backward()
     assert conv.weight.grad.dtype is torch.float32
+
+
+def test_other_convolutions_share_the_cast_of_autocast(monkeypatch):
+    """One cast of a weight serves all resolutions, so that one gradient comes back to it."""
+    monkeypatch.setattr(cpu_gradients, 'pays', lambda *args: False)
+    conv = nn.Conv2d(8, 4, 1, bias=False)
+    with torch.autocast('cpu', torch.bfloat16), CPUGradients():
+        first, second = (conv(torch.randn(2, 8, size, size)) for size in (6, 4))
+    casts = {y.grad_fn.next_functions[1][0] for y in (first, second)}
+    assert len(casts) == 1
 
 
 def test_autocast_leaves_float64_alone(always):
@@ -139,9 +150,8 @@ def test_a_shape_that_is_no_picture_has_torchs_error():
 
 def test_it_pays_for_small_maps_with_many_channels():
     def choice(channels, out, kernel, size, batch=64, stride=1, dtype=torch.float32):
-        x = torch.empty(batch, channels, size, size, dtype=dtype)
-        weight = torch.empty(out, channels, kernel, kernel, dtype=dtype)
-        return pays(x, weight, (stride, stride), (kernel // 2,) * 2)
+        x, weight = torch.empty(batch, channels, size, size), torch.empty(out, channels, kernel, kernel)
+        return pays(x, weight, (stride, stride), (kernel // 2,) * 2, dtype)
 
     assert choice(512, 512, 3, 4) and not choice(512, 512, 3, 14)  # more positions, the same weights
     assert choice(256, 512, 3, 8, stride=2) and not choice(64, 64, 3, 32)
@@ -152,9 +162,9 @@ def test_it_pays_for_small_maps_with_many_channels():
 
 
 def test_matrix_units_make_it_pay_sooner(monkeypatch):
-    x, weight = torch.empty(64, 256, 8, 8, dtype=torch.bfloat16), torch.empty(256, 256, 3, 3)
+    x, weight = torch.empty(64, 256, 8, 8), torch.empty(256, 256, 3, 3)
     chosen = {}
     for there in (False, True):
         monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda there=there: there)
-        chosen[there] = pays(x, weight, (1, 1), (1, 1)), pays(x.float(), weight, (1, 1), (1, 1))
+        chosen[there] = tuple(pays(x, weight, (1, 1), (1, 1), dtype) for dtype in (torch.bfloat16, torch.float32))
     assert chosen == {False: (False, False), True: (True, False)}

@@ -102,7 +102,7 @@ def test_the_benchmark_of_the_gradients(results):
     assert 'input gradients, depthwise with a stride' in gradients_section()
 
     x, weight = torch.empty(8, 256, 4, 4), torch.empty(256, 256, 1, 1)
-    assert cpu_gradients.pays(x, weight, (1, 1), (0, 0))
+    assert cpu_gradients.pays(x, weight, (1, 1), (0, 0), x.dtype)
     with cpu_gradients_benchmark.by_torch():
-        assert not cpu_gradients.pays(x, weight, (1, 1), (0, 0))
-    assert cpu_gradients.pays(x, weight, (1, 1), (0, 0))
+        assert not cpu_gradients.pays(x, weight, (1, 1), (0, 0), x.dtype)
+    assert cpu_gradients.pays(x, weight, (1, 1), (0, 0), x.dtype)

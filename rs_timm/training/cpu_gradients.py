@@ -18,12 +18,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
-__all__ = ['CPUGradients', 'input_gradient', 'pays', 'weight_gradient']
+__all__ = ['CPUGradients', 'has_matrix_units', 'input_gradient', 'pays', 'spreads', 'weight_gradient']
 
 Pair = Tuple[int, int]
 
-# How many weights per position of the batch make the product faster.
-# A 1x1 kernel needs no gathering; with matrix units (AMX) the gathered matrix is worth more than without.
+# How many weights per position of the batch, times the area of the stride, make the product faster. A 1x1 kernel needs
+# no gathering; with matrix units (AMX) the gathered matrix is worth more than without.
 _POINTWISE, _MATRIX_UNITS, _VECTOR_UNITS = 1, 16, 256
 
 
@@ -61,18 +61,19 @@ def weight_gradient(x: torch.Tensor, grad: torch.Tensor, kernel: Pair, stride: P
     return product.view(out, *kernel, channels).permute(0, 3, 1, 2)
 
 
-def pays(x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair) -> bool:
-    """Whether `weight_gradient` is faster than oneDNN for these shapes and this dtype; kernels of 1x1 and 3x3 only."""
+def pays(x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair, dtype: torch.dtype) -> bool:
+    """Whether `weight_gradient` is faster than oneDNN for these shapes, computed in `dtype`; kernels of 1x1 and 3x3."""
     out, channels, *kernel = weight.shape
     if kernel not in ([1, 1], [3, 3]):
         return False
     size = [(side + 2 * p - k) // s + 1 for side, p, k, s in zip(x.shape[2:], padding, kernel, stride)]
     weights = channels * out * stride[0] * stride[1]
-    least = _POINTWISE if kernel == [1, 1] else _MATRIX_UNITS if _has_matrix_units(x.dtype) else _VECTOR_UNITS
+    least = _POINTWISE if kernel == [1, 1] else _MATRIX_UNITS if has_matrix_units(dtype) else _VECTOR_UNITS
     return weights >= least * x.shape[0] * size[0] * size[1]
 
 
-def _has_matrix_units(dtype: torch.dtype) -> bool:
+def has_matrix_units(dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Whether this CPU multiplies matrices of `dtype` by AMX."""
     supported = getattr(torch.cpu, '_is_amx_tile_supported', bool)  # since torch 2.5; bool() is False
     return dtype is torch.bfloat16 and supported()
 
@@ -103,6 +104,20 @@ def input_gradient(grad: torch.Tensor, weight: torch.Tensor, size: Pair, stride:
     spread[:, :, ::stride[0], ::stride[1]] = grad
     rest = [k - 1 - p for k, p in zip(kernel, padding)]
     return torch.conv2d(spread, weight.flip(2, 3), None, 1, rest, 1, channels)
+
+
+def spreads(
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        stride: Pair,
+        padding: Pair,
+        groups: int,
+        dtype: torch.dtype,
+) -> bool:
+    """Whether `input_gradient` is faster than oneDNN, computed in `dtype`."""
+    depthwise = 1 < groups == x.shape[1] == weight.shape[0]
+    inside = all(p < k for p, k in zip(padding, weight.shape[2:]))
+    return depthwise and inside and stride != (1, 1) and dtype is torch.bfloat16
 
 
 class CPUGradients(TorchFunctionMode):
@@ -141,29 +156,21 @@ def _convolve(
 ) -> torch.Tensor:
     plain = bias is None and _pair(dilation) == (1, 1) and not isinstance(padding, str)
     if plain and torch.is_grad_enabled() and x.device.type == 'cpu' and x.dim() == 4:
-        x, weight = _autocast(x), _autocast(weight)
-        stride, padding = _pair(stride), _pair(padding)
-        by_product = groups == 1 and weight.requires_grad and pays(x, weight, stride, padding)
-        if by_product or x.requires_grad and _spreads(x, weight, stride, padding, groups):
-            return _Convolution.apply(x, weight, stride, padding, groups)
+        stride, padding, dtype = _pair(stride), _pair(padding), _computed_in(x)
+        by_product = groups == 1 and weight.requires_grad and pays(x, weight, stride, padding, dtype)
+        if by_product or x.requires_grad and spreads(x, weight, stride, padding, groups, dtype):
+            return _Convolution.apply(x.to(dtype), weight.to(dtype), stride, padding, groups)
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def _autocast(x: torch.Tensor) -> torch.Tensor:
-    """As autocast does before a convolution."""
+def _computed_in(x: torch.Tensor) -> torch.dtype:
+    """The dtype to which autocast, if it is on, brings a convolution of `x`."""
     casts = torch.is_autocast_enabled('cpu') and x.dtype is not torch.float64
-    return x.to(torch.get_autocast_dtype('cpu')) if casts else x
+    return torch.get_autocast_dtype('cpu') if casts else x.dtype
 
 
 def _pair(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
-
-
-def _spreads(x: torch.Tensor, weight: torch.Tensor, stride: Pair, padding: Pair, groups: int) -> bool:
-    """Whether `input_gradient` is faster than oneDNN."""
-    depthwise = 1 < groups == x.shape[1] == weight.shape[0]
-    inside = all(p < k for p, k in zip(padding, weight.shape[2:]))
-    return depthwise and inside and stride != (1, 1) and x.dtype is torch.bfloat16
 
 
 class _Convolution(torch.autograd.Function):
