@@ -82,7 +82,7 @@ def test_a_step_has_the_gradients_of_the_ordinary_one(name, monkeypatch):
     def gradients(rule):
         monkeypatch.setattr(cpu_gradients, 'pays', rule)
         monkeypatch.setattr(cpu_gradients, 'spreads',
-                            lambda x, weight, stride, padding, groups, dtype: rule() and groups > 1 and stride != (1, 1))
+                            lambda x, weight, stride, padding, groups, dtype: rule() and groups > 1 and stride > (1, 1))
         torch.manual_seed(0)
         task = MREDTask(timm.create_model(name, num_classes=4, resolutions=(64, 32)).double())
         batch = {r: torch.randn(3, 3, r, r, dtype=torch.float64) for r in (64, 32)}
