@@ -34,7 +34,7 @@ from benchmarks.runs import GROUPS, Job, jobs, runs, settings
 from benchmarks.store import ACCURACY, FILES, RUNS, TABLES, put, read
 from rs_timm import is_switchable, recalibrate
 from rs_timm.hub import save_pretrained
-from rs_timm.training import NonFiniteError, Options, Recipe, train
+from rs_timm.training import NonFiniteError, Options, Recipe, keep_freed_memory, train
 from rs_timm.training.build import build_model
 from rs_timm.training.checkpoint import write_atomically
 from rs_timm.training.loaders import Loaders
@@ -252,6 +252,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 def _run(todo: Sequence[Job], args: argparse.Namespace) -> int:
     handlers = [logging.StreamHandler(), logging.FileHandler(Path(args.out) / 'queue.log')]
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', handlers=handlers, force=True)
+    if args.device == 'cpu' or not torch.cuda.is_available():
+        keep_freed_memory()  # as `rs-timm train` does
     before = signal.signal(signal.SIGTERM, _stop)  # within training, a signal saves first
     try:
         if len(todo) == 1 and not (args.all or args.again):
