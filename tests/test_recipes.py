@@ -1,6 +1,8 @@
 """Recipes: the paper's to the letter, their twins, every field from the command line, and what they build."""
+import copy
 import csv
 import inspect
+import re
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
@@ -14,7 +16,7 @@ from training_run import MODEL, make_pictures, run, tiny_recipe
 import rs_timm
 from rs_timm.cli import main
 from rs_timm.training import RECIPES, MREDTask, Options, Recipe, get_recipe
-from rs_timm.training.build import build_model, create_optimizer, resized
+from rs_timm.training.build import build_model, create_optimizer, resized, synchronized
 from rs_timm.training.loaders import Loaders
 from rs_timm.training.schedule import create_schedule
 
@@ -74,6 +76,36 @@ def test_private_batchnorms_have_a_rate_of_their_own(sched, decay_norm):
     assert len(private) == 2 * 2 * 20 and private < settings[1].keys()
     assert settings[0].keys() == settings[1].keys() == {id(p) for p in task.parameters()}
     assert all(settings[1][p] == pytest.approx(settings[0][p]) for p in settings[0])
+
+
+def cycled(setting, **changes):
+    """The values of an optimizer's setting over a run with the schedule onecycle."""
+    recipe = Recipe(sched='onecycle', epochs=4, warmup_epochs=1., **changes)
+    optimizer = create_optimizer(nn.Linear(2, 2), recipe)
+    schedule = create_schedule(optimizer, recipe, updates_per_epoch=5)
+    values = []
+    for update in range(20):
+        optimizer.step()
+        schedule.step_update(update)
+        values.append(optimizer.param_groups[0].get(setting))
+    return values
+
+
+@pytest.mark.parametrize('momentum, low, high', [
+    (0.9, 0.85, 0.95), (0.5, 0.45, 0.55), (0.02, 0., 0.07), (0.97, 0.92, 0.99), (0.995, 0.945, 0.995), (0., 0., 0.)])
+def test_onecycle_moves_the_momentum_that_was_asked_for(momentum, low, high):
+    """To the last bit; the lowest one is at the peak of the rate, which is the first of epoch 2."""
+    values = cycled('momentum', momentum=momentum)
+    assert values[0] == values[-1] == high and values[5] == min(values) == low
+
+
+def test_onecycle_of_other_optimizers():
+    """Beta1 moves as it always did, whatever the momentum; where there is neither, the rate moves alone."""
+    firsts = [betas[0] for betas in cycled('betas', opt='adamw', momentum=0.5)]
+    assert firsts[0] == firsts[-1] == 0.95 and firsts[5] == min(firsts) == 0.85
+    for opt in ('adagrad', 'adafactor'):
+        assert cycled('momentum', opt=opt) == 20 * [None]
+        assert max(cycled('lr', opt=opt, lr=0.3)) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -272,6 +304,44 @@ def test_shared_batch_norm_is_the_stock_network(data, tmp_path):
     assert [row['resolution'] for row in trained.rows] == [48, 32, 'ensemble'] * 2
 
 
+def train_with_shared_bn(model, data, out):
+    options = ('--shared-bn --resolutions 48 32 --progressive 0 --epochs 1 --limit-batches 1 --batch-size 4 '
+               '--workers 0 --device cpu --no-progress')
+    assert main(['train', model, '--data', str(data), '--out', str(out), *options.split()]) == 0
+
+
+@pytest.mark.parametrize('model', [MODEL, 'rs_resnet18'])
+def test_shared_batch_norm_is_saved_as_the_stock_network(model, data, tmp_path, capsys):
+    out = tmp_path / 'run'
+    train_with_shared_bn(model, data, out)
+    assert f"load it: import rs_timm; timm.create_model('local-dir:{out}/model', pretrained=True)" in (
+        capsys.readouterr().out)
+    loaded = timm.create_model(f'local-dir:{out}/model', pretrained=True)
+    assert not rs_timm.is_switchable(loaded) and loaded.pretrained_cfg['label_names'] == ['class0', 'class1']
+    assert loaded.pretrained_cfg['mean'] and 'license' not in loaded.pretrained_cfg
+    trained = torch.load(out / 'last.pth', weights_only=True)['state_dict']
+    assert all(torch.equal(value, trained[key]) for key, value in loaded.state_dict().items())
+
+
+def test_shared_batch_norm_of_a_network_that_timm_lacks_is_saved_as_weights(data, tmp_path, capsys, caplog):
+    out = tmp_path / 'run'
+    train_with_shared_bn('rs_resnet18_w2a32', data, out)
+    assert 'load it' not in capsys.readouterr().out and 'has the weights alone' in caplog.text
+    assert [file.name for file in (out / 'model').iterdir()] == ['model.safetensors']
+
+
+def test_sync_bn_keeps_activations(random_statistics):
+    recipe = Recipe(resolutions=(48, 32))
+    model = random_statistics(build_model('rs_mobilenetv2', recipe, 3))
+    with pytest.raises(ValueError, match='sync_bn needs CUDA'):
+        synchronized(model, torch.device('cpu'))
+    synced = synchronized(copy.deepcopy(model), torch.device('cuda'))
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in synced.modules()) == 2 * 52
+    assert synced.state_dict().keys() == model.state_dict().keys()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(synced(x), model(x))
+
+
 @pytest.mark.parametrize('train', ['bn', 'head', 'all'])
 def test_the_ladder_of_fine_tuning(data, tmp_path, train):
     """What changes in a run is what its rung names; convolutions of 'bn' and 'head' keep every bit."""
@@ -314,6 +384,40 @@ def test_init_for_other_classes_starts_the_classifier_anew(tmp_path, caplog):
     assert torch.equal(model.conv1[0].weight, plain.conv1[0].weight)
 
 
+def paper_layout(model):
+    """The state dict of `model` with the names of the paper's public code, under DataParallel."""
+    state = {}
+    for key, value in model.state_dict().items():
+        layer, _, tensor = key.rpartition('.')
+        own_set = re.fullmatch(r'(.*)\.(\d{2,3})', layer)
+        name = f'{own_set[1]}.bn_{model.resolutions.index(int(own_set[2]))}' if own_set else f'{layer}.module'
+        state[f'module.{name}.{tensor}'] = value
+    return dict(state, **{'module.alpha': torch.zeros(len(model.resolutions))})
+
+
+@pytest.mark.parametrize('layout', ['paper', 'wrapped', 'headless'])
+def test_init_of_other_layouts_starts_the_classifier_anew(tmp_path, caplog, layout, random_statistics):
+    """The classifier is looked for under the name that it has here."""
+    source = random_statistics(timm.create_model('rs_resnet18', num_classes=7))
+    state = paper_layout(source) if layout == 'paper' else {f'module.{k}': v for k, v in source.state_dict().items()}
+    if layout == 'headless':
+        state = {key: value for key, value in state.items() if '.fc.' not in key}
+    torch.save(state, tmp_path / 'start.pth')
+    model = build_model('rs_resnet18', Recipe(init=str(tmp_path / 'start.pth')), 3)
+    said = 'is not there' if layout == 'headless' else 'is for 7 classes'
+    assert f'start.pth: fc.weight {said}, the network has 3: it starts anew' in caplog.text
+    expected = source.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items() if 'fc.' not in key)
+
+
+def test_init_with_torchvisions_names(tmp_path, caplog):
+    from torchvision.models import mobilenet_v2
+    torch.save(mobilenet_v2(num_classes=7).state_dict(), tmp_path / 'start.pth')
+    model = build_model('rs_mobilenetv2', Recipe(resolutions=(48, 32), init=str(tmp_path / 'start.pth')), 3)
+    assert model.classifier.out_features == 3
+    assert 'classifier.weight is for 7 classes, the network has 3: it starts anew' in caplog.text
+
+
 def test_init_that_does_not_fit_is_named(tmp_path):
     torch.save({'other.weight': torch.zeros(1)}, tmp_path / 'other.pth')
     with pytest.raises(ValueError, match='other.pth: does not fit'):
@@ -331,6 +435,18 @@ def test_corrupt_pictures_stop_or_are_counted(tmp_path, caplog):
     options = Options(device='cpu', workers=0, skip_corrupt=True, progress=False)
     train(MODEL, str(data), tiny_recipe(**settings), str(tmp_path / 'counts'), options=options)
     assert '1 pictures could not be read' in caplog.text and '3.png' in caplog.text
+
+
+def test_corrupt_pictures_of_the_evaluation_are_counted_once(tmp_path, caplog):
+    data = make_pictures(tmp_path / 'pictures', train_each=6, val_each=3)
+    for name in ('class0/0.png', 'class1/2.png'):
+        (data / 'val' / name).write_bytes(b'not a picture')
+    from rs_timm.training import train
+    options = Options(device='cpu', workers=0, skip_corrupt=True, progress=False)
+    rows = train(MODEL, str(data), tiny_recipe(progressive=0.), str(tmp_path / 'run'), options=options).rows
+    assert {row['epoch'] for row in rows} == {1, 2}
+    assert caplog.text.count('could not be read') == 1
+    assert '2 pictures could not be read in evaluation, the first: ' in caplog.text and '0.png' in caplog.text
 
 
 def test_splits_with_other_classes_are_refused(tmp_path):

@@ -4,14 +4,16 @@ import os
 import random
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from training_run import make_pictures, run, start
+from training_run import MODEL, make_pictures, run, start, tiny_recipe
 
-from rs_timm.training import NonFiniteError
+from rs_timm.training import NonFiniteError, Recipe
+from rs_timm.training.build import build_model
 from rs_timm.training.checkpoint import (
     load_checkpoint,
     random_state,
@@ -19,6 +21,7 @@ from rs_timm.training.checkpoint import (
     set_random_state,
     write_atomically,
 )
+from rs_timm.training.signals import StopSignals
 
 # as much of what is random, or has a memory, as fits in one run
 EVERYTHING = dict(
@@ -92,23 +95,75 @@ def test_killed_stopped_and_resumed_ends_as_if_it_had_not_been(data, tmp_path):
     assert (whole / 'log.csv').read_text().count('\n') == (output / 'log.csv').read_text().count('\n') == 1 + 2 * 3
 
 
-@pytest.mark.parametrize('sched', ['cosine', 'onecycle', 'multistep'])
-def test_every_schedule_resumes(data, tmp_path, sched):
-    """A run that ends after an epoch because its evaluation fails, and goes on."""
-    settings = dict(sched=sched, decay_milestones=(1,), progressive=0.)
-    expected = run(data, tmp_path / 'whole', **settings).rows
-    from rs_timm.training import Trainer
+class Interrupted(Exception):
+    pass
 
-    class Interrupted(Exception):
-        pass
+
+def run_one_epoch(data, output, **settings):
+    """A run that ends after an epoch because its evaluation fails."""
+    from rs_timm.training import Trainer
 
     def fail(*args, **kwargs):
         raise Interrupted
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(Trainer, '_evaluate', fail)
-        run(data, tmp_path / 'broken', **settings)
+        run(data, output, **settings)
+
+
+@pytest.mark.parametrize('sched', ['cosine', 'onecycle', 'multistep'])
+def test_every_schedule_resumes(data, tmp_path, sched):
+    settings = dict(sched=sched, decay_milestones=(1,), progressive=0.)
+    expected = run(data, tmp_path / 'whole', **settings).rows
+    run_one_epoch(data, tmp_path / 'broken', **settings)
     assert_same(expected, run(data, tmp_path / 'broken', resume=True, **settings).rows)
+
+
+def test_other_pictures_are_refused(tmp_path):
+    """But for checkpoints that do not say how many there were."""
+    data = make_pictures(tmp_path / 'pictures', train_each=8)
+    settings = dict(sched='onecycle', progressive=0.)
+    run_one_epoch(data, tmp_path / 'run', **settings)
+    checkpoint = tmp_path / 'run/last.pth'
+    state = load_checkpoint(checkpoint)
+    assert state['pictures'] == 16
+    extra = data / 'train/class1/8.png'
+    extra.write_bytes((data / 'train/class1/7.png').read_bytes())
+    with pytest.raises(ValueError, match='16 training pictures, this one has 17, .* another output folder'):
+        run(data, tmp_path / 'run', resume=True, **settings)
+    save_checkpoint(checkpoint, {key: value for key, value in state.items() if key != 'pictures'})
+    assert len(run(data, tmp_path / 'run', resume=True, **settings).rows) == 2 * 3
+
+
+@pytest.mark.parametrize('said_again', [False, True])
+def test_the_weights_of_the_start_are_not_needed_again(data, tmp_path, said_again):
+    """Neither the file, nor its name, also where the recipe has no other start."""
+    settings = dict(progressive=0., init=str(tmp_path / 'start.pth'))
+    torch.save(build_model(MODEL, tiny_recipe(), 2).state_dict(), tmp_path / 'start.pth')
+    expected = run(data, tmp_path / 'whole', **settings).rows
+    run_one_epoch(data, tmp_path / 'run', **settings)
+    (tmp_path / 'start.pth').unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recipe, 'goes_on_from', 'the_first_stage')
+        given = dict(settings, init=settings['init'] if said_again else '')
+        assert_same(expected, run(data, tmp_path / 'run', resume=True, **given).rows)
+        with pytest.raises(ValueError, match='there is no such file' if said_again else 'init is empty'):
+            run(data, tmp_path / 'new', resume=True, **given)
+    assert load_checkpoint(tmp_path / 'run/last.pth')['recipe']['init'] == settings['init']
+    assert settings['init'] in (tmp_path / 'run/recipe.json').read_text()
+
+
+@pytest.mark.parametrize('seconds, ends', [(0., False), (1.9, False), (2.1, True)])
+def test_signals_at_once_are_one_wish(monkeypatch, seconds, ends):
+    """torchrun passes on to its workers what they have got already; a person who insists comes later."""
+    from rs_timm.training import signals
+    now = [100.]
+    monkeypatch.setattr(signals.time, 'monotonic', lambda: now[0])
+    with pytest.raises(KeyboardInterrupt) if ends else nullcontext(), StopSignals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        now[0] += seconds
+        signal.raise_signal(signal.SIGINT)
+    assert stop.received == signal.SIGTERM
 
 
 def test_a_complete_run_is_not_started_again(data, tmp_path):

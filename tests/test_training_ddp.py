@@ -1,6 +1,9 @@
 """Two gloo processes against one: same batches, loss and gradients; each picture is evaluated once; exact resume."""
+import os
+import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +13,9 @@ from timm.utils import random_seed
 from training_run import MODEL, make_pictures, run, start, tiny_recipe
 
 import rs_timm
-from rs_timm.training import MREDTask
+from rs_timm.training import MREDTask, Options, train
 from rs_timm.training.build import build_model
-from rs_timm.training.checkpoint import load_checkpoint
+from rs_timm.training.checkpoint import load_checkpoint, save_checkpoint
 
 RESOLUTIONS = (48, 32)
 
@@ -115,7 +118,7 @@ def test_a_torchrun_run_is_a_run_in_two_parts(data, tmp_path):
 
 
 def test_a_torchrun_run_resumes_exactly(data, tmp_path):
-    """SIGTERM within the epoch, with running statistics and dropout of each process's own."""
+    """SIGTERM to all processes within the epoch; running statistics and dropout of each process's own."""
     settings = dict(SAME_STEPS, model_args=('drop_rate=0.2',), ema=0.9)
     finish(start(data, tmp_path / 'whole', launcher=(*TORCHRUN, str(free_port())), **settings))
     process = start(data, tmp_path / 'broken', minutes=0., launcher=(*TORCHRUN, str(free_port())), **settings)
@@ -123,7 +126,9 @@ def test_a_torchrun_run_resumes_exactly(data, tmp_path):
     while not checkpoint.is_file() or load_checkpoint(checkpoint)['position']['update'] < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
-    process.terminate()  # torchrun passes it on
+    workers = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    for pid in (*map(int, workers), process.pid):  # as Slurm does; and torchrun passes it on
+        os.kill(pid, signal.SIGTERM)
     process.communicate()
     stopped = load_checkpoint(checkpoint)
     assert 2 <= stopped['position']['update'] < 8 and stopped['position']['epoch'] == 0
@@ -133,3 +138,37 @@ def test_a_torchrun_run_resumes_exactly(data, tmp_path):
     for key in ('state_dict', 'state_dict_ema'):
         for name, value in whole[key].items():
             assert torch.equal(value, broken[key][name]), name
+
+
+def one_start(rank, port, path, resume):
+    """What a process says that finds PATH/RANK/last.pth, or none."""
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    folder = Path(path) / str(rank)
+    try:
+        train(MODEL, f'{path}/nothing', tiny_recipe(), str(folder), resume, Options(device='cpu'))
+    except ValueError as error:
+        (Path(path) / f'{rank}.txt').write_text(str(error))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('updates, resume, message', [
+    ((3, None), True, 'rank 0: {0}/last.pth: after 1 epochs, 3 updates; rank 1: {1}/last.pth: none'),
+    ((3, 5), True, 'rank 0: {0}/last.pth: after 1 epochs, 3 updates; rank 1: {1}/last.pth: after 1 epochs, 5 updates'),
+    ((3, 'torn'), True, '{1}/last.pth: not a checkpoint'),
+    ((None, 3), False, 'holds a run already'),
+])
+def test_processes_that_find_different_checkpoints_all_end(tmp_path, updates, resume, message):
+    """As on two machines whose output folders are not one."""
+    for rank, update in enumerate(updates):
+        (tmp_path / str(rank)).mkdir()
+        path = tmp_path / str(rank) / 'last.pth'
+        if update == 'torn':
+            path.write_bytes(b'torn')
+        elif update:
+            save_checkpoint(path, dict(position=dict(epoch=1, batch=0, update=update)))
+    mp.spawn(one_start, (free_port(), str(tmp_path), resume), nprocs=2)
+    for rank in (0, 1):
+        said = (tmp_path / f'{rank}.txt').read_text()
+        assert message.format(tmp_path / '0', tmp_path / '1') in said
+        assert not resume or 'that all machines share, or copy last.pth to all of them' in said

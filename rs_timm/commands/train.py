@@ -2,18 +2,24 @@
 import argparse
 import logging
 import re
+from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Dict, get_args, get_origin, get_type_hints
 
 import torch
+from timm.models._hub import save_config_for_hf
 
 from rs_timm.hub import save_pretrained
+from rs_timm.hub.files import CONFIG, WEIGHTS, check_restores, write_weights
 from rs_timm.layers import is_switchable
 from rs_timm.training import RECIPES, Options, Recipe, Trained, get_recipe, keep_freed_memory, train
 from rs_timm.training.processes import is_first_process, process_rank
 
 __all__ = ['register', 'run']
+
+_logger = logging.getLogger(__name__)
+_CLAIMS = ('description', 'license', 'origin_url', 'paper_name', 'paper_ids', 'notes')  # of other weights
 
 
 def register(subparsers: Any) -> None:
@@ -79,7 +85,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _save(trained: Trained, folder: Path) -> None:
-    if not is_switchable(trained.model):
+    if is_switchable(trained.model):
+        save_pretrained(trained.model, folder, model_config=dict(label_names=trained.class_names))
+    elif not _save_plain(trained, folder):
         return
-    save_pretrained(trained.model, folder, model_config=dict(label_names=trained.class_names))
     print(f'load it: import rs_timm; timm.create_model({f"local-dir:{folder}"!r}, pretrained=True)')
+
+
+def _save_plain(trained: Trained, folder: Path) -> bool:
+    """Save a network without switchable BatchNorms as timm does; False if timm cannot load it, but for its weights."""
+    network = copy(trained.model)
+    cfg: Any = network.pretrained_cfg
+    network.pretrained_cfg = {key: value for key, value in cfg.items() if key not in _CLAIMS}  # type: ignore
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config_for_hf(network, folder / CONFIG, dict(label_names=trained.class_names))  # type: ignore[arg-type]
+    saved = write_weights(network, folder, 'full')
+    try:
+        check_restores(network, folder, saved)
+    except ValueError as error:
+        (folder / CONFIG).unlink()
+        _logger.warning('%s has the weights alone: %s', folder / WEIGHTS, error)
+        return False
+    return True

@@ -7,18 +7,19 @@ from typing import Any, Dict, List, Mapping, Tuple
 
 import timm
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.models import load_state_dict
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rs_timm.layers import SwitchableBatchNorm2d, extract, is_switchable, pack
-from rs_timm.models import switchable
+from rs_timm.models import checkpoint_filter_fn, switchable
 from rs_timm.segmentation import load_encoder
 
 from .recipe import Recipe
 
-__all__ = ['build_model', 'check_task', 'create_optimizer', 'freeze', 'resized', 'task_of']
+__all__ = ['build_model', 'check_task', 'create_optimizer', 'freeze', 'resized', 'synchronized', 'task_of']
 
 _logger = logging.getLogger(__name__)
 
@@ -80,15 +81,10 @@ def _describe_input(model: nn.Module, recipe: Recipe) -> None:
 def _load_init(model: nn.Module, init: str) -> None:
     """Start from weights of another network; a classifier for other classes starts anew."""
     state = _read_init(init)
-    own = model.state_dict()
     if task_of(model) == 'segmentation' and not any(key.startswith('encoder.') for key in state):
         return load_encoder(model.encoder, init)  # type: ignore[arg-type]
-    head = model.pretrained_cfg.get('classifier', 'fc')
-    for key in (f'{head}.weight', f'{head}.bias'):
-        if key in state and key in own and state[key].shape != own[key].shape:
-            _logger.warning('%s: %s is for %d classes, the network for %d: it starts anew', init, key, len(state[key]),
-                            len(own[key]))
-            state[key] = own[key]
+    state = checkpoint_filter_fn(state, model)
+    _keep_new_heads(state, model, init)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
@@ -98,6 +94,19 @@ def _load_init(model: nn.Module, init: str) -> None:
         raise ValueError(f'{init}: does not fit {type(model).__name__}: {reason}') from error
     for warning in caught:
         _logger.info('%s: %s', init, warning.message)
+
+
+def _keep_new_heads(state: Dict[str, Any], model: nn.Module, init: str) -> None:
+    """Put the classifier of `model` into `state` where that has none, or one for other classes."""
+    own = model.state_dict()
+    heads = model.pretrained_cfg.get('classifier') or 'fc'
+    for head in (heads,) if isinstance(heads, str) else heads:
+        weight = f'{head}.weight'
+        if weight not in own or (weight in state and state[weight].shape == own[weight].shape):
+            continue
+        theirs = f'is for {len(state[weight])} classes' if weight in state else 'is not there'
+        _logger.warning('%s: %s %s, the network has %d: it starts anew', init, weight, theirs, len(own[weight]))
+        state.update({key: own[key] for key in (weight, f'{head}.bias') if key in own})
 
 
 def _read_init(init: str) -> Dict[str, Any]:
@@ -122,6 +131,23 @@ def freeze(model: nn.Module, train: str) -> nn.Module:
     for module in modules:
         module.requires_grad_(True)
     return model
+
+
+def synchronized(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with the statistics of its BatchNorms taken over all processes.
+
+    timm's conversion keeps the activation of BatchNorms that have one; torch's own does not.
+
+    Args:
+        model: is changed.
+        device: where it will run.
+
+    Raises:
+        ValueError: a device other than CUDA.
+    """
+    if device.type != 'cuda':
+        raise ValueError("sync_bn needs CUDA: torch's SyncBatchNorm runs there alone.")
+    return convert_sync_batchnorm(model)
 
 
 def resized(model: nn.Module, sets: Mapping[int, int]) -> nn.Module:

@@ -3,12 +3,21 @@ import io
 import os
 import random
 from pathlib import Path
-from typing import Any, Dict, Mapping, Union
+from typing import Any, Dict, Mapping, Optional, Union
 
 import numpy as np
 import torch
 
-__all__ = ['load_checkpoint', 'random_state', 'save_checkpoint', 'set_random_state', 'write_atomically']
+from .processes import gather
+
+__all__ = [
+    'common_checkpoint',
+    'load_checkpoint',
+    'random_state',
+    'save_checkpoint',
+    'set_random_state',
+    'write_atomically',
+]
 
 PathOrStr = Union[str, 'os.PathLike[str]']
 
@@ -75,6 +84,29 @@ def load_checkpoint(path: PathOrStr) -> Dict[str, Any]:
         raise ValueError(f'{path}: not a checkpoint of rs-timm train ({reason}).') from error
     if not isinstance(state, dict) or 'position' not in state:
         raise ValueError(f'{path}: holds no position in a training run; weights alone are the matter of --init.')
+    return state
+
+
+def common_checkpoint(path: PathOrStr) -> Optional[Dict[str, Any]]:
+    """Read the checkpoint that every process has at `path`, or return None where none has one; all must call it.
+
+    Raises:
+        ValueError: on every process: some lack the file, theirs are of different updates, or one cannot be read.
+    """
+    path, state, found = Path(path), None, 'none'
+    try:
+        if path.is_file():
+            state = load_checkpoint(path)
+            found = 'after {epoch} epochs, {update} updates'.format_map(state['position'])
+    except (OSError, ValueError) as error:
+        found = str(error)
+    each = gather((str(path.resolve()), found))
+    if len({what for _, what in each}) > 1:
+        ranks = '; '.join(f'rank {rank}: {place}: {what}' for rank, (place, what) in enumerate(each))
+        raise ValueError(f'the processes do not have the same checkpoint ({ranks}): give them an output folder (--out) '
+                         f'that all machines share, or copy {path.name} to all of them.')
+    if state is None and found != 'none':
+        raise ValueError(found)
     return state
 
 

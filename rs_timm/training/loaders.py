@@ -97,6 +97,10 @@ class Loaders:
             mixup=self._mixup,
         )
 
+    def picture_count(self) -> int:
+        """How many pictures there are to train on."""
+        return self._made[True].num_samples
+
     def updates_per_epoch(self) -> int:
         """How often the weights change in an epoch."""
         updates = len(self._made[True]) // self.recipe.accumulate  # equal for all sizes

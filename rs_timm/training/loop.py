@@ -5,7 +5,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, ContextManager, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -13,8 +13,10 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import distribute_bn
 from torch import nn
 
+from rs_timm.data import MultiResLoader
+
 from .build import resized
-from .checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from .checkpoint import random_state, save_checkpoint, set_random_state
 from .evaluate import evaluate
 from .loaders import Loaders
 from .processes import gather, is_first_process, process_count, process_rank
@@ -86,6 +88,7 @@ class Trainer:
         self.rows: List[Dict[str, Any]] = []  # one for each complete epoch and resolution
         self.signals = StopSignals()
         self._saved_at = time.monotonic()
+        self._damaged: Set[str] = set()  # the lines on pictures that have been reported
 
     def fit(self) -> List[Dict[str, Any]]:
         """Train to the last epoch; returns one row for each epoch and resolution.
@@ -120,8 +123,17 @@ class Trainer:
             if self.reporter:
                 self.reporter.update(position.epoch, update + 1, updates, position.means())
             self._save_or_stop()
-        if loader.corrupt_count:
-            _logger.warning('%d pictures could not be read, the first: %s', loader.corrupt_count, loader.damaged[0])
+        self._report_damaged(loader, 'training')
+
+    def _report_damaged(self, loader: MultiResLoader, purpose: str) -> None:
+        """Warn of pictures that no process could read, each of them once in a run; all processes must call it."""
+        if not loader.skip_corrupt:
+            return
+        lines = [line for damaged in gather(loader.damaged) for line in damaged]
+        new = [line for line in dict.fromkeys(lines) if line not in self._damaged]
+        self._damaged.update(new)
+        if new and is_first_process():
+            _logger.warning('%d pictures could not be read in %s, the first: %s', len(new), purpose, new[0])
 
     def update(self, parts: Sequence[Part]) -> Dict[str, float]:
         """One step of the optimizer on a batch that comes in parts; returns the losses, means over the parts.
@@ -167,13 +179,16 @@ class Trainer:
                 distribute_bn(self.task.get_eval_model(ema=average), dist.get_world_size(), reduce=True)
         sets = self.recipe.measured_sets(self.position.epoch)
         weights = self.task.ensemble_weights(ema=ema)
+        loader = self.loaders.evaluation(sets)
         with self._autocast():
-            return self.measure(
+            results = self.measure(
                 resized(self.task.get_eval_model(ema=ema), sets),
-                self.loaders.evaluation(sets),
+                loader,
                 alpha={size: weights[r] for size, r in sets.items()} if 1 < len(weights) == len(sets) else {},
                 limit_batches=self.recipe.limit_batches or None,
             )
+        self._report_damaged(loader, 'evaluation')
+        return results
 
     def _close_epoch(self, results: Mapping[Union[int, str], Mapping[str, float]]) -> None:
         position = self.position
@@ -241,6 +256,7 @@ class Trainer:
             position=asdict(self.position),
             rows=self.rows,
             recipe=asdict(self.recipe),
+            pictures=self.loaders.picture_count(),
         )
 
     def _buffers(self) -> Dict[str, torch.Tensor]:
@@ -249,15 +265,15 @@ class Trainer:
         return {prefix + name: buffer for prefix, model in models.items() if model is not None
                 for name, buffer in model.named_buffers()}
 
-    def resume(self) -> bool:
-        """Go back to the last checkpoint, if there is one.
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go back to a checkpoint.
+
+        Args:
+            state: of `state_dict`; see `common_checkpoint`.
 
         Raises:
             ValueError: it is of another run; the message says in what.
         """
-        if not self.path.is_file():
-            return False
-        state = load_checkpoint(self.path)
         self._check_same_run(state)
         self.task.load_checkpoint_state(state['state_dict'], state['task_state'])
         if self.task.has_ema():
@@ -273,7 +289,6 @@ class Trainer:
                     buffer.copy_(state['buffers'][process_rank()][name])
         if self.reporter and self.rows and not self.position.batch:
             self.reporter.epoch(self.rows)  # a kill may have come between checkpoint and log
-        return True
 
     def _check_same_run(self, state: Mapping[str, Any]) -> None:
         differences = self.recipe.differences(state['recipe'])
@@ -288,3 +303,9 @@ class Trainer:
         if len(state['random']) != process_count():
             raise ValueError(f"{self.path} is of a run with {len(state['random'])} process(es), this one has "
                              f'{process_count()}: start as many.')
+        mine = self.loaders.picture_count()
+        theirs = state.get('pictures', mine)  # earlier versions did not note it
+        if theirs != mine:
+            raise ValueError(f'{self.path} is of a run with {theirs} training pictures, this one has {mine}, and order '
+                             'and schedule depend on it: use those pictures (--data, --splits), or another output '
+                             'folder.')

@@ -51,7 +51,7 @@ class Recipe:
         opt: name of a timm optimizer; momentum is SGD without Nesterov, sgd with it
         lr: learning rate, at its peak
         private_lr: learning rate of private BatchNorms / lr; S losses give shared weights S gradients, a set one
-        momentum: of the optimizer
+        momentum: of the optimizer; onecycle moves it by 0.05 up and down, and so for 0.9 beta1 of Adam and its like
         weight_decay: of convolutions and linear layers
         decay_norm: weight decay on BatchNorms, biases and alpha too
         clip_grad: largest norm of the gradient; 0: none

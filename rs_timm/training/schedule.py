@@ -1,5 +1,5 @@
 """Learning rate schedules: timm's, counted in updates, and one-cycle, which timm lacks."""
-from typing import Any, Dict, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 from timm.scheduler import create_scheduler_v2
@@ -13,6 +13,10 @@ __all__ = ['OneCycle', 'create_schedule']
 class OneCycle:
     """torch's `OneCycleLR` with the calls of a timm scheduler.
 
+    Momentum goes the other way: from 0.05 above that of the optimizer to 0.05 below it at the peak, and back; for the
+    usual 0.9 that is torch's 0.95 and 0.85. Beta1 of Adam and its like, which is no setting of a recipe, goes between
+    these two. An optimizer without either, or with momentum 0, has the rate alone.
+
     Args:
         optimizer: its learning rates are the peaks of the cycle.
         total: updates in the whole run.
@@ -23,8 +27,17 @@ class OneCycle:
         peaks = [group['lr'] for group in optimizer.param_groups]
         total = max(total, 2)
         peak_at = min(max(warmup, 1), max(total - 2, 1))
+        bounds = _momentum_bounds(optimizer)
+        low, high = bounds or (0., 0.)
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=peaks, total_steps=total, pct_start=(peak_at + 1) / total)  # torch counts from 1 here
+            optimizer,
+            max_lr=peaks,
+            total_steps=total,
+            pct_start=(peak_at + 1) / total,  # torch counts from 1 here
+            cycle_momentum=bounds is not None,
+            base_momentum=low,
+            max_momentum=high,
+        )
 
     def step_update(self, num_updates: int) -> None:
         """Set the rate for the update number `num_updates` (from 0)."""
@@ -36,6 +49,17 @@ class OneCycle:
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         self.scheduler.load_state_dict(state)
+
+
+def _momentum_bounds(optimizer: torch.optim.Optimizer) -> Optional[Tuple[float, float]]:
+    """The momentum, or beta1, at the peak of the rate and at both ends; None: there is nothing to move."""
+    if 'betas' in optimizer.defaults:
+        return 0.85, 0.95
+    momentum = optimizer.defaults.get('momentum')
+    if not momentum:
+        return None
+    high = min(momentum + 0.05, max(momentum, 0.99))
+    return round(max(momentum - 0.05, 0.), 10), round(high, 10)  # 0.9 gives 0.85 and 0.95 to the last bit
 
 
 def create_schedule(

@@ -1,11 +1,16 @@
 """SIGTERM and SIGINT as a wish to stop, to be obeyed where nothing is lost."""
 import signal
 import threading
+import time
 from contextlib import contextmanager
 from types import FrameType
 from typing import Dict, Iterator, Optional
 
 __all__ = ['StopSignals', 'Stopped']
+
+# Slurm, Ctrl-C and pkill signal torchrun and its workers, and torchrun then passes it on to the workers, within
+# milliseconds; on a busy machine later. A person who presses Ctrl-C again has waited for longer.
+_SAME_WISH_SECONDS = 2.
 
 
 class Stopped(SystemExit):
@@ -18,6 +23,8 @@ class Stopped(SystemExit):
 class StopSignals:
     """While it is entered, notes the first signal in `received`; a second one interrupts at once, as usual.
 
+    Signals within two seconds of the first are the same wish, which came on several ways, and are ignored.
+
     >>> with StopSignals() as signals:
     ...     signals.received
     0
@@ -25,6 +32,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._received_at = 0.
         self._obey_at_once = False
         self._before: Dict[int, object] = {}
 
@@ -51,6 +59,8 @@ class StopSignals:
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         if self._obey_at_once:
             raise Stopped(number)
-        if self.received:
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._received_at = number, now
+        elif now - self._received_at >= _SAME_WISH_SECONDS:
             raise KeyboardInterrupt
-        self.received = number

@@ -1,23 +1,23 @@
 """`train`: a network, a folder of pictures and a recipe, in one call."""
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
 from timm.utils import random_seed
 from torch import nn
 
-from .build import build_model, create_optimizer
-from .checkpoint import write_atomically
+from .build import build_model, create_optimizer, synchronized
+from .checkpoint import common_checkpoint, write_atomically
 from .evaluate import evaluate
 from .evaluate_masks import evaluate_masks
 from .loaders import Loaders
 from .loop import Trainer
 from .mask_loaders import MaskLoaders
-from .processes import is_first_process, join_processes, process_rank
+from .processes import gather, is_first_process, join_processes, process_rank
 from .recipe import Recipe
 from .report import Reporter, plot_curves
 from .schedule import create_schedule
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how a run takes place; unlike the recipe, free to change when it goes on.
+    """Where and how a run takes place; unlike the recipe, free to change when it goes on, but for `splits`.
 
     Args:
         device: cpu, cuda, or auto for CUDA if there is any
@@ -90,22 +90,19 @@ def train(
         options: what does not decide the result.
 
     Raises:
-        ValueError: what cannot be trained, or a folder that holds a run already.
+        ValueError: what cannot be trained, a folder that holds a run already, or one whose checkpoint is of another
+            run or not the same for all processes.
         NonFiniteError: the loss is inf or nan.
         Stopped: a signal came, and the run is saved.
     """
     folder = Path(output)
-    recipe.check_start()
-    if (folder / 'last.pth').is_file() and not resume:
-        raise ValueError(f'{folder} holds a run already: go on with it (--resume), or choose another output folder.')
     joined = not dist.is_initialized()
     device = join_processes(options.device)
     try:
-        trainer = _create_trainer(model, data, recipe, folder, device, options)
-        if resume and trainer.resume():
-            _logger.info('going on in epoch %d, after update %d', trainer.position.epoch + 1, trainer.position.update)
+        trainer = _start(model, data, recipe, folder, device, options, resume)
         if is_first_process():
-            write_atomically(folder / 'recipe.json', json.dumps(dict(model=model, **asdict(recipe)), indent=2).encode())
+            settings = dict(model=model, **asdict(trainer.recipe))
+            write_atomically(folder / 'recipe.json', json.dumps(settings, indent=2).encode())
         rows = trainer.fit()
         trained = Trained(_trained_model(trainer.task), rows, trainer.loaders.class_names)
         if is_first_process():
@@ -116,6 +113,38 @@ def train(
     return trained
 
 
+def _start(
+        model: str,
+        data: str,
+        recipe: Recipe,
+        folder: Path,
+        device: torch.device,
+        options: Options,
+        resume: bool,
+) -> Trainer:
+    """A new run, or one that is where its checkpoint was."""
+    state = _checkpoint(folder, recipe, resume)
+    if state is None:
+        return _create_trainer(model, data, recipe, folder, device, options, recipe.init)
+    if not recipe.init:
+        recipe = replace(recipe, init=state['recipe'].get('init', ''))
+    trainer = _create_trainer(model, data, recipe, folder, device, options, init='')  # the checkpoint has all weights
+    trainer.resume(state)
+    _logger.info('going on in epoch %d, after update %d', trainer.position.epoch + 1, trainer.position.update)
+    return trainer
+
+
+def _checkpoint(folder: Path, recipe: Recipe, resume: bool) -> Optional[Dict[str, Any]]:
+    """The checkpoint that all processes go on from; None for a start, which is then allowed."""
+    path = folder / 'last.pth'
+    state = common_checkpoint(path) if resume else None
+    if not resume and any(gather(path.is_file())):
+        raise ValueError(f'{folder} holds a run already: go on with it (--resume), or choose another output folder.')
+    if state is None:
+        recipe.check_start()
+    return state
+
+
 def _create_trainer(
         model: str,
         data: str,
@@ -123,12 +152,13 @@ def _create_trainer(
         folder: Path,
         device: torch.device,
         options: Options,
+        init: str,
 ) -> Trainer:
     dense = recipe.task == 'segmentation'
     make_loaders = MaskLoaders if dense else Loaders
     loaders = make_loaders(data, recipe, options.splits, device, options.workers, options.skip_corrupt)
     random_seed(recipe.seed)  # all processes start from the same weights ...
-    task = _create_task(model, recipe, len(loaders.class_names), device)
+    task = _create_task(model, replace(recipe, init=init), len(loaders.class_names), device)
     random_seed(recipe.seed, process_rank())  # ... and each drops paths of its own
     optimizer = create_optimizer(task, recipe)
     if recipe.ema:
@@ -152,9 +182,7 @@ def _create_task(name: str, recipe: Recipe, num_classes: int, device: torch.devi
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if recipe.sync_bn and dist.is_initialized():
-        if device.type != 'cuda':
-            raise ValueError("sync_bn needs CUDA: torch's SyncBatchNorm runs there alone.")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronized(model, device)
     resolutions = recipe.resolutions if recipe.shared_bn else None
     task = MREDTask(model, recipe.mred, recipe.smoothing, resolutions, recipe.lean, device=device)
     return task.to(device)
