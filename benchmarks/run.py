@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
-from benchmarks.environment import RESULTS, commit
+from benchmarks.environment import RESULTS, commit, describe
 from benchmarks.ladder import write_start
 from benchmarks.measure import Measured, Pictures, measure
 from benchmarks.measure_masks import measure_masks
@@ -94,9 +94,9 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
     """
     recipe, folder = recipe_of(job, args), folder_of(job, args)
     folder.mkdir(parents=True, exist_ok=True)
-    began = _note_commit(folder)
     options = Options(device=args.device, workers=args.workers, progress=sys.stderr.isatty())
     device = torch.device(args.device if args.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
+    began = _note_start(folder, device, recipe)
     if job.preset.name == 'ladder' and not Path(recipe.init).is_file():
         write_start(Path(recipe.init), Loaders(args.data, recipe, workers=0).class_names)
     if job.run.start and not Path(recipe.init).is_file():
@@ -117,7 +117,7 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
     for table in TABLES:  # the table of runs, which says that all is there, comes last
         if table is not RUNS:
             put(table, results_of(args), job.key, measured.get(table, []))
-    changed = dict(commit=began, **({} if seconds is None else dict(train_seconds=seconds)))
+    changed: Dict[str, Any] = dict(began, **({} if seconds is None else dict(train_seconds=seconds)))
     put(RUNS, results_of(args), job.key, [dict(row, **changed) for row in measured[RUNS]])
 
 
@@ -144,12 +144,13 @@ def _measured(
     return measured
 
 
-def _note_commit(folder: Path) -> str:
-    """The commit with which the run began, whatever is checked out when it goes on."""
+def _note_start(folder: Path, device: torch.device, recipe: Recipe) -> Dict[str, str]:
+    """The commit, device and versions with which the run began, wherever it goes on or is measured again."""
     path = folder / 'began.json'
     if not path.is_file():
-        write_atomically(path, json.dumps(dict(commit=commit())).encode())
-    return json.loads(path.read_text())['commit']
+        began = dict(commit=commit(), **describe(device.type, recipe.precision))
+        write_atomically(path, json.dumps(began).encode())
+    return json.loads(path.read_text())
 
 
 def _as_it_is(job: Job, recipe: Recipe, pictures: Pictures) -> nn.Module:

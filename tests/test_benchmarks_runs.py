@@ -286,16 +286,20 @@ def wait_for(process, condition):
     raise AssertionError('it does not get there')
 
 
-def test_a_row_of_other_settings_is_not_done(data, tmp_path, tiny):
+def test_a_row_of_other_settings_is_not_done(data, tmp_path, tiny, monkeypatch):
     args = arguments('vanilla', '--data', data, '--out', tmp_path, '--debug-twin')
     job, = jobs(['small'], ['vanilla'])
     assert run.state_of(job, args) == 'waiting'
     run.execute(job, args)
     assert run.state_of(job, args) == 'done'
     assert run.state_of(job, argparse.Namespace(**{**vars(args), 'epochs': 3})) == 'done with other settings'
+    monkeypatch.setattr(run, 'describe', lambda *_: dict(device='another'))  # where it is measured again
+    before = store.read(store.RUNS, tmp_path / 'results')[0]
     assert run.main(['vanilla', '--data', str(data), '--out', str(tmp_path), '--debug-twin']) == 2  # is done
     assert run.main(['vanilla', '--data', str(data), '--out', str(tmp_path), '--debug-twin', '--again', '--device',
                      'cpu', '--workers', '0']) == 0
+    after = store.read(store.RUNS, tmp_path / 'results')[0]
+    assert {**after, 'measure_seconds': ''} == {**before, 'measure_seconds': ''} and 'cpu (' in after['device']
 
 
 def test_the_list_shows_what_there_is(tmp_path, capsys):

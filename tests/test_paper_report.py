@@ -354,6 +354,18 @@ def test_the_pilot_made_before_the_rate_was_changed_counts(whole, monkeypatch):
     assert pilot_choice(whole)['mred'] == 2 * before
 
 
+def test_the_table_of_the_pilot_against_brute_force(whole, section):
+    text = section(whole, 'paper_pilot')
+    rows = {tuple(line.strip('| ').split(' | ')[:2]): line.strip('| ').split(' | ')[2:] for line in text.splitlines()}
+    sizes = PRESETS['pilot'].resolutions
+    for kind, words in (('individual', 'one resolution'), ('mred', 'several, distilled')):
+        rate = 2 * presets.MEAN_LR[kind]
+        of = [measured(whole, f'{kind}_lr{rate:g}', size, preset='pilot') for size in sizes]
+        means = [text_of([mean(values) for values in zip(*of)])] if kind == 'mred' else ['']
+        assert rows[words, f'{rate:g}'] == [text_of(of[0]), *means, 'cpu']
+    assert f'top-1 at {sizes[0]} px' in text
+
+
 def test_a_rate_tried_for_one_kind_alone_does_not_count(whole, tmp_path, monkeypatch):
     folder = tmp_path / 'more'
     copytree(whole, folder)
@@ -381,6 +393,15 @@ def test_every_picture_names_its_axes(whole):
         named = [text for axes in figure.axes for text in axes.get_legend_handles_labels()[1]]
         assert named and 'nan' not in ' '.join(named)
     assert not pyplot.get_fignums()  # nothing is left open
+
+
+def test_curves_that_nobody_measured_are_named(tmp_path):
+    write_preset(tmp_path, 'small', ['individual_128', 'individual_64', 'rs_net'], seed=0)
+    missing = {'figure1': {'parallel'}, 'figure4': {'parallel, shared BNs', 'parallel, private BNs'},
+               'figure3': {'parallel'}}
+    for name, labels in missing.items():
+        own = pictures.drawable(tmp_path)[f'paper_{name}_small']().axes[0].get_legend_handles_labels()[1]
+        assert {label for label in own if NOT in label} == {f'{label}: {NOT}' for label in labels}
 
 
 def test_what_is_published_is_marked(whole):

@@ -7,7 +7,7 @@ from benchmarks.markdown import NOT_MEASURED, measured_or_note, table
 from benchmarks.paper.aggregate import Results, Sample, madds_of, signed
 
 __all__ = ['COLUMNS_2', 'COLUMNS_4', 'COLUMNS_5', 'COLUMNS_6', 'COLUMNS_RATES', 'Column', 'measured_table',
-           'parameters', 'published_table', 'sample', 'seeds_note']
+           'parameters', 'published_table', 'sample', 'seeds_note', 'titles']
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ COLUMNS_RATES = (_I_NETS, Column('parallel, one rate', 'one_rate_parallel'), _PA
                  Column('RS-Net, one rate', 'one_rate_rs_net'), _RS_NET)
 
 
+def titles(columns: Sequence[Column], sizes: Sequence[int]) -> List[str]:
+    """The headings of columns."""
+    return [column.title(sizes) for column in columns]
+
+
 def sample(results: Results, column: Column, size: int, quantity: str = 'top1') -> Sample:
     """What a column holds at a size."""
     return results.sample(column.run_at(size, results.sizes), size, quantity)
@@ -80,7 +85,7 @@ def measured_table(
         base, *others = (sample(results, column, size, quantity) for column in columns)
         cost = [f'{madds_of(results.preset, size):.1f}'] if madds else []
         lines.append([f'{size} px', *cost, base.text(), *(other.gain_text(base) for other in others)])
-    return measured_or_note(_header([column.title(sizes) for column in columns], madds), lines, 1 + madds, foot)
+    return measured_or_note(_header(titles(columns, sizes), madds), lines, 1 + madds, foot)
 
 
 def published_table(columns: Sequence[Column], figures: Mapping[str, published.Figures], madds: Sequence[float] = ()
@@ -92,7 +97,7 @@ def published_table(columns: Sequence[Column], figures: Mapping[str, published.F
         others = [figures[column.published][i] for column in columns[1:]]
         lines.append([f'{size} px', *([f'{madds[i]:.0f}'] if madds else []), f'{base[i]:.1f}',
                       *(f'{other:.1f} ({signed(other - base[i])})' for other in others)])
-    return table(_header([column.title(published.RESOLUTIONS) for column in columns], bool(madds)), lines)
+    return table(_header(titles(columns, published.RESOLUTIONS), bool(madds)), lines)
 
 
 def _header(titles: Sequence[str], madds: bool) -> List[str]:

@@ -29,7 +29,8 @@ def features_table(results: Results) -> str:
         lines.append([f'{size} px', *(
             f'{train_test_gap(own[label]):.1f}' if label in own else NOT_MEASURED
             for label in (f'I-{size}', 'parallel'))])
-    return (f'{measured_on(results)}: area between the two curves, in percent of the mean feature with test crops.\n\n'
+    return (f'{measured_on(results)}: area between the two curves, in percent of the area left of that of the test '
+            'crops; both up to a share of 99 %.\n\n'
             + measured_or_note(['resolution', 'I-Net of this size', 'parallel'], lines))
 
 

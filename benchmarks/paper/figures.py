@@ -6,9 +6,18 @@ from matplotlib.figure import Figure
 
 from benchmarks import published
 from benchmarks.paper.aggregate import Results, Sample, madds_of
+from benchmarks.paper.columns import COLUMNS_2, COLUMNS_4, titles
 from benchmarks.paper.curves import INTERPOLATIONS, Curve, dense, figure_1, figure_4
 from benchmarks.paper.listing import LADDER, ladder
-from benchmarks.paper.style import as_published, by_resolution, caption, curve, legend_below, sizes_axis
+from benchmarks.paper.style import (
+    as_published,
+    by_resolution,
+    caption,
+    curve,
+    legend_below,
+    name_missing,
+    sizes_axis,
+)
 
 __all__ = ['draw_dense', 'draw_figure_1', 'draw_figure_4', 'draw_ladder']
 
@@ -26,6 +35,7 @@ def draw_figure_1(results: Results) -> Figure:
     for label, points in curves.items():
         style = dict(linestyle='--', marker='s') if label == 'I-Nets' else {}
         curve(ours, {madds_of(results.preset, size): sample for size, sample in points.items()}, label, **style)
+    name_missing(ours, titles(COLUMNS_2, results.sizes), curves)
     _name_sizes(ours, results, curves)
     ours.set_title('measured', fontsize=9)
     legend_below(ours)
@@ -68,9 +78,11 @@ def draw_figure_4(results: Results) -> Figure:
     """Shared against private BatchNorms: ours, and the paper's."""
     figure = Figure(figsize=(10.5, 4.8), layout='constrained')
     ours, theirs = figure.subplots(1, 2)
-    for label, points in figure_4(results).items():
+    curves = figure_4(results)
+    for label, points in curves.items():
         style = dict(linestyle='--', marker='s') if label == 'I-Nets' else {}
         curve(ours, points, label, **style)
+    name_missing(ours, titles(COLUMNS_4, results.sizes), curves)
     sizes_axis(ours, results.sizes)
     ours.set_title('measured', fontsize=9)
     names = {'individual': 'I-Nets', 'shared_bn': 'parallel, shared BNs', 'parallel': 'parallel, private BNs',

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from benchmarks import published
 from benchmarks.paper.aggregate import Results
 from benchmarks.paper.curves import BASES, CROPS, NORM_TENSORS, alphas, effects, features, norms
-from benchmarks.paper.style import PAPER_GROUND, by_resolution, caption, curve
+from benchmarks.paper.style import PAPER_GROUND, by_resolution, caption, curve, name_missing
 
 __all__ = ['draw_alphas', 'draw_effects', 'draw_features', 'draw_norms', 'several_measured']
 
@@ -22,6 +22,7 @@ def draw_features(results: Results) -> Figure:
             for kind, (values, shares) in crops.items():
                 axes.plot(values, shares, '-' if kind == 'test' else '--', color=colour, linewidth=1.3,
                           label=f'{label} ({kind})')
+        name_missing(axes, (f'I-{size}', 'parallel'), curves)
         axes.set(xlabel='value of a pooled feature', ylabel='share of values at or below')
         axes.set_title(f'tested at {size} px', fontsize=9)
         axes.set_xlim(0, 1.05 * max(_share(values, shares, 0.98) for crops in curves.values()

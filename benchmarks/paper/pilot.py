@@ -70,6 +70,17 @@ def pilot_choice(folder: Path) -> Dict[str, float]:
 def pilot_table(folder: Path) -> str:
     """Top-1 of the pilot for each kind of loss and rate."""
     names = dict(individual='one resolution', parallel='several', mred='several, distilled')
-    rows = [[names[kind], f'{rate:g}' + (' (used)' if rate == MEAN_LR[kind] else ''), sample.text()]
-            for kind, samples in pilot_samples(folder).items() for rate, sample in samples.items()]
-    return measured_or_note(['loss', 'learning rate on the mean of the losses', 'top-1, mean of the sizes, %'], rows, 2)
+    results = pilot_results(folder)
+    rows = []
+    for kind, samples in pilot_samples(folder).items():
+        for rate, sample in samples.items():
+            run = f'{kind}_lr{rate:g}'
+            of_largest = results.sample(run, results.sizes[0])
+            devices = dict.fromkeys(row['device'].split(' ')[0] for row in results.of(RUNS, run=run))
+            used = ' (used)' if rate == MEAN_LR[kind] else ''
+            mean_text = '' if of_largest and kind == KINDS[0] else sample.text()
+            rows.append([names[kind], f'{rate:g}{used}', of_largest.text(), mean_text, ', '.join(devices)])
+    sizes = ', '.join(map(str, results.sizes))
+    heads = ['loss', 'learning rate on the mean of the losses', f'top-1 at {results.sizes[0]} px, %',
+             f'mean over {sizes} px, %', 'on']
+    return measured_or_note(heads, rows, 2)

@@ -1,15 +1,17 @@
 """How the pictures look: colours by meaning, error bars, captions."""
 from textwrap import wrap
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Dict, Iterable, Mapping, Sequence
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.markdown import NOT_MEASURED
 from benchmarks.paper.aggregate import Results, Sample
 from benchmarks.store import RUNS
 
-__all__ = ['COLOURS', 'PAPER_GROUND', 'as_published', 'by_resolution', 'caption', 'curve', 'legend_below', 'sizes_axis']
+__all__ = ['COLOURS', 'PAPER_GROUND', 'as_published', 'by_resolution', 'caption', 'curve', 'legend_below',
+           'name_missing', 'sizes_axis']
 
 COLOURS = {
     'I-Nets': '#444444', 'parallel': '#1f77b4', 'parallel, private BNs': '#1f77b4', 'RS-Net': '#d62728',
@@ -26,6 +28,13 @@ def curve(axes: Axes, points: Mapping[Any, Sample], label: str, **style: Any) ->
     style = {'color': COLOURS.get(label, _OTHER), 'marker': 'o', 'markersize': 4, 'linewidth': 1.4, **style}
     axes.errorbar(order, [points[x].mean for x in order], spread if any(spread) else None, label=label, capsize=2.5,
                   elinewidth=0.9, **style)
+
+
+def name_missing(axes: Axes, labels: Iterable[str], curves: Mapping[str, Any]) -> None:
+    """In the legend: the curves that nobody has measured."""
+    for label in labels:
+        if label not in curves:
+            axes.plot([], [], color=COLOURS.get(label, _OTHER), linestyle=':', label=f'{label}: {NOT_MEASURED}')
 
 
 def by_resolution(sizes: Sequence[int]) -> Dict[int, Any]:
