@@ -7,7 +7,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 __all__ = [
-    'ImageError', 'Picture', 'as_picture', 'open_image', 'open_picture', 'reason', 'to_rgb', 'trim_strip',
+    'ImageError', 'Picture', 'as_picture', 'open_image', 'open_picture', 'reason', 'to_rgb', 'trim_strip', 'upright',
     'without_surrogates',
 ]
 
@@ -116,11 +116,23 @@ def as_picture(image: Image.Image, background: Tuple[int, int, int] = _WHITE) ->
     """
     try:
         image.load()
-        upright = ImageOps.exif_transpose(image) if _orientation(image) in _TURNS else image
-        rgb = to_rgb(upright, background)
+        rgb = to_rgb(upright(image), background)
     except Exception as error:
         raise ImageError(f"{_printable(getattr(image, 'filename', '')) or 'a picture'}: {reason(error)}") from error
     return Picture(rgb, rgb.size, (0., 0., float(rgb.width), float(rgb.height)))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened picture turned as its EXIF data say; itself if there is nothing to turn.
+
+    A JPEG that is upright is not decoded yet, so that its decoder may still be told to scale down.
+
+    Raises:
+        Exception: whatever a decoder raises on a damaged file; see `reason`.
+    """
+    if not isinstance(image, JpegImageFile):
+        image.load()  # some formats keep their EXIF data behind the pixels, and TIFF turns itself
+    return ImageOps.exif_transpose(image) if _orientation(image) in _TURNS else image
 
 
 def _orientation(image: Image.Image) -> int:

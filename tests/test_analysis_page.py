@@ -2,6 +2,7 @@
 import base64
 import csv
 import io
+import os
 import re
 from html.parser import HTMLParser
 
@@ -190,6 +191,16 @@ def test_what_the_command_refuses(data, model, tmp_path, capsys):
     assert run(tmp_path, model, '--out', tmp_path / 'page.html') == 2
     assert capsys.readouterr().err.count('\n') == 1
     assert run(data, model, '--out', there, '--force') == 0 and there.read_text().startswith('<!DOCTYPE html>')
+
+
+def test_names_of_folders_that_are_no_text(model, tmp_path, capsys):
+    data = make_pictures(tmp_path / os.fsdecode(b'caf\xe9'), classes=3, train_each=1, val_each=2)
+    (data / 'val/class1').rename(data / 'val' / os.fsdecode(b'class\xff'))
+    out, rows = tmp_path / 'page.html', tmp_path / 'rows.csv'
+    assert run(data, model, '--out', out, '--csv', rows) == 0, capsys.readouterr().err
+    page = Parser(out.read_text(encoding='utf-8'))
+    assert r'class\udcff' in page.cells and r'caf\udce9' in ''.join(page.text)
+    assert r'class\udcff' in rows.read_text(encoding='utf-8')
 
 
 def test_damaged_pictures_are_left_out_and_counted(model, tmp_path, capsys):

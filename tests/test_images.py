@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from rs_timm.data import ImageError, image_transform, open_image
+from rs_timm.pictures import upright
 
 LEFT_RED = np.zeros((6, 8, 3), np.uint8)
 LEFT_RED[:, :4] = (255, 0, 0)
@@ -108,6 +109,12 @@ def test_exif_orientation(tmp_path, orientation):
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
     assert np.array_equal(open_image(_save(tmp_path, stored, 'a.png', exif=exif)), upright)
+
+
+def test_an_upright_jpeg_is_left_to_its_decoder(tmp_path):
+    file = _save(tmp_path, Image.new('RGB', (64, 48)), 'a.jpg')
+    with Image.open(file) as image:
+        assert upright(image) is image and image.draft('RGB', (32, 24)) is not None and image.size == (32, 24)
 
 
 @pytest.mark.filterwarnings('ignore:Corrupt EXIF')

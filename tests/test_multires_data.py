@@ -1,5 +1,6 @@
 """The multi-resolution loader: one crop for all sizes, timm's evaluation bit by bit, an order that nothing disturbs."""
 import random
+import tarfile
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from timm.data.auto_augment import AugmentOp
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import Dataset, IterableDataset
 
-from rs_timm.data import ImageError, create_multires_loader
+from rs_timm.data import ImageError, create_multires_loader, open_image
 from rs_timm.data.device import mix
 from rs_timm.data.order import evaluation_shard, seeded, training_shard
 from rs_timm.data.views import TrainViews
@@ -195,6 +196,83 @@ def test_evaluation_is_timms_transform_bit_by_bit(folder, config):
         transform = create_transform(size, **config)
         expected = torch.stack([transform(dataset[index][0]) for index in range(12)])
         assert torch.equal(torch.cat([images[size] for images, _ in batches]), expected)
+
+
+# Kinds of pictures
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return dict(exif=exif)
+
+
+def gray_16_bits(width, height):
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 65536, (height, width), dtype=np.uint16))
+
+
+def half_transparent(width, height):
+    picture = noise(width, height, 1)
+    picture.putalpha(noise(width, height, 2).convert('L'))
+    return picture
+
+
+@pytest.fixture
+def kinds(tmp_path):
+    """One picture of each kind that needs more than `convert('RGB')`, and two that do not, in one class."""
+    folder = tmp_path / 'kinds' / 'val' / 'a'
+    folder.mkdir(parents=True)
+    noise(90, 70, 0).save(folder / '0_plain.jpg')
+    noise(90, 70, 1).save(folder / '1_upright.jpg', **turned(1))
+    noise(90, 70, 2).save(folder / '2_turned.jpg', **turned(6))
+    noise(90, 70, 3).save(folder / '3_turned.png', **turned(3))
+    gray_16_bits(90, 70).save(folder / '4_16_bits.png')
+    half_transparent(90, 70).save(folder / '5_transparent.png')
+    noise(90, 70, 4).convert('P').save(folder / '6_one_transparent_colour.png', transparency=7)
+    noise(90, 70, 5).convert('CMYK').save(folder / '7_cmyk.jpg', **turned(8))
+    return folder.parent.parent
+
+
+def in_a_tar_file(root):
+    file = root.with_suffix('.tar')
+    with tarfile.open(file, 'w') as archive:
+        archive.add(root / 'val', arcname='.')
+    return file
+
+
+def opened_by_another_data_set(root):
+    return Pictures([Image.open(file) for file in sorted(root.rglob('*.*'))])
+
+
+@pytest.mark.parametrize('source', [lambda root: root, in_a_tar_file, opened_by_another_data_set])
+def test_pictures_are_read_as_predict_reads_them(kinds, source):
+    loader = create(source(kinds), (48,), split='val', batch_size=8, crop_mode='squash', crop_pct=1., **RAW)
+    (images, _), = loader
+    files = sorted(kinds.rglob('*.*'))
+    assert len(files) == len(images[48]) and loader.corrupt_count == 0
+    for file, found in zip(files, images[48]):
+        expected = np.asarray(open_image(file).resize((48, 48), Image.Resampling.BILINEAR))
+        assert np.array_equal(found.permute(1, 2, 0).round().numpy(), expected), file.name
+    for file, found in zip(files[:2], images[48]):  # and these as timm does
+        assert np.array_equal(np.asarray(Image.open(file).convert('RGB').resize((48, 48), Image.Resampling.BILINEAR)),
+                              found.permute(1, 2, 0).round().numpy())
+
+
+@pytest.mark.parametrize('options', [{}, dict(mode='device', draft=True), dict(crop='per_resolution')])
+@pytest.mark.parametrize('orientation, stored', [
+    (3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90), (8, Image.Transpose.ROTATE_270)])
+def test_training_sees_upright_pictures(tmp_path, orientation, stored, options):
+    for name, picture, save in (('upright', noise(120, 80, 0), {}),
+                                ('stored', noise(120, 80, 0).transpose(stored), turned(orientation))):
+        (tmp_path / name / 'train' / 'a').mkdir(parents=True)
+        picture.save(tmp_path / name / 'train' / 'a' / '0.png', **save)
+    assert_same(*(list(create(tmp_path / name, batch_size=1, **options)) for name in ('upright', 'stored')))
+
+
+def test_pixels_without_a_defined_white_are_damaged_and_named(folder):
+    Image.new('F', (80, 80), 0.5).save(folder / 'val' / 'a' / 'float.png', format='TIFF')
+    with pytest.raises(ImageError, match=r'float\.png: .*floating-point'):
+        list(create(folder, split='val'))
 
 
 def test_normalisation_has_a_closed_form():

@@ -1,17 +1,16 @@
-"""Labelled pictures on the command line: which ones, how they are read, and whether they fit the model."""
+"""Labelled pictures on the command line: which ones, and how they are read."""
 import argparse
 from typing import Any, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch.utils.data import Dataset
 
 from rs_timm.data import MultiResLoader, create_multires_loader
 from rs_timm.training.processes import process_count, process_rank
 
 from ._model import positive_int
-from ._shell import report
 
-__all__ = ['PRECISIONS', 'add_data_arguments', 'add_running_arguments', 'check_classes', 'evaluation_loader']
+__all__ = ['PRECISIONS', 'add_data_arguments', 'add_running_arguments', 'evaluation_loader']
 
 PRECISIONS = {'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -21,7 +20,8 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data', required=True, metavar='DIR', help='pictures in DIR/SPLIT/CLASS, or in DIR/CLASS')
     parser.add_argument('--split', default='val', help='sub-folder of the data (default: val)')
     parser.add_argument('--class-map', metavar='FILE',
-                        help="the classes' folders, one a line in the order of the model's outputs (default: sorted)")
+                        help="the classes' folders, one a line in the order of the model's outputs (default: by "
+                             "the names of the model's classes, or else sorted)")
 
 
 def add_running_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,16 +35,15 @@ def add_running_arguments(parser: argparse.ArgumentParser) -> None:
 
 def evaluation_loader(
         args: argparse.Namespace,
+        dataset: Dataset[Any],
         config: Mapping[str, Any],
         sizes: Sequence[int],
         device: torch.device,
 ) -> MultiResLoader:
-    """The pictures that the arguments name, prepared as `config` (of timm) says, at each of `sizes`."""
-    dataset_options = dict(class_map=args.class_map) if args.class_map else {}
+    """The pictures of `dataset`, prepared as `config` (of timm) says, at each of `sizes`."""
     return create_multires_loader(
-        args.data,
+        dataset,
         sizes,
-        split=args.split,
         is_training=False,
         batch_size=args.batch_size,
         num_workers=args.workers,
@@ -57,17 +56,4 @@ def evaluation_loader(
         skip_corrupt=args.skip_corrupt,
         rank=process_rank(),
         world_size=process_count(),
-        **dataset_options,
     )
-
-
-def check_classes(loader: MultiResLoader, model: nn.Module, data: str) -> None:
-    """Refuse data with more classes than the model has outputs; warn where there are fewer."""
-    folders = getattr(getattr(loader.dataset, 'reader', None), 'class_to_idx', None)
-    outputs = getattr(model, 'num_classes', None)
-    if folders and outputs and max(folders.values()) >= outputs:
-        raise ValueError(f'{data} has {max(folders.values()) + 1} classes, the model {outputs}: this is other data, '
-                         'or a wrong --class-map.')
-    if folders and outputs and len(folders) < outputs:
-        report(f'warning: {data} has {len(folders)} of the {outputs} classes of the model; they are numbered in the '
-               'order of their names, unless --class-map says otherwise')

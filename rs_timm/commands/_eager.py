@@ -2,7 +2,7 @@
 import argparse
 import io
 import time
-from typing import Any, Callable, List, Mapping, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from rs_timm.pictures import open_picture
 
 from ._model import load_model
 
-__all__ = ['EagerClassifier', 'class_names']
+__all__ = ['EagerClassifier', 'class_names', 'folder_names']
 
 
 class EagerClassifier:
@@ -76,9 +76,30 @@ def class_names(model: nn.Module) -> Callable[[int], str]:
                          'predicts.')
     if not getattr(model, 'num_classes', 0):
         raise ValueError('the model has no classifier (num_classes=0): there are no classes to predict.')
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    labels, descriptions = cfg.get('label_names'), cfg.get('label_descriptions') or {}
+    labels, descriptions = _labels(model)
     if labels:
         return lambda index: str(descriptions.get(labels[index], labels[index]))
     subset = infer_imagenet_subset(model)
     return ImageNetInfo(subset).index_to_description if subset else lambda index: f'class {index}'
+
+
+def folder_names(model: nn.Module) -> List[Sequence[str]]:
+    """What the folders of a model's classes may be called, each list in the order of the outputs.
+
+    The labels of the model's cfg, or their descriptions; where it has none, ImageNet's synsets if the number of classes
+    fits.
+    """
+    labels, descriptions = _labels(model)
+    if labels:
+        return [labels, [str(descriptions.get(label, label)) for label in labels]]
+    subset = infer_imagenet_subset(model)
+    return [ImageNetInfo(subset).label_names()] if subset else []
+
+
+def _labels(model: nn.Module) -> Tuple[List[str], Dict[str, str]]:
+    """Labels of the outputs and descriptions of the labels; none where the cfg is about another number of classes."""
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    labels = [str(label) for label in cfg.get('label_names') or ()]
+    if len(labels) != getattr(model, 'num_classes', 0):
+        return [], {}
+    return labels, cfg.get('label_descriptions') or {}

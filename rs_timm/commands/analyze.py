@@ -3,7 +3,7 @@ import argparse
 import csv
 import os
 from pathlib import Path
-from typing import Any, List, Optional, Sequence
+from typing import Any, List, Mapping, Optional, Sequence
 
 import timm
 import torch
@@ -13,11 +13,13 @@ from torch import nn
 from rs_timm.analysis import Predictions, madds, norm_means, predict
 from rs_timm.analysis.plots import require_matplotlib
 from rs_timm.analysis.report import Subject, analysis_page, picture_rows
-from rs_timm.data import MultiResLoader
+from rs_timm.data import MultiResLoader, folder_classes
 from rs_timm.layers import get_resolutions
+from rs_timm.pictures import without_surrogates
 from rs_timm.training.build import task_of
 
-from ._data import PRECISIONS, add_data_arguments, add_running_arguments, check_classes, evaluation_loader
+from ._classes import Labelled, labelled_pictures
+from ._data import PRECISIONS, add_data_arguments, add_running_arguments, evaluation_loader
 from ._eager import class_names
 from ._model import describe_preprocessing, load_model, positive_int
 from ._shell import report
@@ -58,13 +60,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f'{args.model} labels pixels: analyze is for classifiers; see rs-timm eval --per-class.')
     config = resolve_model_data_config(model)
     sizes = tuple(sorted(set(args.resolutions or get_resolutions(model)), reverse=True))
-    loader = evaluation_loader(args, config, sizes, device)
-    check_classes(loader, model, args.data)
+    pictures = labelled_pictures(args, model)
+    loader = evaluation_loader(args, pictures.dataset, config, sizes, device)
     alpha = _alpha(model, sizes)
     said = predict(model, loader, sizes, alpha, PRECISIONS.get(args.amp))
     for message in loader.damaged:
         report(f'warning: skipped {message}')
-    subject = _subject(args, model, loader, sizes, said, device)
+    subject = _subject(args, model, pictures, loader, sizes, said, device)
     Path(args.out).write_text(analysis_page(subject, said), encoding='utf-8')
     print(f'wrote {args.out}')
     if args.csv:
@@ -95,6 +97,7 @@ def _alpha(model: nn.Module, sizes: Sequence[int]) -> Optional[dict]:
 def _subject(
         args: argparse.Namespace,
         model: nn.Module,
+        pictures: Labelled,
         loader: MultiResLoader,
         sizes: Sequence[int],
         said: Predictions,
@@ -106,30 +109,33 @@ def _subject(
         f'{describe_preprocessing(resolve_model_data_config(model))}.',
         f'Run on {device} in {args.amp or "float32"} with torch {torch.__version__} and timm {timm.__version__}.',
         f"BatchNorm sets for {', '.join(f'{r} px' for r in trained)}.",
+        f'Classes {pictures.order}.',
     ]
+    if pictures.warning:
+        facts.append(f'Warning: {pictures.warning}.')
     if args.no_weights:
         facts.append('The weights are random: the figures mean nothing.')
     if loader.damaged:
         facts.append(f'{len(loader.damaged)} pictures could not be read and are left out.')
     return Subject(
-        name=args.model,
-        facts=facts,
+        name=without_surrogates(args.model),
+        facts=[without_surrogates(fact) for fact in facts],
         trained=trained,
         madds={size: madds(model, size) for size in sizes},
-        class_names=_names(model, loader),
+        class_names=_names(model, folder_classes(pictures.dataset)),
         norms=norm_means(model),
         tolerance=args.tolerance,
     )
 
 
-def _names(model: nn.Module, loader: MultiResLoader) -> List[str]:
+def _names(model: nn.Module, folders: Mapping[str, int]) -> List[str]:
     """As the model calls its classes; where it does not, as the folders are called."""
     name_of = class_names(model)
-    folders = getattr(getattr(loader.dataset, 'reader', None), 'class_to_idx', None) or {}
     folder_of = {index: folder for folder, index in folders.items()}
     count: int = model.num_classes  # type: ignore[assignment]
     names = [name_of(index) for index in range(count)]
-    return [folder_of.get(i, name) if name == f'class {i}' else name for i, name in enumerate(names)]
+    named = (folder_of.get(i, name) if name == f'class {i}' else name for i, name in enumerate(names))
+    return [without_surrogates(name) for name in named]
 
 
 def _write_csv(path: str, said: Predictions, loader: MultiResLoader) -> None:

@@ -11,7 +11,8 @@ from rs_timm.training import evaluate, results_rows, results_table, write_result
 from rs_timm.training.build import task_of
 from rs_timm.training.processes import is_first_process, join_processes
 
-from ._data import PRECISIONS, add_data_arguments, add_running_arguments, check_classes, evaluation_loader
+from ._classes import labelled_pictures
+from ._data import PRECISIONS, add_data_arguments, add_running_arguments, evaluation_loader
 from ._masks import evaluate_segmentation
 from ._model import describe_preprocessing, load_model, positive_int
 from ._shell import report
@@ -51,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     if task_of(model) == 'segmentation':
         _print_heading(args, config, device)
         return evaluate_segmentation(args, model, config, sizes, alpha, PRECISIONS.get(args.amp), device)
-    loader = evaluation_loader(args, config, sizes, device)
-    check_classes(loader, model, args.data)
-    _print_heading(args, config, device)
+    pictures = labelled_pictures(args, model)
+    loader = evaluation_loader(args, pictures.dataset, config, sizes, device)
+    _print_heading(args, config, device, f'; classes {pictures.order}')
     results = evaluate(model, loader, sizes, alpha, PRECISIONS.get(args.amp), device)
     for message in loader.damaged:
         report(f'warning: skipped {message}')
@@ -72,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_heading(args: argparse.Namespace, config: Mapping[str, Any], device: torch.device) -> None:
+def _print_heading(args: argparse.Namespace, config: Mapping[str, Any], device: torch.device, more: str = '') -> None:
     if is_first_process():
         print(f'# {args.model} on {args.data} ({args.split}), {device}, {args.amp or "float32"}; '
-              f'{describe_preprocessing(config)}', flush=True)
+              f'{describe_preprocessing(config)}{more}', flush=True)
 
 
 def _alpha(model: nn.Module, sizes: Sequence[int]) -> Dict[int, float]:

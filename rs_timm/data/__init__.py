@@ -1,6 +1,7 @@
 """From files to tensors."""
 from rs_timm.pictures import ImageError, open_image
 
+from .class_folders import folder_classes, open_split
 from .folder import ImageFiles
 from .images import image_transform
 from .mask_loader import create_mask_loader
@@ -16,6 +17,8 @@ __all__ = [
     'ReaderPictures',
     'create_mask_loader',
     'create_multires_loader',
+    'folder_classes',
     'image_transform',
     'open_image',
+    'open_split',
 ]

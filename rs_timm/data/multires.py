@@ -1,16 +1,16 @@
 """Loaders that give each picture at S resolutions: decoded once, cropped once, resized S times."""
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup, create_dataset
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.data.random_erasing import RandomErasing
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from rs_timm.pictures import ImageError
 
 from .checks import check_batches, check_count, check_interpolation, check_sizes
+from .class_folders import open_split
 from .crops import CROPS, SeparateCrops, check_crop
 from .device import REDUCTIONS, BatchFinisher, Images, prefetched
 from .order import EpochBatches
@@ -163,7 +163,9 @@ def create_multires_loader(
 ) -> MultiResLoader:
     """Create a loader of ({resolution: images}, target) in which all sizes of a picture show the same crop.
 
-    Order and augmentation depend on (seed, epoch, picture) alone, not on the number of workers.
+    Order and augmentation depend on (seed, epoch, picture) alone, not on the number of workers. Pictures are read as
+    `open_image` reads them. timm's own loader ignores the EXIF orientation, clips 16-bit gray and makes transparent
+    pixels black or whatever lies beneath: on such pictures its numbers can differ.
 
     >>> loader = create_multires_loader('imagenet', (224, 160, 96), batch_size=64)  # doctest: +SKIP
     >>> images, target = next(iter(loader))                                         # doctest: +SKIP
@@ -203,7 +205,8 @@ def create_multires_loader(
         dataset_kwargs: for `timm.data.create_dataset`, such as `class_map`; only with a folder.
 
     Raises:
-        ValueError: an argument out of range; no pictures found; fewer training pictures than one batch.
+        ValueError: an argument out of range; no pictures found, or other splits but not this one; fewer training
+            pictures than one batch.
 
     Source: Sections 3.1 and 4.1 of the paper.
     """
@@ -257,10 +260,4 @@ def _dataset(root_or_dataset: Any, split: str, kwargs: Dict[str, Any]) -> Datase
         if kwargs:
             raise ValueError(f"{', '.join(kwargs)}: only for a folder; this {type(root_or_dataset).__name__} exists.")
         return root_or_dataset
-    root = Path(fspath(root_or_dataset))
-    if not root.exists():
-        raise ValueError(f'{root}: no such folder; expected {root}/{split}/CLASS/PICTURE.')
-    try:
-        return create_dataset('', root=str(root), split=split, **kwargs)
-    except RuntimeError as error:  # timm's way to say that there are no pictures
-        raise ValueError(f'{error} Expected {root}/{split}/CLASS/PICTURE.') from error
+    return open_split(root_or_dataset, split, **kwargs)

@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import Dataset, default_collate
 
-from rs_timm.pictures import ImageError, reason
+from rs_timm.pictures import ImageError, reason, upright
 
 from .order import seeded
 from .views import Erasure, Views
@@ -36,10 +36,13 @@ class ViewBatch(NamedTuple):
 class MultiResDataset(Dataset[Sample]):
     """A map-style data set of pictures, indexed by (epoch, index), that gives views instead of pictures.
 
+    Pictures are read as `open_image` reads them: upright by their EXIF data, 16-bit gray scaled, transparent pixels on
+    white.
+
     Args:
         dataset: timm's `ImageDataset` (its reader is used, so that damaged files are seen and JPEGs may be decoded at
             a reduced scale), or any data set of (PIL picture, target).
-        transform: opened picture -> `Views`, drawing from the ambient generators.
+        transform: opened, upright picture -> `Views`, drawing from the ambient generators.
         seed: with epoch and index it decides all that is random about a picture.
         substitute: replace a damaged picture by the next one that can be read, so that batches keep their size.
     """
@@ -76,14 +79,14 @@ class MultiResDataset(Dataset[Sample]):
         if isinstance(self.dataset, ImageDataset):
             file, target, *_ = self._opened(lambda: self.dataset.reader[index])
             with file:
-                views = self.transform(self._opened(lambda: Image.open(file)))
+                views = self.transform(_upright(self._opened(lambda: Image.open(file))))
             target_transform = self.dataset.target_transform
         else:  # of torchvision: it has applied its target_transform itself
             image, target, *_ = self._opened(lambda: self.dataset[index])
             if not isinstance(image, Image.Image):
                 raise ValueError(f'the data set gives a {type(image).__name__}, not a PIL picture: remove its '
                                  'transform; this loader has its own.')
-            views, target_transform = self.transform(image), None
+            views, target_transform = self.transform(_upright(image)), None
         if target is None:
             return views, -1
         return views, target if target_transform is None else target_transform(target)
@@ -100,6 +103,14 @@ class MultiResDataset(Dataset[Sample]):
         if isinstance(self.dataset, ImageDataset):
             return str(self.dataset.filename(index, absolute=True))
         return f'picture {index}'
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn, where the file says so. Only this step and `_rgb` can find pixels damaged: an error elsewhere is ours."""
+    try:
+        return upright(image)
+    except Exception as error:  # on damaged files, decoders raise whatever they met
+        raise ImageError(reason(error)) from error
 
 
 def collate_views(samples: Sequence[Sample]) -> ViewBatch:

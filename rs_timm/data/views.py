@@ -14,7 +14,7 @@ from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpola
 from torch.nn import functional as F
 from torchvision import transforms
 
-from rs_timm.pictures import ImageError, reason
+from rs_timm.pictures import ImageError, reason, to_rgb
 
 __all__ = ['Erasure', 'EvalViews', 'FLIPS', 'RESIZERS', 'TrainViews', 'Views', 'draw_erasures']
 
@@ -73,10 +73,10 @@ def _draw_erasure(eraser: RandomErasing, count: int) -> Optional[Erasure]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Decode. Only this step can find a picture damaged: an error elsewhere is ours."""
+    """Decode, to the colours that `open_image` gives."""
     try:
         image.load()
-        return image if image.mode == 'RGB' else image.convert('RGB')
+        return to_rgb(image)
     except Exception as error:  # on damaged files, decoders raise whatever they met
         raise ImageError(reason(error)) from error
 
