@@ -17,9 +17,11 @@ import rs_timm
 from rs_timm.analysis import activations, madds
 from rs_timm.calibration import recalibrate
 from rs_timm.cli import main
+from rs_timm.commands._model import load_model
 from rs_timm.data import ImageFiles, image_transform, open_image
 from rs_timm.layers import SwitchableBatchNorm2d
 from tests.hub_server import HubServer
+from tests.training_run import make_pictures, run
 
 ROOT = Path(rs_timm.__file__).parent.parent
 SIZES = (64, 48, 32)
@@ -104,12 +106,27 @@ def test_list_without_a_match(cli):
 def test_info_is_what_analysis_counts(cli, name, sizes):
     status, out, _ = cli('info', name, *(['--resolutions', *sizes] if sizes else []))
     stock = name.removeprefix('switchable:')
-    model = rs_timm.switchable(stock, sizes) if sizes else timm.create_model(name)
+    model = rs_timm.switchable(stock, sizes) if sizes else timm.create_model(name, pretrained=True)
     rows = [line.split() for line in out.splitlines() if line.strip() and line.split()[0].isdigit()]
     costs = [(r, madds(model, r) / 1e6, activations(model, r) / 1e6) for r in model.resolutions]
     assert rows == [[str(r), f'{cost:.1f}', f'{outputs:.2f}'] for r, cost, outputs in costs]
     total = sum(p.numel() for p in model.parameters())
     assert f'{total / 1e6:.2f} M = {total / 2 ** 20:.2f} x 2^20' in out and status == 0
+
+
+@pytest.mark.parametrize('name, weights, classes, preprocessing', [
+    ('rs_mobilenetv2', 'rs_mobilenetv2.mred_imagenette', 10, 'bilinear, crop 0.875'),
+    ('rs_resnet50.tv_in1k', 'rs_resnet50.tv_in1k', 1000, 'bilinear, crop 0.875'),
+    ('rs_resnet34', 'rs_resnet34.a1_in1k', 1000, 'bicubic, crop 0.95'),
+])
+def test_info_is_about_the_weights_that_the_name_stands_for(cli, name, weights, classes, preprocessing):
+    """Without loading them, so that it can say it of such as are on the hub."""
+    status, out, _ = cli('info', name)
+    facts = dict(line.split(maxsplit=1) for line in out.splitlines()[1:9] if line[0] != ' ')
+    assert status == 0 and out.startswith(f'{name}\n') and facts['classes'] == str(classes)
+    assert facts['preprocessing'].startswith(preprocessing)
+    listed = dict(line.split(maxsplit=1) for line in cli('list', name)[1].splitlines())
+    assert listed[weights].removesuffix(' (default)') == facts['weights']
 
 
 # which MODEL
@@ -215,6 +232,74 @@ def test_odd_names_and_a_closed_pipe(folder, photos, tmp_path):
     assert done.stdout == b'141\n' and not done.stderr
 
 
+# checkpoints and what is known about them
+
+OWN = dict(interpolation='bilinear', crop_pct=0.5, mean=(0.1, 0.2, 0.3), label_names=list('abcde'))
+ALPHA = {64: 0.5, 48: 0.25, 32: 0.25}
+
+
+@pytest.fixture
+def described(model, tmp_path):
+    """A saved network that differs in all it says from what rs_resnet18's weights have."""
+    model.pretrained_cfg.update(OWN, num_classes=CLASSES)
+    model.checkpoint_metadata = {'alpha': ALPHA}
+    return rs_timm.save_pretrained(model, tmp_path / 'described')
+
+
+def says(model):
+    config = timm.data.resolve_model_data_config(model)
+    found = {key: config[key] for key in ('interpolation', 'crop_pct', 'mean')}
+    return dict(found, mean=tuple(config['mean']), label_names=model.pretrained_cfg.get('label_names'))
+
+
+@pytest.mark.parametrize('name', ['rs_resnet18', 'rs_resnet18.tv_in1k'])
+def test_weights_of_a_saved_folder_are_described_as_the_folder(described, name, capsys):
+    model = load_model(name, checkpoint=str(described / 'model.safetensors'))
+    assert says(model) == says(load_model(str(described))) == OWN
+    assert model.checkpoint_metadata == {'alpha': ALPHA} and not capsys.readouterr().err
+
+
+def test_convert_keeps_what_a_saved_folder_says(cli, described, tmp_path):
+    argv = ['convert', described / 'model.safetensors', '--model', 'rs_resnet18', '--crop-pct', 0.75]
+    status, out, err = cli(*argv, '--out', tmp_path / 'out')
+    assert (status, err) == (0, []) and 'preprocessing: bilinear, crop 0.75' in out
+    assert says(restored(tmp_path / 'out')) == dict(OWN, crop_pct=0.75)
+
+
+@pytest.mark.parametrize('config', [
+    dict(architecture='rs_resnet34'), dict(num_classes=7), dict(pretrained_cfg=None), 'no JSON', [], None])
+def test_weights_that_nothing_is_known_about(described, config, capsys):
+    """A config.json that is not about them does not count; it is said what is taken instead."""
+    file = described / 'config.json'
+    if isinstance(config, dict):
+        config = dict(json.loads(file.read_text()), **config)
+    file.write_text(config if isinstance(config, str) else json.dumps(config))
+    if config is None:
+        file.unlink()
+    model = load_model('rs_resnet18', checkpoint=str(described / 'model.safetensors'))
+    assert says(model) == says(timm.create_model('rs_resnet18'))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'as for rs_resnet18.a1_in1k it is bicubic, crop 0.95' in line and 'what its classes are called' in line
+
+
+def test_shipped_weights_are_known_wherever_they_are(cli, photos, tmp_path):
+    name = 'rs_mobilenetv2.mred_imagenette'
+    (tmp_path / 'w.safetensors').write_bytes(Path(timm.models.get_pretrained_cfg(name).file).read_bytes())
+    shipped, given = (cli('predict', 'rs_mobilenetv2', photos[0], '--resolution', 64, *options)
+                      for options in ([], ['--checkpoint', tmp_path / 'w.safetensors']))
+    classes = [[line.split('ms')[-1].split() for line in out.splitlines()[2:]] for _, out, _ in (shipped, given)]
+    assert classes[0] == classes[1] and given[0] == 0 and not given[2]
+
+
+def test_a_checkpoint_of_train_is_described_by_its_recipe(tmp_path, capsys):
+    data, out = make_pictures(tmp_path / 'pictures', train_each=4, val_each=2), tmp_path / 'run'
+    trained = run(data, out, progressive=0., epochs=1, mean=(0.1, 0.2, 0.3), crop_pct=0.5, ema=0.5)
+    model = load_model('switchable:test_resnet', checkpoint=str(out / 'last.pth'))
+    assert says(model) == says(trained.model) | dict(label_names=['class0', 'class1'])
+    assert says(model)['crop_pct'] == 0.5 and not capsys.readouterr().err
+    assert model.checkpoint_metadata['alpha'] == pytest.approx(trained.model.checkpoint_metadata['alpha'])
+
+
 # convert
 
 def paper_layout(model):
@@ -254,8 +339,9 @@ def test_convert_our_layout_keeps_sizes_and_classes(cli, model, tmp_path, half):
     save_file(model.state_dict(), tmp_path / 'ours.safetensors')
     options = ['--half'] if half else []
     argv = ['convert', tmp_path / 'ours.safetensors', '--model', 'rs_resnet18', '--out', tmp_path / 'out', *options]
-    status, out, err = cli(*argv)
-    assert (status, err) == (0, []) and "rs_timm's layout" in out and '5 classes, resolutions 64, 48, 32' in out
+    status, out, (line,) = cli(*argv)
+    assert 'as for rs_resnet18.a1_in1k it is bicubic, crop 0.95' in line
+    assert status == 0 and "rs_timm's layout" in out and '5 classes, resolutions 64, 48, 32' in out
     assert restored(tmp_path / 'out').resolutions == SIZES
     assert_same(model, restored(tmp_path / 'out'), rtol=2e-2 if half else 0.)
     stored = load_file(tmp_path / 'out' / 'model.safetensors')['conv1.weight'].dtype
@@ -267,11 +353,11 @@ def test_convert_our_layout_keeps_sizes_and_classes(cli, model, tmp_path, half):
 def test_convert_a_plain_checkpoint(cli, random_statistics, tmp_path):
     plain = random_statistics(timm.create_model('resnet18', num_classes=CLASSES))
     torch.save({'state_dict': plain.state_dict()}, tmp_path / 'plain.pth')
-    status, out, _ = cli('convert', tmp_path / 'plain.pth', '--model', 'rs_resnet18', '--out', tmp_path / 'out',
-                         '--resolutions', 64, 32,
-                         '--mean', 0.5, 0.5, 0.5, '--interpolation', 'bilinear', '--crop-pct', 1)
+    status, out, err = cli('convert', tmp_path / 'plain.pth', '--model', 'rs_resnet18', '--out', tmp_path / 'out',
+                           '--resolutions', 64, 32,
+                           '--mean', 0.5, 0.5, 0.5, '--interpolation', 'bilinear', '--crop-pct', 1)
     again = restored(tmp_path / 'out')
-    assert status == 0 and 'a plain network' in out and again.resolutions == (64, 32)
+    assert (status, err) == (0, []) and 'a plain network' in out and again.resolutions == (64, 32)
     assert_same(plain, again, (64, 48, 32))
     config = timm.data.resolve_model_data_config(again)
     assert (tuple(config['mean']), config['interpolation'], config['crop_pct']) == ((0.5, 0.5, 0.5), 'bilinear', 1)

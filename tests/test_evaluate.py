@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 import rs_timm
 from rs_timm.cli import main
 from rs_timm.commands._model import load_model
-from rs_timm.data import create_multires_loader
+from rs_timm.data import create_multires_loader, image_transform
 from rs_timm.training.evaluate import evaluate, results_rows, results_table, write_results_csv
 
 TRAINED, UNSEEN = (48, 32), 40
@@ -247,6 +247,24 @@ def test_the_command_prints_and_writes_what_evaluate_measures(model, saved, fold
     with open(csv_file, newline='') as file:
         rows = list(csv.DictReader(file))
     assert [float(row['top1']) for row in rows] == pytest.approx([v['top1'] for v in expected.values()], abs=1e-3)
+
+
+def test_the_commands_take_a_network_for_gray_pictures(folder, random_statistics, tmp_path, capsys):
+    """On what predict feeds it."""
+    torch.manual_seed(0)
+    gray = random_statistics(timm.create_model('rs_resnet18', resolutions=TRAINED, num_classes=10, in_chans=1))
+    saved = rs_timm.save_pretrained(gray, tmp_path / 'gray')
+    assert command(saved, '--data', folder) == 0
+    config = timm.data.resolve_model_data_config(timm.create_model(f'local-dir:{saved}'))
+    expected = {}
+    for size in TRAINED:
+        transform, data = image_transform(config, size), Noise()
+        with torch.no_grad():
+            expected[size] = by_hand(torch.cat([gray(transform(data[index][0])[None]) for index in range(13)]))
+    assert capsys.readouterr().out.splitlines()[1:4] == results_table(expected).splitlines()
+    page = tmp_path / 'page.html'
+    arguments = ['--data', folder, '--out', page, '--workers', 0, '--device', 'cpu']
+    assert main(['analyze', *map(str, [saved, *arguments])]) == 0 and page.exists()
 
 
 def test_the_command_measures_the_trained_sizes_by_default(saved, folder, capsys):

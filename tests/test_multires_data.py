@@ -11,7 +11,7 @@ from timm.data.auto_augment import AugmentOp
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import Dataset, IterableDataset
 
-from rs_timm.data import ImageError, create_multires_loader, open_image
+from rs_timm.data import ImageError, create_multires_loader, image_transform, open_image
 from rs_timm.data.device import mix
 from rs_timm.data.order import evaluation_shard, seeded, training_shard
 from rs_timm.data.views import TrainViews
@@ -70,6 +70,49 @@ def assert_same(batches, others):
         assert list(images) == list(other_images)
         assert torch.equal(target, other_target)
         assert all(torch.equal(images[size], other_images[size]) for size in images)
+
+
+# Gray
+
+def gray(folder, **kwargs):
+    return create(folder, channels=1, batch_size=12, **kwargs)
+
+
+@pytest.mark.parametrize('crop_mode, mean', [('center', (0.3,)), ('squash', (0.3,)), ('border', (0.1, 0.3, 0.5))])
+def test_gray_evaluation_is_what_predict_feeds(folder, crop_mode, mean):
+    """Bit by bit; mean and std of three channels are averaged, as in a saved network."""
+    config = dict(interpolation='bicubic', crop_pct=0.9, crop_mode=crop_mode, std=(0.2,))
+    (images, _), = gray(folder, split='val', **dict(config, mean=mean))
+    files = create_dataset('', root=str(folder), split='val').filenames(absolute=True)
+    for size in SIZES:
+        transform = image_transform(dict(config, mean=(0.3,), input_size=(1, 0, 0)), size)
+        assert torch.equal(images[size], torch.stack([transform(open_image(file)) for file in files]))
+
+
+@pytest.mark.parametrize('options', [
+    {}, dict(resizer='torch'), dict(mode='device'), dict(mode='device', flip='per_resolution'),
+    dict(crop='per_resolution')])
+def test_gray_training_is_the_luma_of_the_same_views(folder, options):
+    (images, target), = gray(folder, seed=2, **options, mean=(0.,), std=(1 / 255,))
+    (coloured, expected_target), = create(folder, batch_size=12, seed=2, **options, **RAW)
+    assert torch.equal(target, expected_target)
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    for size in SIZES:
+        assert images[size].shape == (12, 1, size, size)
+        assert (images[size] - (coloured[size] * luma).sum(1, keepdim=True)).abs().max() < 2.
+
+
+@pytest.mark.parametrize('mode', ['loader', 'device'])
+@pytest.mark.parametrize('options', [
+    dict(color_jitter=0.4), dict(auto_augment='rand-m9-mstd0.5'), dict(auto_augment='v0'), dict(auto_augment='augmix'),
+    *(dict(re_prob=1., re_mode=re_mode) for re_mode in ('const', 'rand', 'pixel')),
+    dict(mixup=Mixup(0.2, 1., num_classes=2, label_smoothing=0.))])
+def test_gray_pictures_are_augmented_as_others_are(folder, mode, options):
+    (images, _), = gray(folder, mode=mode, **options)
+    (plain, _), = gray(folder, mode=mode)
+    for size in SIZES:
+        assert images[size].shape == plain[size].shape and images[size].isfinite().all()
+        assert not torch.equal(images[size], plain[size])
 
 
 # One crop
@@ -550,6 +593,7 @@ class Tensors(Pictures):
     (None, dict(interpolation='lanczos', mode='device'), 'lanczos.*bilinear, bicubic'),
     (None, dict(interpolation='random', split='val', is_training=False), "'random' is for training"),
     (None, dict(batch_size=0), 'batch_size 0'),
+    (None, dict(channels=4), r'channels 4.*gray \(1\) or RGB \(3\)'),
     (None, dict(batch_size=13), '12'),
     (None, dict(batch_size=7, world_size=2), 'at most 6'),
     (None, dict(rank=2, world_size=2), 'rank 2 of world_size 2'),

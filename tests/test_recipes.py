@@ -16,7 +16,7 @@ from training_run import MODEL, make_pictures, run, tiny_recipe
 import rs_timm
 from rs_timm.cli import main
 from rs_timm.training import RECIPES, MREDTask, Options, Recipe, get_recipe
-from rs_timm.training.build import build_model, create_optimizer, resized, synchronized
+from rs_timm.training.build import build_model, check_start, create_optimizer, resized, synchronized
 from rs_timm.training.loaders import Loaders
 from rs_timm.training.schedule import create_schedule
 
@@ -229,10 +229,12 @@ def test_any_field_from_the_command_line(data, tmp_path):
     (['--mred', 'half'], "mred 'half' is unknown"),
     (['--crop-scale', '0.5'], 'crop_scale (0.5,): it takes 2 numbers'),
     (['--progressive', '1.0'], 'leaves none of the'),
+    (['--progressive', '0.9', '--epochs', '2'], 'use more epochs, or progressive 0 (--progressive 0)'),
     (['--batch-size', '6', '--accumulate', '4'], 'batch_size 6 is no multiple of 4'),
     (['--batch-size', '4096'], 'batch_size 4096'),
     (['--init', 'nothing.pth'], 'neither a file nor a model name'),
     (['--init', 'runs/none/model.safetensors'], 'there is no such file'),
+    (['--init', '.'], 'there is no model.safetensors in this folder'),
     (['--model-args', 'drop_rate'], 'expected NAME=VALUE'),
     (['--splits', 'train', 'test'], 'no folder'),
     (['--device', 'cuda'], 'no CUDA device'),
@@ -263,6 +265,20 @@ def test_sizes_of_progressive_training():
     assert own.sizes(0) == {96: 48, 64: 32}
     with pytest.raises(ValueError, match='one size for each'):
         replace(recipe, progressive_resolutions=(64,))
+
+
+@pytest.mark.parametrize('name, epochs, progressive', [
+    ('imagenette', 1, 0.), ('imagenette', 2, 0.5), ('imagenette', 3, 15 / 19), ('imagenette_start', 1, 0.),
+    ('imagenette_mred', 1, 0.)])
+def test_few_epochs_lower_the_recipes_progressive_share(name, epochs, progressive, caplog):
+    """One of them is at the real sizes, the recipe states what runs, and what is asked for is taken as it is."""
+    recipe = get_recipe(name, epochs=epochs)
+    assert recipe.progressive == progressive and recipe.small_epochs < epochs
+    lowered = progressive != get_recipe(name).progressive
+    assert ('none of' in caplog.text) == lowered and (f'it is {progressive:g} instead' in caplog.text) == lowered
+    if lowered:
+        with pytest.raises(ValueError, match='--progressive 0'):
+            get_recipe(name, epochs=epochs, progressive=get_recipe(name).progressive)
 
 
 def test_the_model_that_is_measured_during_progressive_training(random_statistics):
@@ -416,6 +432,75 @@ def test_init_with_torchvisions_names(tmp_path, caplog):
     model = build_model('rs_mobilenetv2', Recipe(resolutions=(48, 32), init=str(tmp_path / 'start.pth')), 3)
     assert model.classifier.out_features == 3
     assert 'classifier.weight is for 7 classes, the network has 3: it starts anew' in caplog.text
+
+
+@pytest.mark.parametrize('name', ['rs_resnet18', MODEL])
+def test_init_from_a_saved_folder(tmp_path, name):
+    first = build_model(name, Recipe(resolutions=(48, 32)), 3)
+    folder = rs_timm.save_pretrained(first, tmp_path / 'model')
+    again = build_model(name, Recipe(resolutions=(48, 32), init=str(folder)), 3).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in first.state_dict().items())
+
+
+def test_init_with_rgb_weights_for_gray_pictures(tmp_path, caplog):
+    """As in timm: on a gray picture the new network says what the old one does on the same in RGB."""
+    caplog.set_level('INFO')
+    plain = timm.create_model('resnet18', num_classes=3).eval()
+    torch.save(plain.state_dict(), tmp_path / 'plain.pth')
+    recipe = Recipe(resolutions=(48, 32), init=str(tmp_path / 'plain.pth'), model_args=('in_chans=1',))
+    x = torch.randn(2, 1, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(build_model('rs_resnet18', recipe, 3).eval()(x), plain(x.expand(-1, 3, -1, -1)))
+    assert 'conv1.weight is for 3 channels, the network has 1: it is adapted' in caplog.text
+
+
+@pytest.mark.parametrize('resize', ['loader', 'device'])
+def test_a_network_for_gray_pictures(data, tmp_path, capsys, resize):
+    """Trained with all that is random about pictures, saved with the mean of its channel, measured as in training."""
+    out = tmp_path / 'run'
+    options = ('--model-args in_chans=1 --resolutions 48 32 --epochs 1 --batch-size 4 --limit-batches 2 --precision '
+               'float32 --color-jitter 0.4 --auto-augment rand-m6-mstd0.5 --re-prob 0.5 --mixup 0.2 --workers 0 '
+               f'--device cpu --no-progress --resize {resize}')
+    assert main(['train', MODEL, '--data', str(data), '--out', str(out), *options.split()]) == 0
+    model = timm.create_model(f'local-dir:{out}/model', pretrained=True)
+    assert tuple(model.pretrained_cfg['input_size']) == (1, 48, 48)
+    assert model.pretrained_cfg['mean'] == pytest.approx([sum(Recipe().mean) / 3])
+    logged = {row['resolution']: float(row['top1']) for row in csv.DictReader((out / 'log.csv').open())}
+    capsys.readouterr()
+    assert main(['eval', f'{out}/model', '--data', str(data), '--workers', '0', '--device', 'cpu', '--ensemble']) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:5]]
+    assert {row[0]: float(row[1]) for row in rows} == pytest.approx(logged, abs=0.01)
+
+
+def test_segmentation_is_not_trained_on_gray():
+    with pytest.raises(ValueError, match='in_chans=1: segmentation is trained on RGB'):
+        Recipe(task='segmentation', labels=('a', 'b'), crop_pct=1., model_args=('in_chans=1',))
+
+
+@pytest.mark.parametrize('name, remedy', [
+    ('rs_mobilenetv2.mred_imagenette', 'train rs_mobilenetv2 with --init rs_mobilenetv2.mred_imagenette'),
+    ('switchable:test_resnet.r160_in1k', 'train test_resnet with --init test_resnet.r160_in1k'),
+    ('.', 'name a network, such as rs_resnet18, with --init .'),
+    ('hf-hub:timm/resnet18.a1_in1k', 'with --init hf-hub:timm/resnet18.a1_in1k'),
+])
+def test_names_of_weights_do_not_start_from_random_ones(data, tmp_path, capsys, name, remedy):
+    out = tmp_path / 'run'
+    assert main(['train', name, '--data', str(data), '--out', str(out), '--debug-twin', '--device', 'cpu']) == 2
+    assert remedy in capsys.readouterr().err.splitlines()[-1] and not out.exists()
+
+
+def test_a_name_of_weights_with_init_names_the_network(tmp_path):
+    torch.save(timm.create_model('resnet18', num_classes=3).state_dict(), tmp_path / 'plain.pth')
+    check_start('rs_resnet18.a1_in1k', Recipe(init=str(tmp_path / 'plain.pth')))
+
+
+def test_the_prefix_of_other_commands(data, tmp_path, monkeypatch, capsys):
+    """'switchable:' is understood, and no part of the folder's name."""
+    monkeypatch.chdir(tmp_path)
+    options = '--debug-twin --epochs 1 --limit-batches 1 --precision float32 --device cpu --workers 0 --no-progress'
+    assert main(['train', f'switchable:{MODEL}', '--data', str(data), *options.split()]) == 0
+    assert "'local-dir:runs/test_resnet/model'" in capsys.readouterr().out
+    assert type(build_model(f'switchable:{MODEL}', Recipe(), 3)) is type(build_model(MODEL, Recipe(), 3))
 
 
 def test_init_that_does_not_fit_is_named(tmp_path):

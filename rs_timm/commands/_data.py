@@ -47,6 +47,7 @@ def evaluation_loader(
         is_training=False,
         batch_size=args.batch_size,
         num_workers=args.workers,
+        channels=config['input_size'][0],
         mean=config['mean'],
         std=config['std'],
         interpolation=config['interpolation'],

@@ -33,6 +33,9 @@ def evaluate_segmentation(
         device: torch.device,
 ) -> int:
     """Print the table, and write the CSV file and the pictures that were asked for."""
+    if config['input_size'][0] != 3:
+        raise ValueError(f"{args.model} takes {config['input_size'][0]} channels: networks for segmentation are "
+                         'evaluated on RGB.')
     names = label_names(model)
     dataset = MaskFolder(args.data, args.split, names, args.ignore_label)
     loader = create_mask_loader(

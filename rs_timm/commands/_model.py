@@ -4,17 +4,22 @@ import os
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import timm
-from timm.models import get_arch_pretrained_cfgs
+from timm.models import get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import nn
 
 import rs_timm
 from rs_timm.hub import from_pretrained
 from rs_timm.models import is_paper_layout
+from rs_timm.training.processes import is_first_process
 
 from ._arguments import add_model_arguments, positive_int
 from ._checkpoint import classes_in, load_into, read_state_dict, resolutions_in
+from ._described import describe_preprocessing, describe_weights, unknown_preprocessing
+from ._shell import report
 
-__all__ = ['add_model_arguments', 'describe_preprocessing', 'load_model', 'positive_int', 'prepare_out']
+__all__ = [
+    'add_model_arguments', 'describe_preprocessing', 'load_model', 'named_weights', 'positive_int', 'prepare_out']
+
 
 def prepare_out(directory: str, force: bool) -> str:
     """Refuse, before any work, to write into a folder that holds something, unless `force` is set."""
@@ -31,6 +36,7 @@ def load_model(
         checkpoint: Optional[str] = None,
         resolutions: Optional[Iterable[int]] = None,
         num_classes: Optional[int] = None,
+        preprocessing: Optional[Mapping[str, Any]] = None,
 ) -> nn.Module:
     """The switchable network that `name` means, in evaluation mode.
 
@@ -40,6 +46,8 @@ def load_model(
         checkpoint: load this file instead; resolutions and number of classes are those of the file, if not given.
         resolutions: pixels; None: those that the name implies.
         num_classes: None: what the name implies.
+        preprocessing: entries of pretrained_cfg that replace what is known about the weights of `checkpoint`. Without
+            any, a line on stderr says so where nothing is known.
 
     Raises:
         ValueError: an unknown name, with those that are close to it; a network that is not switchable; a file that
@@ -48,17 +56,27 @@ def load_model(
     given = dict(resolutions=tuple(resolutions) if resolutions else None, num_classes=num_classes)
     given = {key: value for key, value in given.items() if value}
     if checkpoint is not None:
-        return _from_checkpoint(name, checkpoint, given).eval()
+        return _from_checkpoint(name, checkpoint, given, preprocessing or {}).eval()
     try:
         return _create(name, weights, given).eval()
     except OSError as error:
         raise OSError(f'{name}: {error}') from error
 
 
-def _from_checkpoint(name: str, file: str, given: Dict[str, Any]) -> nn.Module:
+def named_weights(name: str) -> str:
+    """`name` with the tag of the weights that it stands for where these are loaded.
+
+    >>> named_weights('rs_resnet18'), named_weights('rs_resnet18.tv_in1k')
+    ('rs_resnet18.mred_imagenette', 'rs_resnet18.tv_in1k')
+    """
+    cfg = get_pretrained_cfg(name) if timm.is_model(name) and '.' not in name else None
+    return f'{name}.{cfg.tag}' if cfg and cfg.tag and cfg.has_weights else name
+
+
+def _from_checkpoint(name: str, file: str, given: Dict[str, Any], preprocessing: Mapping[str, Any]) -> nn.Module:
     state_dict = read_state_dict(file)
-    paper = f'{name}.orig_in1k'
-    if is_paper_layout(state_dict) and timm.is_model(name) and paper in get_arch_pretrained_cfgs(name):
+    from_paper, paper = is_paper_layout(state_dict), f'{name}.orig_in1k'
+    if from_paper and timm.is_model(name) and paper in get_arch_pretrained_cfgs(name):
         name = paper  # the layout tells the preprocessing; the default weights have another one
     draft = _create(name, False, given)
     found = dict(resolutions=resolutions_in(state_dict, draft), num_classes=classes_in(state_dict, draft))
@@ -66,6 +84,10 @@ def _from_checkpoint(name: str, file: str, given: Dict[str, Any]) -> nn.Module:
         raise ValueError(f"{file} has {found['num_classes']} classes, not {given['num_classes']}.")
     model = _create(name, False, {**{key: value for key, value in found.items() if value}, **given})
     load_into(model, state_dict, file)
+    known = describe_weights(model, file) or from_paper
+    model.pretrained_cfg.update(preprocessing)  # type: ignore[operator, union-attr]
+    if not (known or preprocessing) and is_first_process():
+        report(unknown_preprocessing(model, name, file))
     return model
 
 
@@ -114,9 +136,3 @@ def _check_registered(name: str, known: List[str], remedy: str) -> None:
 def _close(name: str, known: Sequence[str]) -> str:
     matches = difflib.get_close_matches(name, known, n=3)
     return f": did you mean {' or '.join(matches)}?" if matches else '.'
-
-
-def describe_preprocessing(config: Mapping[str, Any]) -> str:
-    """One line for what `timm.data.resolve_model_data_config` returned."""
-    mean, std = (', '.join(f'{value:g}' for value in config[key]) for key in ('mean', 'std'))
-    return f"{config['interpolation']}, crop {config['crop_pct']:g} ({config['crop_mode']}), mean {mean}, std {std}"

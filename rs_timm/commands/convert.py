@@ -19,14 +19,16 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser('convert', help='a checkpoint file -> a folder that timm loads')
     parser.add_argument('src', metavar='SRC', help="checkpoint of the paper's code, plain timm, torchvision or rs_timm")
     parser.add_argument('--model', required=True, metavar='MODEL',
-                        help="'rs_resnet50', or with a tag, whose preprocessing is then kept")
+                        help="'rs_resnet50', or with a tag, whose preprocessing is kept where SRC tells none")
     parser.add_argument('--out', required=True, metavar='DIR', help='folder to write')
     parser.add_argument('--force', action='store_true', help='replace the model in DIR')
     parser.add_argument('--resolutions', type=positive_int, nargs='+', metavar='R',
                         help='BatchNorm sets to make (default: those in SRC, else 224 192 160 128 96)')
     parser.add_argument('--num-classes', type=positive_int, metavar='N', help='classes of SRC (default: read from it)')
     parser.add_argument('--half', action='store_true', help='store float16')
-    parser.add_argument('--mean', type=float, nargs='+', metavar='X', help='preprocessing that SRC was trained with')
+    parser.add_argument('--mean', type=float, nargs='+', metavar='X',
+                        help='preprocessing that SRC was trained with (default: what its config.json, its recipe or '
+                             'MODEL says)')
     parser.add_argument('--std', type=float, nargs='+', metavar='X')
     parser.add_argument('--interpolation', choices=('bilinear', 'bicubic'))
     parser.add_argument('--crop-pct', type=float, metavar='X')
@@ -35,9 +37,8 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     out = prepare_out(args.out, args.force)
-    model = load_model(args.model, checkpoint=args.src, resolutions=args.resolutions, num_classes=args.num_classes)
-    overrides = {key: getattr(args, key) for key in _PREPROCESSING if getattr(args, key) is not None}
-    model.pretrained_cfg.update(overrides)  # type: ignore[operator, union-attr]
+    preprocessing = {key: getattr(args, key) for key in _PREPROCESSING if getattr(args, key) is not None}
+    model = load_model(args.model, True, args.src, args.resolutions, args.num_classes, preprocessing)
     layout = layout_of(read_state_dict(args.src), model)
     # of any other file, only the user knows whether it is what the tag describes
     from_paper = layout == PAPER_LAYOUT and model.pretrained_cfg.get('tag') == 'orig_in1k'  # type: ignore[union-attr]

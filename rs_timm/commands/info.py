@@ -9,7 +9,7 @@ from torch import nn
 from rs_timm.analysis import activations, madds, parameter_counts
 from rs_timm.layers import get_resolutions
 
-from ._model import add_model_arguments, describe_preprocessing, load_model
+from ._model import add_model_arguments, describe_preprocessing, load_model, named_weights
 from .listing import weights_of
 
 __all__ = ['register', 'run']
@@ -22,7 +22,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    model = load_model(args.model, weights=False, resolutions=args.resolutions)
+    model = load_model(named_weights(args.model), weights=False, resolutions=args.resolutions)
     print('\n'.join([args.model, *_facts(model), '', *_costs(model)]))
     return 0
 

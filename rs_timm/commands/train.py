@@ -29,7 +29,7 @@ def register(subparsers: Any) -> None:
         description='Train MODEL with private BatchNorms and MRED. On several GPUs: torchrun --nproc-per-node N -m '
                     'rs_timm train MODEL ... SIGTERM and Ctrl-C save and stop; the same command with --resume goes on.',
     )
-    parser.add_argument('model', metavar='MODEL', help="a name of 'rs-timm list', or any BatchNorm network of timm")
+    parser.add_argument('model', metavar='MODEL', help="a name of 'rs-timm list', or of any BatchNorm network of timm")
     parser.add_argument('--data', required=True, metavar='DIR',
                         help='folder with train/CLASS/* and val/CLASS/*; for segmentation train/images, train/masks')
     parser.add_argument('--out', metavar='DIR', help='folder to write (default: runs/MODEL)')
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.device == 'cpu' or not torch.cuda.is_available():
         keep_freed_memory()
     recipe = get_recipe(args.recipe, debug=args.debug_twin, **_given(args, Recipe))
-    out = Path(args.out or Path('runs') / args.model)
+    out = Path(args.out or Path('runs') / args.model.removeprefix('switchable:'))
     trained = train(args.model, args.data, recipe, str(out), args.resume, Options(**_given(args, Options)))
     if is_first_process():
         _save(trained, out / 'model')

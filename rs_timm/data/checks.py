@@ -1,11 +1,11 @@
 """What loaders are asked for, checked before anything is read."""
-from typing import Iterable, Tuple
+from typing import Iterable, Sequence, Tuple
 
 from timm.data.transforms import str_to_pil_interp
 
 from .device import REDUCTIONS
 
-__all__ = ['check_batches', 'check_count', 'check_interpolation', 'check_sizes']
+__all__ = ['check_batches', 'check_channels', 'check_count', 'check_interpolation', 'check_sizes', 'per_channel']
 
 
 def check_sizes(resolutions: Iterable[int]) -> Tuple[int, ...]:
@@ -28,6 +28,22 @@ def check_interpolation(interpolation: str, is_training: bool, on_torch: bool) -
     if on_torch and interpolation not in REDUCTIONS:
         raise ValueError(f"interpolation {interpolation!r} is not one of torch's, {', '.join(REDUCTIONS)}: use one, or "
                          "mode='loader' with resizer='pillow'.")
+
+
+def check_channels(channels: int) -> None:
+    if channels not in (1, 3):
+        raise ValueError(f'channels {channels}: pictures are read as gray (1) or RGB (3); feed a network with another '
+                         'number of input channels from a loader of your own.')
+
+
+def per_channel(values: Sequence[float], channels: int) -> Tuple[float, ...]:
+    """Mean or std for each of `channels`: as given where the number fits, else the average, as a saved network has it.
+
+    >>> per_channel((0.25, 0.5, 0.75), 1)
+    (0.5,)
+    """
+    values = tuple(values)
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def check_batches(batch_size: int, rank: int, world_size: int) -> None:

@@ -13,7 +13,7 @@ from .views import Erasure
 __all__ = ['BatchFinisher', 'REDUCTIONS', 'Images', 'mix', 'prefetched']
 
 REDUCTIONS = ('bilinear', 'bicubic')  # what torch resizes with antialiasing
-Images = Dict[int, torch.Tensor]  # {resolution: [N, 3, resolution, resolution]}
+Images = Dict[int, torch.Tensor]  # {resolution: [N, C, resolution, resolution]}
 
 
 class BatchFinisher:
@@ -66,7 +66,7 @@ class BatchFinisher:
         return images, target
 
     def _reduced(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
-        """uint8 [N, H, W, 3] -> [N, size, size, 3]: uint8 on the CPU, which is fast at that, else float32 in 0..255."""
+        """uint8 [N, H, W, C] -> [N, size, size, C]: uint8 on the CPU, which is fast at that, else float32 in 0..255."""
         view = pixels.permute(0, 3, 1, 2)
         if view.device.type != 'cpu':
             return F.interpolate(
@@ -74,7 +74,7 @@ class BatchFinisher:
         return F.interpolate(view, (size, size), mode=self.reduction, antialias=True).permute(0, 2, 3, 1)
 
     def _normalised(self, view: torch.Tensor) -> torch.Tensor:
-        """[N, r, r, 3] in 0..255 -> float32 [N, 3, r, r]."""
+        """[N, r, r, C] in 0..255 -> float32 [N, C, r, r]."""
         count, height, width, channels = view.shape
         images = torch.empty(
             (count, channels, height, width), device=view.device, memory_format=self.memory_format)
@@ -95,7 +95,7 @@ def mix(mixup: Mixup, images: Images, target: torch.Tensor) -> Tuple[Images, tor
 
     Args:
         mixup: the parameters; `mode` 'batch', 'elem' or 'pair'.
-        images: {resolution: [N, 3, resolution, resolution]}; changed in place.
+        images: {resolution: [N, C, resolution, resolution]}; changed in place.
         target: [N] class indices, or [N, classes] with `multi_label`.
 
     Returns:
@@ -158,7 +158,7 @@ def _fill(rectangle: Erasure, patch: torch.Tensor) -> torch.Tensor:
     if rectangle.fill is None:
         return torch.zeros((), device=patch.device)
     if isinstance(rectangle.fill, tuple):
-        return torch.tensor(rectangle.fill, device=patch.device)[:, None, None]
+        return torch.tensor(rectangle.fill[:len(patch)], device=patch.device)[:, None, None]
     return torch.randn(patch.shape, generator=torch.Generator().manual_seed(rectangle.fill)).to(patch.device)
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from rs_timm.pictures import ImageError
 
-from .checks import check_batches, check_count, check_interpolation, check_sizes
+from .checks import check_batches, check_channels, check_count, check_interpolation, check_sizes, per_channel
 from .class_folders import open_split
 from .crops import CROPS, SeparateCrops, check_crop
 from .device import REDUCTIONS, BatchFinisher, Images, prefetched
@@ -25,7 +25,7 @@ _CHOICES = dict(mode=MODES, flip=FLIPS, crop=CROPS, resizer=RESIZERS, crop_mode=
 
 
 class MultiResLoader:
-    """Iterates over ({resolution: float32 [N, 3, resolution, resolution]}, target); see `create_multires_loader`.
+    """Iterates over ({resolution: float32 [N, C, resolution, resolution]}, target); see `create_multires_loader`.
 
     Attributes:
         resolutions: sizes in pixels, largest first.
@@ -134,6 +134,7 @@ def create_multires_loader(
         is_training: Optional[bool] = None,
         seed: int = 0,
         num_workers: int = 4,
+        channels: int = 3,
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         interpolation: str = 'bilinear',
@@ -181,7 +182,8 @@ def create_multires_loader(
         is_training: random views, shuffled; else the central crop, in order. By default, whether `split` is 'train'.
         seed: of order and augmentation.
         num_workers: processes that decode; 0 decodes in this one.
-        mean, std: per channel, for values in [0, 1].
+        channels: 3 for RGB; 1 for gray, as `image_transform` makes it; in training after the colour augmentation.
+        mean, std: per channel, for values in [0, 1]; those of another number of channels are averaged.
         interpolation: a name that timm knows.
         crop_pct: side of the crop over shorter side of the resized picture, in evaluation.
         crop_mode: in evaluation, one of timm's: 'center' (the paper), 'squash' or 'border'.
@@ -215,6 +217,8 @@ def create_multires_loader(
     resizer = resizer or ('pillow' if mode == 'loader' else 'torch')
     _check_choices(mode=mode, flip=flip, crop=crop, resizer=resizer, crop_mode=crop_mode)
     check_crop(crop, same_size, mode, draft)
+    check_channels(channels)
+    mean, std = per_channel(mean, channels), per_channel(std, channels)
     check_interpolation(interpolation, is_training, on_torch=mode == 'device' or is_training and resizer == 'torch')
     check_batches(batch_size, rank, world_size)
     dataset = _dataset(root_or_dataset, split, dataset_kwargs)
@@ -227,11 +231,11 @@ def create_multires_loader(
         eraser = RandomErasing(re_prob, mode=re_mode, max_count=re_count, device='cpu') if re_prob > 0. else None
         drawing = dict(
             scale=scale, ratio=ratio, hflip=hflip, interpolation=interpolation, resizer=resizer, eraser=eraser,
-            color_jitter=color_jitter, auto_augment=auto_augment, mean=tuple(mean))
+            color_jitter=color_jitter, auto_augment=auto_augment, channels=channels, mean=mean)
         transform = (SeparateCrops(sizes, same_size, **drawing) if crop == 'per_resolution' else
                      TrainViews(sizes, made, flip=flip, draft=draft, **drawing))  # type: ignore[arg-type]
     else:
-        transform = EvalViews(made, crop_pct, interpolation, crop_mode=crop_mode, mean=tuple(mean))
+        transform = EvalViews(made, crop_pct, interpolation, crop_mode=crop_mode, channels=channels, mean=mean)
     finisher = BatchFinisher(
         sizes, mean, std,
         reduction=interpolation if interpolation in REDUCTIONS else 'bilinear',

@@ -26,7 +26,7 @@ class Sample(NamedTuple):
 class ViewBatch(NamedTuple):
     """What a worker sends: N pictures at the sizes made there, uint8 NHWC."""
 
-    images: Dict[int, torch.Tensor]  # {size: uint8 [N, size, size, 3]}
+    images: Dict[int, torch.Tensor]  # {size: uint8 [N, size, size, C]}
     target: torch.Tensor  # [N] int64, or [N, classes]
     flips: Optional[torch.Tensor]  # [N, S] bool, where the device flips
     erasures: List[Tuple[Erasure, ...]]  # N entries

@@ -41,7 +41,7 @@ class Erasure(NamedTuple):
 class Views(NamedTuple):
     """What a worker makes of one picture."""
 
-    images: Dict[int, np.ndarray]  # {size: uint8 [size, size, 3]}
+    images: Dict[int, np.ndarray]  # {size: uint8 [size, size, C]}
     flips: Optional[Tuple[bool, ...]] = None  # per resolution, where the flip is left to the device
     erasures: Tuple[Erasure, ...] = ()
 
@@ -72,6 +72,11 @@ def _draw_erasure(eraser: RandomErasing, count: int) -> Optional[Erasure]:
     return None
 
 
+def _pixels(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, C]."""
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """Decode, to the colours that `open_image` gives."""
     try:
@@ -96,6 +101,7 @@ class TrainViews:
         resizer: 'pillow', or 'torch', which is faster (vectorised) and, when bilinear, within one level of 255 of it.
         draft: let the JPEG decoder scale down by 2, 4 or 8 where the crop still covers the largest size.
         eraser: parameters of random erasing, or None.
+        channels: 3, or 1 for gray, which is taken after the colour augmentation.
         augment: arguments for timm's colour augmentation: `color_jitter`, `auto_augment`, `grayscale_prob`, ...
     """
 
@@ -111,6 +117,7 @@ class TrainViews:
             resizer: str = 'pillow',
             draft: bool = False,
             eraser: Optional[RandomErasing] = None,
+            channels: int = 3,
             **augment: Any,
     ) -> None:
         self.resolutions = tuple(resolutions)
@@ -123,6 +130,9 @@ class TrainViews:
         self.resize = _resize_with_torch if resizer == 'torch' else _resize_with_pillow
         self.draft = draft
         self.eraser = eraser
+        self.channels = channels
+        if channels == 1 and 'mean' in augment:  # it fills borders of the crop, which is still RGB
+            augment['mean'] = tuple(augment['mean'])[:1] * 3
         self.augment, self.augment_ops = _colour_augmentation(self.resolutions[0], interpolation, **augment)
 
     def __call__(self, image: Image.Image) -> Views:
@@ -136,6 +146,8 @@ class TrainViews:
             for op in self.augment_ops:  # timm's rule for translations in pixels, with the size of this crop
                 op.hparams['translate_const'] = int(min(crop.size) * 0.45)
             crop = self.augment(crop)
+        if self.channels == 1:
+            crop = crop.convert('L')
         erasures = draw_erasures(self.eraser) if self.eraser else ()
         if self.flip == 'per_resolution' and self.made != self.resolutions:
             return Views(self._resized(crop, self.made, interpolation), flips, erasures)
@@ -162,11 +174,11 @@ class TrainViews:
 
 def _resize_with_pillow(crop: Image.Image, sizes: Sequence[int], interpolation: str) -> Dict[int, np.ndarray]:
     resample = str_to_pil_interp(interpolation)
-    return {size: np.asarray(crop.resize((size, size), resample)) for size in sizes}
+    return {size: _pixels(crop.resize((size, size), resample)) for size in sizes}
 
 
 def _resize_with_torch(crop: Image.Image, sizes: Sequence[int], interpolation: str) -> Dict[int, np.ndarray]:
-    pixels = torch.from_numpy(np.array(crop))[None].permute(0, 3, 1, 2)  # channels last: torch is fast at that
+    pixels = torch.from_numpy(_pixels(crop).copy())[None].permute(0, 3, 1, 2)  # channels last: torch is fast at that
     resized = {size: F.interpolate(pixels, (size, size), mode=interpolation, antialias=True) for size in sizes}
     return {size: view[0].permute(1, 2, 0).numpy() for size, view in resized.items()}
 
@@ -198,6 +210,7 @@ class EvalViews:
         made: sizes in pixels.
         crop_pct: side of the crop over shorter side of the resized picture.
         interpolation: a name that timm knows.
+        channels: 3, or 1 for gray.
         others: for `timm.data.create_transform`: `crop_mode`, and `mean`, which fills borders.
     """
 
@@ -206,16 +219,20 @@ class EvalViews:
             made: Sequence[int],
             crop_pct: float = 0.875,
             interpolation: str = 'bilinear',
+            channels: int = 3,
             **others: Any,
     ) -> None:
+        self.channels = channels
         self.transforms = {}
         for size in made:
             steps = create_transform(
-                size, interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True, **others)
+                (channels, size, size), interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True, **others)
             pictures = [step for step in steps.transforms if not isinstance(step, MaybePILToTensor)]
             self.transforms[size] = transforms.Compose(pictures)
 
     def __call__(self, image: Image.Image) -> Views:
         """Make the views of a picture that was opened but not decoded."""
         image = _rgb(image)
-        return Views({size: np.asarray(transform(image)) for size, transform in self.transforms.items()})
+        if self.channels == 1:
+            image = image.convert('L')
+        return Views({size: _pixels(transform(image)) for size, transform in self.transforms.items()})

@@ -8,33 +8,41 @@ from typing import Any, Dict, List, Mapping, Tuple
 import timm
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.models import load_state_dict
+from timm.models import adapt_input_conv, is_model, load_state_dict
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rs_timm.data.checks import per_channel
 from rs_timm.layers import SwitchableBatchNorm2d, extract, is_switchable, pack
 from rs_timm.models import checkpoint_filter_fn, switchable
 from rs_timm.segmentation import load_encoder
 
 from .recipe import Recipe
 
-__all__ = ['build_model', 'check_task', 'create_optimizer', 'freeze', 'resized', 'synchronized', 'task_of']
+__all__ = [
+    'build_model', 'check_start', 'check_task', 'create_optimizer', 'freeze', 'input_cfg', 'resized', 'synchronized',
+    'task_of',
+]
 
 _logger = logging.getLogger(__name__)
+_PREFIX = 'switchable:'
+_WEIGHTS = 'model.safetensors'  # in a folder that save_pretrained or timm wrote
 
 
 def build_model(name: str, recipe: Recipe, num_classes: int) -> nn.Module:
     """The network `name` with the BatchNorm sets, the initial weights and the trainable parameters of `recipe`.
 
     Args:
-        name: of a registered `rs_*` model, or any BatchNorm network of timm, which is then converted.
+        name: of a registered `rs_*` model, or any BatchNorm network of timm, which is then converted; 'switchable:' may
+            stand before it, as elsewhere.
         recipe: its `resolutions`, `shared_bn`, `model_args`, `init` and `train` matter.
         num_classes: outputs of the classifier.
 
     Raises:
         ValueError: an unknown name, or weights that do not fit.
     """
+    name = name.removeprefix(_PREFIX)
     create = timm.create_model if name.startswith('rs_') else switchable
     try:
         model = create(name, resolutions=recipe.resolutions, num_classes=num_classes, **recipe.model_kwargs())
@@ -48,6 +56,25 @@ def build_model(name: str, recipe: Recipe, num_classes: int) -> nn.Module:
         model = extract(model, max(recipe.resolutions))
     _describe_input(model, recipe)
     return freeze(model, recipe.train)
+
+
+def check_start(name: str, recipe: Recipe) -> None:
+    """Refuse to start from random weights where `recipe` does not, or where `name` stands for weights.
+
+    Raises:
+        ValueError: a recipe that goes on from others, a name with a tag, or a folder, without `init`.
+    """
+    recipe.check_start()
+    if recipe.init:
+        return
+    plain = name.removeprefix(_PREFIX)
+    architecture, _, tag = plain.partition('.')
+    if ':' in plain or (Path(plain).is_dir() and not is_model(plain)):
+        raise ValueError(f'{name} stands for weights, and a run starts from random ones unless it has init: name a '
+                         f'network, such as rs_resnet18, with --init {plain}.')
+    if tag:
+        raise ValueError(f'{name} stands for weights, and a run starts from random ones unless it has init: train '
+                         f'{architecture} with --init {plain}.')
 
 
 def task_of(model: nn.Module) -> str:
@@ -65,26 +92,32 @@ def check_task(model: nn.Module, task: str) -> None:
 
 def _describe_input(model: nn.Module, recipe: Recipe) -> None:
     """Write the preprocessing of training where timm looks for it."""
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **input_cfg(recipe)}
+
+
+def input_cfg(recipe: Recipe) -> Dict[str, Any]:
+    """The preprocessing of `recipe` in evaluation, as entries of timm's pretrained_cfg."""
     side = max(recipe.resolutions)
-    model.pretrained_cfg = model.default_cfg = dict(
-        model.pretrained_cfg,
-        input_size=(3, side, side),
+    return dict(
+        input_size=(recipe.channels, side, side),
         test_input_size=None,
         crop_pct=recipe.crop_pct,
         test_crop_pct=None,
         interpolation=recipe.interpolation,
-        mean=recipe.mean,
-        std=recipe.std,
+        mean=per_channel(recipe.mean, recipe.channels),
+        std=per_channel(recipe.std, recipe.channels),
     )
 
 
 def _load_init(model: nn.Module, init: str) -> None:
     """Start from weights of another network; a classifier for other classes starts anew."""
+    init = _located(init)
     state = _read_init(init)
     if task_of(model) == 'segmentation' and not any(key.startswith('encoder.') for key in state):
         return load_encoder(model.encoder, init)  # type: ignore[arg-type]
     state = checkpoint_filter_fn(state, model)
     _keep_new_heads(state, model, init)
+    _fit_input(state, model, init)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
@@ -109,11 +142,33 @@ def _keep_new_heads(state: Dict[str, Any], model: nn.Module, init: str) -> None:
         state.update({key: own[key] for key in (weight, f'{head}.bias') if key in own})
 
 
+def _fit_input(state: Dict[str, Any], model: nn.Module, init: str) -> None:
+    """Make the first convolution of RGB weights fit a network for other channels, as timm does: for gray, their sum."""
+    own = model.state_dict()
+    firsts = model.pretrained_cfg.get('first_conv') or ()
+    for first in (firsts,) if isinstance(firsts, str) else firsts:
+        weight = f'{first}.weight'
+        if weight in own and weight in state and state[weight].shape[1] == 3 != own[weight].shape[1]:
+            channels = own[weight].shape[1]
+            _logger.info('%s: %s is for 3 channels, the network has %d: it is adapted', init, weight, channels)
+            state[weight] = adapt_input_conv(channels, state[weight])
+
+
+def _located(init: str) -> str:
+    """The file of weights in a folder; a file or a name as it is."""
+    if not Path(init).is_dir() or is_model(init):
+        return init
+    file = Path(init, _WEIGHTS)
+    if not file.is_file():
+        raise ValueError(f'init {init!r}: there is no {_WEIGHTS} in this folder; name the file with the weights.')
+    return str(file)
+
+
 def _read_init(init: str) -> Dict[str, Any]:
     if Path(init).is_file():
         return dict(load_state_dict(init))
     if len(Path(init).parts) > 1 and ':' not in init:
-        raise ValueError(f'init {init!r}: there is no such file.')
+        raise ValueError(f'init {init!r}: there is no such file or folder.')
     try:
         return dict(timm.create_model(init, pretrained=True).state_dict())
     except RuntimeError as error:

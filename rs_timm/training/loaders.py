@@ -123,4 +123,4 @@ class Loaders:
         return made
 
     def _create(self, source: Any, sizes: Tuple[int, ...], **kwargs: Any) -> MultiResLoader:
-        return create_multires_loader(source, sizes, **{**self.common, **kwargs})
+        return create_multires_loader(source, sizes, channels=self.recipe.channels, **{**self.common, **kwargs})

@@ -30,7 +30,7 @@ __all__ = ['NonFiniteError', 'Position', 'Trainer']
 
 _logger = logging.getLogger(__name__)
 
-Part = Tuple[Dict[int, torch.Tensor], torch.Tensor]  # {size: images [N, 3, size, size]}, target
+Part = Tuple[Dict[int, torch.Tensor], torch.Tensor]  # {size: images [N, C, size, size]}, target
 
 
 class NonFiniteError(RuntimeError):
@@ -257,6 +257,7 @@ class Trainer:
             rows=self.rows,
             recipe=asdict(self.recipe),
             pictures=self.loaders.picture_count(),
+            class_names=self.loaders.class_names,
         )
 
     def _buffers(self) -> Dict[str, torch.Tensor]:

@@ -41,7 +41,7 @@ class Recipe:
         resolutions: sizes in pixels that get a BatchNorm set; one: the paper's I-Net
         shared_bn: the ablation with one BatchNorm set for all sizes
         model_args: further arguments of the network, as in zero_init_last=False
-        init: start from these weights: a model name that has some, or a file
+        init: start from these weights: a model name that has some, a file, or a folder with model.safetensors
         train: all; head: classifier and BatchNorms; bn: BatchNorms alone
         mred: which distillations: full, vanilla, none, largest, larger
         smoothing: label smoothing
@@ -74,8 +74,8 @@ class Recipe:
         resize: in training; loader: each size straight from the crop; device: from the largest, on the device
         interpolation: bilinear, bicubic
         crop_pct: side of the central crop / shorter side, in evaluation
-        mean: of the red, green and blue values in [0, 1], which is subtracted
-        std: by which they are divided then
+        mean: of the red, green and blue values in [0, 1], which is subtracted; for gray, in_chans=1, their average
+        std: by which they are divided then; likewise
         color_jitter: as in timm; 0: none
         auto_augment: a policy of timm, such as rand-m6-mstd0.5
         re_prob: probability of random erasing
@@ -168,7 +168,7 @@ class Recipe:
         object.__setattr__(self, 'resolutions', check_resolutions(self.resolutions))
         if self.small_epochs == self.epochs:
             raise ValueError(f'progressive {self.progressive}: it leaves none of the {self.epochs} epochs at the real '
-                             'sizes.')
+                             'sizes: use more epochs, or progressive 0 (--progressive 0).')
         if self.progressive_resolutions:
             small = check_resolutions(self.progressive_resolutions)
             if len(small) != len(self.resolutions):
@@ -188,6 +188,8 @@ class Recipe:
         for field, off in _WITHOUT_MASKS.items():
             if getattr(self, field) != off:
                 raise ValueError(f'{field} {getattr(self, field)!r} is for classification: segmentation takes {off!r}.')
+        if self.channels != 3:
+            raise ValueError(f'model_args in_chans={self.channels}: segmentation is trained on RGB.')
 
     def check_start(self) -> None:
         """Refuse to start a second stage from random weights: its few epochs and small rate do not train a network."""
@@ -200,6 +202,11 @@ class Recipe:
     def small_epochs(self) -> int:
         """How many epochs, the first ones, feed the sets with smaller pictures."""
         return round(self.progressive * self.epochs)
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures: 3, or what `model_args` has as in_chans, as 1 for gray."""
+        return int(self.model_kwargs().get('in_chans', 3))
 
     def sizes(self, epoch: int) -> Dict[int, int]:
         """Resolution of a BatchNorm set -> size in pixels of the pictures that it is fed with in `epoch` (from 0).

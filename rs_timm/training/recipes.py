@@ -1,11 +1,14 @@
 """The recipes, each with its run card: command, hardware, and the top-1 that is expected and that was reached."""
+import logging
 from dataclasses import dataclass, fields, replace
-from typing import Any, Dict, Tuple, Type
+from typing import Any, Dict, Mapping, Tuple, Type
 
 from .recipe import Recipe
 from .segmentation_recipes import SEGMENTATION_RECIPES
 
 __all__ = ['RECIPES', 'get_recipe']
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,12 @@ def get_recipe(name: str, debug: bool = False, **changes: Any) -> Recipe:
     >>> get_recipe('imagenette', epochs=12).small_epochs
     9
 
+    Fewer epochs than the recipe's own `progressive` needs lower it, so that one of them is at the real sizes; a
+    `progressive` among the changes is taken as it is.
+
+    >>> get_recipe('imagenette', epochs=2).progressive
+    0.5
+
     Raises:
         ValueError: an unknown recipe or field, or a value outside its range.
     """
@@ -198,4 +207,16 @@ def get_recipe(name: str, debug: bool = False, **changes: Any) -> Recipe:
         known = ', '.join(field.name for field in fields(Recipe))
         raise ValueError(f'a recipe has no field {unknown[0]!r}: it has {known}.')
     recipe = RECIPES[name]()
-    return replace(recipe.debug() if debug else recipe, **changes)
+    recipe = recipe.debug() if debug else recipe
+    return replace(recipe, **{**_shorter_progressive(recipe, changes), **changes})
+
+
+def _shorter_progressive(recipe: Recipe, changes: Mapping[str, Any]) -> Dict[str, float]:
+    """The share of `recipe`, where it would leave none of the epochs in `changes` at the real sizes."""
+    epochs = changes.get('epochs', recipe.epochs)
+    if 'progressive' in changes or epochs < 1 or round(recipe.progressive * epochs) < epochs:
+        return {}
+    share = (epochs - 1) / epochs
+    _logger.warning('progressive %.3g would leave none of %d epochs at the real sizes: it is %.3g instead',
+                    recipe.progressive, epochs, share)
+    return {'progressive': share}

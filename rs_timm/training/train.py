@@ -10,7 +10,7 @@ import torch.distributed as dist
 from timm.utils import random_seed
 from torch import nn
 
-from .build import build_model, create_optimizer, synchronized
+from .build import build_model, check_start, create_optimizer, synchronized
 from .checkpoint import common_checkpoint, write_atomically
 from .evaluate import evaluate
 from .evaluate_masks import evaluate_masks
@@ -125,6 +125,7 @@ def _start(
     """A new run, or one that is where its checkpoint was."""
     state = _checkpoint(folder, recipe, resume)
     if state is None:
+        check_start(model, recipe)
         return _create_trainer(model, data, recipe, folder, device, options, recipe.init)
     if not recipe.init:
         recipe = replace(recipe, init=state['recipe'].get('init', ''))
@@ -140,8 +141,6 @@ def _checkpoint(folder: Path, recipe: Recipe, resume: bool) -> Optional[Dict[str
     state = common_checkpoint(path) if resume else None
     if not resume and any(gather(path.is_file())):
         raise ValueError(f'{folder} holds a run already: go on with it (--resume), or choose another output folder.')
-    if state is None:
-        recipe.check_start()
     return state
 
 
