@@ -25,13 +25,12 @@ if TYPE_CHECKING:
         get_resolution,
         get_resolutions,
         is_switchable,
-        pack,
         remove_resolution,
         set_interpolation,
         set_resolution,
         use_resolution,
     )
-    from .models import switchable
+    from .models import pack, switchable
 
 __version__ = '0.1.0.dev0'
 
@@ -60,7 +59,7 @@ _HOMES = {  # part of the package -> the public names that live there; everythin
     'calibration': ('add_resolution', 'recalibrate'),
     'export': ('export_onnx',),
     'hub': ('from_pretrained', 'push_to_hub', 'save_pretrained'),
-    'models': ('switchable',),
+    'models': ('pack', 'switchable'),
 }
 _PARTS = (
     'analysis', 'calibration', 'data', 'export', 'hub', 'layers', 'loss', 'models', 'quantization', 'runtime',

@@ -139,6 +139,22 @@ def test_features_of_a_family(name, random_statistics):
             assert [f.shape for f in followed] == [f.shape for f in stock(x)]
 
 
+@pytest.mark.parametrize('name', [
+    'regnety_002', 'tf_efficientnet_lite0', 'ese_vovnet19b_slim', 'repvgg_a0', 'ghostnet_050', 'dla46_c',
+])
+def test_features_of_a_family_by_its_own_wrapper(name, random_statistics):
+    large, unseen, small = SIZES[name]
+    features = random_statistics(rs_timm.switchable(name, (large, small), features_only=True))
+    assert features.resolutions == (large, small)
+    with torch.inference_mode():
+        for size in (small, large, unseen, small):
+            x = image(size)
+            followed = features(x)
+            assert equal(followed, rs_timm.extract(features, size)(x))
+            with features.use_resolution(large if size == small else small):
+                assert not equal(features(x), followed)
+
+
 @pytest.mark.parametrize('name', REFUSED)
 def test_a_refusal_says_why(name):
     model = timm.create_model(name, device='meta')

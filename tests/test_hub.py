@@ -321,7 +321,7 @@ def put(hub, repo_id, **files):
 
 
 @pytest.mark.parametrize('config, error, words', [
-    (b'{"architecture": "resnet18", "pretrained_cfg": {}}', ValueError, 'plain resnet18 of timm.*rs_timm.switchable'),
+    (b'{"architecture": "resnet18", "pretrained_cfg": {}}', ValueError, 'plain resnet18 of timm.*hf-hub:user/other'),
     (b'{"architecture": "rs_future", "pretrained_cfg": {}}', ValueError, "'rs_future', which neither rs_timm nor timm"),
     (b'{"model_type": "bert"}', ValueError, 'no config.json of timm'),
     (b'[1]', ValueError, 'no config.json of timm'),
@@ -332,6 +332,13 @@ def test_not_a_model_of_ours(config, error, words, hub):
     with pytest.raises(error, match=words):
         from_pretrained('user/other')
     assert not any('cdn' in request for request in hub.requests)  # said before the weights are downloaded
+
+
+def test_a_plain_folder_is_called_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    timm.models.save_for_hf(timm.create_model('test_resnet', num_classes=3), 'plain')
+    with pytest.raises(ValueError, match=r"rs_timm\.switchable\('local-dir:plain', pretrained=True\)"):
+        from_pretrained('plain')
 
 
 def test_no_config(hub):

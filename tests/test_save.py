@@ -48,7 +48,12 @@ def assert_same_network(model, other, channels=3):
 
 def packed():
     model = fresh()
-    model = rs_timm.pack({r: rs_timm.extract(model, r) for r in RESOLUTIONS})
+    return rs_timm.pack({r: rs_timm.extract(model, r) for r in RESOLUTIONS})
+
+
+def packed_without_methods():
+    model = fresh()
+    model = rs_timm.layers.pack({r: rs_timm.extract(model, r) for r in RESOLUTIONS})
     model.resolutions = rs_timm.get_resolutions(model)  # a plain class: for assert_same_network alone
     return model
 
@@ -82,6 +87,7 @@ def with_inserted_and_removed():
     lambda: rs_timm.switchable('tf_efficientnet_lite0', resolutions=(64, 32), interpolation='affine'),
     lambda: timm.create_model('rs_switchable', base='mobilenetv3_small_050', resolutions=(64, 32)),
     packed,
+    packed_without_methods,
     with_new_head,
     without_head,
     with_inserted_and_removed,

@@ -74,6 +74,25 @@ def test_pack_is_the_inverse_of_extract(model):
         assert equal_states(rs_timm.extract(packed, size), part)
 
 
+def test_pack_gives_what_switchable_gives(random_statistics, tmp_path):
+    model = random_statistics(rs_timm.switchable('test_resnet', SIZES, num_classes=4, interpolation='affine'))
+    packed = rs_timm.pack({size: rs_timm.extract(model, size) for size in SIZES}, interpolation='affine')
+    assert type(packed) is type(model) and packed.resolutions == SIZES
+    timm.models.save_for_hf(packed, tmp_path, model_args=packed._model_args)  # timm before 1.0.31 needs to be told
+    restored = timm.create_model(f'local-dir:{tmp_path}', pretrained=True).eval()
+    for size in (64, 40):
+        packed.set_resolution(size)
+        x = torch.randn(2, 3, size, size)
+        assert torch.equal(packed(x), model(x)) and torch.equal(restored(x), model(x))
+
+
+def test_pack_takes_layers_and_networks_that_timm_did_not_make():
+    layer = rs_timm.pack({size: nn.BatchNorm2d(4) for size in SIZES})
+    assert type(layer) is rs_timm.SwitchableBatchNorm2d and layer.selector.resolutions == SIZES
+    first = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    assert rs_timm.pack({64: first, 48: copy.deepcopy(first)}).resolutions == (64, 48)
+
+
 def test_pack_names_the_first_shared_weight_that_differs(model):
     parts = {size: rs_timm.extract(model, size) for size in SIZES}
     with torch.no_grad():

@@ -28,6 +28,7 @@ __all__ = [
     'CARD',
     'CONFIG',
     'WEIGHTS',
+    'address',
     'check_restores',
     'check_weights',
     'read_config',
@@ -241,7 +242,12 @@ def _difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Optional[
     return None
 
 
-def read_config(path: Path, repo_id: str) -> Dict[str, Any]:
+def address(repo_id: str, local: bool) -> str:
+    """What `timm.create_model` calls a repository of the hub, or a folder."""
+    return f"{'local-dir' if local else 'hf-hub'}:{repo_id}"
+
+
+def read_config(path: Path, repo_id: str, local: bool) -> Dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding='utf-8'))
         architecture = config['architecture']
@@ -254,7 +260,7 @@ def read_config(path: Path, repo_id: str) -> Dict[str, Any]:
                          'update them, or import the package that registers it.')
     if model_entrypoint(architecture).__module__.startswith('timm.'):
         raise ValueError(f'{repo_id} is a plain {architecture} of timm, no model of rs_timm: '
-                         f"rs_timm.switchable('hf-hub:{repo_id}', pretrained=True) makes it switchable.")
+                         f"rs_timm.switchable({address(repo_id, local)!r}, pretrained=True) makes it switchable.")
     return config
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from rs_timm.layers import is_switchable
 
 from .errors import hub_errors
-from .files import CONFIG, WEIGHTS, check_weights, read_config
+from .files import CONFIG, WEIGHTS, address, check_weights, read_config
 
 __all__ = ['from_pretrained']
 
@@ -48,12 +48,12 @@ def from_pretrained(
         files = {name: Path(repo_id, name) for name in (CONFIG, WEIGHTS)}
     else:
         files = _download(repo_id, revision, token=token, cache_dir=cache_dir, force_download=force_download)
-    config = read_config(files[CONFIG], repo_id)
+    config = read_config(files[CONFIG], repo_id, local)
     check_weights(files[WEIGHTS], repo_id, local)
     model = timm.create_model(f'local-dir:{files[WEIGHTS].parent}', pretrained=True, **kwargs)
     if not is_switchable(model):
         raise ValueError(f"{repo_id} is a {config['architecture']}, no resolution-switchable network: "
-                         f"rs_timm.switchable('hf-hub:{repo_id}', pretrained=True) makes it one.")
+                         f"rs_timm.switchable({address(repo_id, local)!r}, pretrained=True) makes it one.")
     if not local:
         model.derived_from = '@'.join(filter(None, (repo_id, revision)))  # type: ignore[assignment]
         model.pretrained_cfg.pop('file')  # type: ignore[operator]
@@ -72,5 +72,5 @@ def _download(repo_id: str, revision: Optional[str], **kwargs: Any) -> Dict[str,
             files[name] = Path(hf_hub_download(
                 repo_id, name, revision=revision, library_name='rs_timm', library_version=__version__, **kwargs))
         if name == CONFIG:
-            read_config(files[name], repo_id)  # before a large download
+            read_config(files[name], repo_id, local=False)  # before a large download
     return files

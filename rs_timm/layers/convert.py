@@ -84,7 +84,7 @@ def _entrances(model: nn.Module) -> List[nn.Module]:
         if isinstance(module, nn.Conv2d) or type(module).__name__ == 'SpaceToDepth':
             parts = name.split('.') if name else []
             path = (model.get_submodule('.'.join(parts[:length])) for length in range(len(parts) + 1))
-            return [m for m in path if not isinstance(m, (nn.ModuleList, nn.ModuleDict))]  # those are never called
+            return [m for m in path if type(m) not in (nn.ModuleList, nn.ModuleDict)]  # those are never called
     return [model]
 
 
@@ -174,9 +174,11 @@ def _rename_architecture(plain: nn.Module, model: nn.Module) -> None:
 def pack(models: Mapping[int, nn.Module], interpolation: str = 'params') -> nn.Module:
     """Join plain networks that differ in their BatchNorms alone into one switchable network: the inverse of `extract`.
 
+    The class is that of the plain networks, as `convert_switchable_bn` leaves it; `rs_timm.pack` adds the methods.
+
     >>> import timm, rs_timm
     >>> model = timm.create_model('rs_resnet18')
-    >>> again = rs_timm.pack({r: rs_timm.extract(model, r) for r in model.resolutions})
+    >>> again = pack({r: rs_timm.extract(model, r) for r in model.resolutions})
     >>> all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
     True
 

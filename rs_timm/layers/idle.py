@@ -56,7 +56,7 @@ def touch_idle(
     `idle` names the set, over all layers, that parameters belong to.
     """
     waiting = [(key, p) for key, parameters in idle.items() for p in parameters if p.requires_grad]
-    if not waiting:
+    if not waiting or torch._C._are_functorch_transforms_active():  # torch.func gives what was not used zeros itself
         return x
     return _TouchIdle.apply(x, list(used), [key for key, _ in waiting], *(p for _, p in waiting))
 

@@ -4,6 +4,7 @@ One `ResolutionSelector` is shared by every switchable layer of a network, so th
 however deep the network is.
 """
 import threading
+from operator import index
 from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 
 import torch
@@ -17,6 +18,7 @@ __all__ = ['ResolutionSelector', 'follow_input']
 class _Followed(threading.local):
     """What the input of the forward pass that runs in this thread asked for; 0 before the first one."""
 
+    __slots__ = ()  # with a __dict__ of its own beside the thread's, guards of torch.compile look into the wrong one
     resolution: int = 0
 
 
@@ -64,7 +66,8 @@ class ResolutionSelector:
             if height == resolution and width == resolution:
                 self.followed.resolution = resolution
                 return
-        self.followed.resolution = input_resolution(height, width)
+        # index, not int: torch.compile then fixes a free size in this graph, and with it the set of the graph
+        self.followed.resolution = input_resolution(index(height), index(width))
 
     def __getstate__(self) -> Dict[str, Any]:
         passing = ('followed', 'prepared', 'warned_load')

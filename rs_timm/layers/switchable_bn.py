@@ -123,12 +123,18 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
     def _switch(self, x: torch.Tensor) -> torch.Tensor:
         selector = self.selector
         resolution = selector.pinned or selector.followed.resolution or selector.resolutions[0]
+        if not isinstance(x, torch.Tensor):
+            return self._symbolic(x, resolution)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self._switch_with_grad(x, resolution)
         bn = self._modules.get(str(resolution))
         if bn is None:
             bn = self._unseen_set(resolution)
         return bn(x)
+
+    def _symbolic(self, x: Any, resolution: int) -> Any:
+        """One set for good: `x` is a torch.fx.Proxy, and a graph module holds none but registered modules."""
+        return self._modules[self._frozen_name(resolution, 'a torch.fx graph', 'trace')](x)
 
     def _switch_with_grad(self, x: torch.Tensor, resolution: int) -> torch.Tensor:
         if torch._C._current_graph_task_id() != -1:
@@ -158,12 +164,22 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
         if upper == lower:
             return self._modules[str(upper)]
         key = resolution, self.selector.interpolation
-        if torch.compiler.is_compiling() and key in self._made:
-            return self._made[key][1]
+        if torch.compiler.is_compiling():
+            return self._made[key][1] if key in self._made else self._made_outside_the_graph(key)
+        return self._made_afresh(key)
+
+    def _made_afresh(self, key: Tuple[int, str]) -> nn.Module:
+        upper, lower, _ = bracket(self.selector.resolutions, key[0])
         signature = _signature(self._modules[str(upper)]) + _signature(self._modules[str(lower)])
         if key not in self._made or self._made[key][0] != signature:
             self._make(key, signature)
         return self._made[key][1]
+
+    _made_outside_the_graph = torch.compiler.disable(
+        _made_afresh,
+        reason='the BatchNorm set of a size that was not trained is made outside the graph, at the first use: '
+               'set_resolution(model, size) makes it beforehand',
+    )
 
     def _make(self, key: Tuple[int, str], signature: Any) -> None:
         resolution, interpolation = key
@@ -208,15 +224,14 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
         return replica
 
     def __prepare_scriptable__(self) -> nn.Module:
-        self.scripted_set = self._scripted_name()
+        self.scripted_set = self._frozen_name(self.selector.current(), 'TorchScript', 'script')
         return self
 
-    def _scripted_name(self) -> str:
-        resolution = self.selector.current()
+    def _frozen_name(self, resolution: int, holder: str, verb: str) -> str:
         upper, lower, _ = bracket(self.selector.resolutions, resolution)
         if upper != lower:
-            raise ValueError(f'TorchScript holds the private sets {self.selector.resolutions} alone: set_resolution() '
-                             f'to one of them, or script extract(model, {resolution}).')
+            raise ValueError(f'{holder} holds the private sets {self.selector.resolutions} alone: set_resolution() '
+                             f'to one of them, or {verb} extract(model, {resolution}).')
         return str(upper)
 
     def __getstate__(self) -> Dict[str, Any]:

@@ -3,7 +3,7 @@ from . import rs_mobilenetv2, rs_resnet, rs_resnet_lq, rs_switchable
 from ._builder import OWN_ARGUMENTS, build_switchable
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, is_paper_layout
 from ._manifest import file_sha256, manifest, manifest_cfgs, weights_dir
-from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin, switchable
+from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin, pack, switchable
 
 __all__ = [
     'DEFAULT_RESOLUTIONS',
@@ -16,6 +16,7 @@ __all__ = [
     'is_paper_layout',
     'manifest',
     'manifest_cfgs',
+    'pack',
     'rs_mobilenetv2',
     'rs_resnet',
     'rs_resnet_lq',

@@ -7,16 +7,18 @@ import torch
 from torch import nn
 
 from rs_timm.layers import (
+    SwitchableBatchNorm2d,
     convert_switchable_bn,
     get_resolution,
     get_resolutions,
     set_resolution,
     use_resolution,
 )
+from rs_timm.layers import pack as pack_layers
 
 from ._checkpoint import checkpoint_filter_fn, weights_origin
 
-__all__ = ['DEFAULT_RESOLUTIONS', 'SwitchableMixin', 'switchable']
+__all__ = ['DEFAULT_RESOLUTIONS', 'SwitchableMixin', 'pack', 'switchable']
 
 DEFAULT_RESOLUTIONS = (224, 192, 160, 128, 96)  # Section 4.1
 
@@ -118,7 +120,34 @@ def switchable(
         given = ', '.join([*(['pretrained'] if pretrained else []), *kwargs])
         raise ValueError(f'{given}: only for a model name; this {type(model).__name__} exists already.')
     _refuse_fixed_size(model)
-    model = convert_switchable_bn(model, resolutions, interpolation)
+    return _with_methods(convert_switchable_bn(model, resolutions, interpolation))
+
+
+def pack(models: Mapping[int, nn.Module], interpolation: str = 'params') -> nn.Module:
+    """Join plain networks that differ in their BatchNorms alone into one switchable network: the inverse of `extract`.
+
+    The result is of the kind that `switchable` gives, with its methods; timm saves it as `rs_switchable`.
+
+    >>> import timm, rs_timm
+    >>> model = timm.create_model('rs_resnet18')
+    >>> again = rs_timm.pack({r: rs_timm.extract(model, r) for r in model.resolutions})
+    >>> again.resolutions
+    (224, 192, 160, 128, 96)
+
+    Args:
+        models: resolution in pixels -> plain network; all of one architecture. They are left as they are.
+        interpolation: for sizes that have no set: 'params' (the paper), 'affine' or 'nearest'.
+
+    Raises:
+        ValueError: no model, or weights outside the BatchNorms that differ: the first such tensor is named.
+    """
+    return _with_methods(pack_layers(models, interpolation))
+
+
+def _with_methods(model: nn.Module) -> nn.Module:
+    """A converted network, in place: of its stock class with the switch's methods, and with its base on record."""
+    if isinstance(model, SwitchableBatchNorm2d):
+        return model
     stock_class: Any = type(model)
     model.__class__ = _switchable_class(stock_class)
     _record_base(model)
