@@ -5,7 +5,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Callable, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -13,10 +13,9 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import distribute_bn
 from torch import nn
 
-from rs_timm.data import MultiResLoader
-
 from .build import resized
 from .checkpoint import random_state, save_checkpoint, set_random_state
+from .damaged import DamagedPictures
 from .evaluate import evaluate
 from .loaders import Loaders
 from .processes import gather, is_first_process, process_count, process_rank
@@ -88,7 +87,7 @@ class Trainer:
         self.rows: List[Dict[str, Any]] = []  # one for each complete epoch and resolution
         self.signals = StopSignals()
         self._saved_at = time.monotonic()
-        self._damaged: Set[str] = set()  # the lines on pictures that have been reported
+        self._damaged = DamagedPictures()
 
     def fit(self) -> List[Dict[str, Any]]:
         """Train to the last epoch; returns one row for each epoch and resolution.
@@ -123,17 +122,7 @@ class Trainer:
             if self.reporter:
                 self.reporter.update(position.epoch, update + 1, updates, position.means())
             self._save_or_stop()
-        self._report_damaged(loader, 'training')
-
-    def _report_damaged(self, loader: MultiResLoader, purpose: str) -> None:
-        """Warn of pictures that no process could read, each of them once in a run; all processes must call it."""
-        if not loader.skip_corrupt:
-            return
-        lines = [line for damaged in gather(loader.damaged) for line in damaged]
-        new = [line for line in dict.fromkeys(lines) if line not in self._damaged]
-        self._damaged.update(new)
-        if new and is_first_process():
-            _logger.warning('%d pictures could not be read in %s, the first: %s', len(new), purpose, new[0])
+        self._damaged.report(loader, 'training')
 
     def update(self, parts: Sequence[Part]) -> Dict[str, float]:
         """One step of the optimizer on a batch that comes in parts; returns the losses, means over the parts.
@@ -187,7 +176,7 @@ class Trainer:
                 alpha={size: weights[r] for size, r in sets.items()} if 1 < len(weights) == len(sets) else {},
                 limit_batches=self.recipe.limit_batches or None,
             )
-        self._report_damaged(loader, 'evaluation')
+        self._damaged.report(loader, 'evaluation')
         return results
 
     def _close_epoch(self, results: Mapping[Union[int, str], Mapping[str, float]]) -> None:

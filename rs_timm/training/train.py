@@ -99,7 +99,12 @@ def train(
     joined = not dist.is_initialized()
     device = join_processes(options.device)
     try:
-        trainer = _start(model, data, recipe, folder, device, options, resume)
+        state = _checkpoint(folder, resume)
+        if state is None:
+            check_start(model, recipe)
+        elif not recipe.init:
+            recipe = replace(recipe, init=state['recipe'].get('init', ''))
+        trainer = _create_trainer(model, data, recipe, folder, device, options, state)
         if is_first_process():
             settings = dict(model=model, **asdict(trainer.recipe))
             write_atomically(folder / 'recipe.json', json.dumps(settings, indent=2).encode())
@@ -113,30 +118,8 @@ def train(
     return trained
 
 
-def _start(
-        model: str,
-        data: str,
-        recipe: Recipe,
-        folder: Path,
-        device: torch.device,
-        options: Options,
-        resume: bool,
-) -> Trainer:
-    """A new run, or one that is where its checkpoint was."""
-    state = _checkpoint(folder, recipe, resume)
-    if state is None:
-        check_start(model, recipe)
-        return _create_trainer(model, data, recipe, folder, device, options, recipe.init)
-    if not recipe.init:
-        recipe = replace(recipe, init=state['recipe'].get('init', ''))
-    trainer = _create_trainer(model, data, recipe, folder, device, options, init='')  # the checkpoint has all weights
-    trainer.resume(state)
-    _logger.info('going on in epoch %d, after update %d', trainer.position.epoch + 1, trainer.position.update)
-    return trainer
-
-
-def _checkpoint(folder: Path, recipe: Recipe, resume: bool) -> Optional[Dict[str, Any]]:
-    """The checkpoint that all processes go on from; None for a start, which is then allowed."""
+def _checkpoint(folder: Path, resume: bool) -> Optional[Dict[str, Any]]:
+    """The checkpoint that all processes go on from; None for a start."""
     path = folder / 'last.pth'
     state = common_checkpoint(path) if resume else None
     if not resume and any(gather(path.is_file())):
@@ -151,13 +134,14 @@ def _create_trainer(
         folder: Path,
         device: torch.device,
         options: Options,
-        init: str,
+        state: Optional[Dict[str, Any]],
 ) -> Trainer:
+    """A new run, or one that is where the checkpoint `state` was, which has all weights."""
     dense = recipe.task == 'segmentation'
     make_loaders = MaskLoaders if dense else Loaders
     loaders = make_loaders(data, recipe, options.splits, device, options.workers, options.skip_corrupt)
     random_seed(recipe.seed)  # all processes start from the same weights ...
-    task = _create_task(model, replace(recipe, init=init), len(loaders.class_names), device)
+    task = _create_task(model, recipe if state is None else replace(recipe, init=''), len(loaders.class_names), device)
     random_seed(recipe.seed, process_rank())  # ... and each drops paths of its own
     optimizer = create_optimizer(task, recipe)
     if recipe.ema:
@@ -171,9 +155,13 @@ def _create_trainer(
     if is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
         reporter = Reporter(folder, options.progress, options.tensorboard)
-    return Trainer(
+    trainer = Trainer(
         task, recipe, optimizer, schedule, loaders, folder, reporter, options.checkpoint_minutes,
         measure=evaluate_masks if dense else evaluate)
+    if state is not None:
+        trainer.resume(state)
+        _logger.info('going on in epoch %d, after update %d', trainer.position.epoch + 1, trainer.position.update)
+    return trainer
 
 
 def _create_task(name: str, recipe: Recipe, num_classes: int, device: torch.device) -> MREDTask:
