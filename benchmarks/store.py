@@ -1,10 +1,13 @@
 """Tables of results: CSV files in which the rows of a job replace those of the same job, and nothing else moves."""
 import base64
 import csv
+import fcntl
 import io
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -55,17 +58,29 @@ def read(table: Table, folder: Path) -> List[Row]:
 def put(table: Table, folder: Path, key: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace the rows of the job `key` by `rows`; the file is written whole, or stays as it was.
 
-    Jobs stand in alphabetical order, the rows of a job in the order given.
+    Jobs stand in alphabetical order, the rows of a job in the order given. Queues that run side by side take turns.
     """
     new = [{**key, **{column: _text(row[column]) for column in table.columns}} for row in rows]
-    kept = [row for row in read(table, folder) if any(row[name] != key[name] for name in KEY)]
-    merged = sorted([*kept, *new], key=lambda row: [row[name] for name in KEY])  # stable
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fieldnames=[*KEY, *table.columns], lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(merged)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(table.path(folder), stream.getvalue().encode())
+    with _locked(folder):
+        kept = [row for row in read(table, folder) if any(row[name] != key[name] for name in KEY)]
+        merged = sorted([*kept, *new], key=lambda row: [row[name] for name in KEY])  # stable
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, fieldnames=[*KEY, *table.columns], lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(merged)
+        write_atomically(table.path(folder), stream.getvalue().encode())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time. It is the folder itself that is locked: no file is left, and the lock ends with its holder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _text(value: Any) -> str:

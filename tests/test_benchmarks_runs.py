@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +123,19 @@ def test_rows_replace_those_of_the_same_job_alone(tmp_path):
         ('0', '0.123457'), ('0', 'b'), ('1', '4'), ('1', '5')]
     store.put(table, tmp_path, one, [])
     assert [row['x'] for row in store.read(table, tmp_path)] == ['4', '5']
+
+
+def test_queues_side_by_side_lose_no_rows_of_each_other(tmp_path):
+    table = store.Table('some', ('x',))
+
+    def queue(name):
+        for seed in range(40):
+            store.put(table, tmp_path, dict(preset='small', run=name, seed=str(seed)), [dict(x=seed)])
+
+    with ThreadPoolExecutor() as pool:  # a lock of a folder is held by a handle, not by a process
+        list(pool.map(queue, ('parallel', 'rs_net')))
+    assert [(row['run'], int(row['x'])) for row in store.read(table, tmp_path)] == sorted(
+        ((name, seed) for name in ('parallel', 'rs_net') for seed in range(40)), key=lambda row: (row[0], str(row[1])))
 
 
 def test_packed_booleans_come_back():
