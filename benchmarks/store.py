@@ -74,7 +74,7 @@ def put(table: Table, folder: Path, key: Mapping[str, str], rows: Iterable[Mappi
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time. It is the folder itself that is locked: no file is left, and the lock ends with its holder."""
+    """One writer at a time: the lock is on the folder itself, leaves no file, and ends with its holder."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
