@@ -11,12 +11,13 @@ quarters of what it reads are zeros.
 
 `benchmarks/cpu_gradients.py` measures both.
 """
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
-from torch.overrides import TorchFunctionMode
+
+from .replaced import Replaced
 
 __all__ = ['CPUGradients', 'has_matrix_units', 'input_gradient', 'pays', 'spreads', 'weight_gradient']
 
@@ -120,33 +121,8 @@ def spreads(
     return depthwise and inside and stride != (1, 1) and dtype is torch.bfloat16
 
 
-class CPUGradients(TorchFunctionMode):
-    """Within it, convolutions on a CPU compute their gradients in the faster of two ways.
-
-    Values and gradients are those of torch up to rounding. It obeys autocast. What has no faster way here (biases,
-    groups, dilation, other devices) is torch's own. Second derivatives are not supported: take them outside.
-
-    >>> conv = torch.nn.Conv2d(256, 512, 1, bias=False)
-    >>> with CPUGradients():
-    ...     conv(torch.randn(2, 256, 4, 4)).sum().backward()
-    >>> conv.weight.grad.shape
-    torch.Size([512, 256, 1, 1])
-    """
-
-    def __torch_function__(
-            self,
-            func: Any,
-            types: Any,
-            args: Tuple[Any, ...] = (),
-            kwargs: Optional[Dict[str, Any]] = None,
-    ) -> Any:
-        if func is torch.conv2d and not kwargs:
-            return _convolve(*args)
-        return func(*args, **(kwargs or {}))
-
-
 def _convolve(
-        x: torch.Tensor,
+        input: torch.Tensor,
         weight: torch.Tensor,
         bias: Optional[torch.Tensor] = None,
         stride: Any = 1,
@@ -155,12 +131,12 @@ def _convolve(
         groups: int = 1,
 ) -> torch.Tensor:
     plain = bias is None and _pair(dilation) == (1, 1) and not isinstance(padding, str)
-    if plain and torch.is_grad_enabled() and x.device.type == 'cpu' and x.dim() == 4:
-        stride, padding, dtype = _pair(stride), _pair(padding), _computed_in(x)
-        by_product = groups == 1 and weight.requires_grad and pays(x, weight, stride, padding, dtype)
-        if by_product or x.requires_grad and spreads(x, weight, stride, padding, groups, dtype):
-            return _Convolution.apply(x.to(dtype), weight.to(dtype), stride, padding, groups)
-    return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if plain and torch.is_grad_enabled() and input.device.type == 'cpu' and input.dim() == 4:
+        stride, padding, dtype = _pair(stride), _pair(padding), _computed_in(input)
+        by_product = groups == 1 and weight.requires_grad and pays(input, weight, stride, padding, dtype)
+        if by_product or input.requires_grad and spreads(input, weight, stride, padding, groups, dtype):
+            return _Convolution.apply(input.to(dtype), weight.to(dtype), stride, padding, groups)
+    return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
 def _computed_in(x: torch.Tensor) -> torch.dtype:
@@ -203,3 +179,19 @@ class _Convolution(torch.autograd.Function):
         elif for_x:
             grad_x = input_gradient(grad, weight, tuple(x.shape[2:]), *ctx.geometry)
         return grad_x, grad_weight, None, None, None
+
+
+class CPUGradients(Replaced):
+    """Within it, convolutions on a CPU compute their gradients in the faster of two ways.
+
+    Values and gradients are those of torch up to rounding. It obeys autocast. What has no faster way here (biases,
+    groups, dilation, other devices) is torch's own. Second derivatives are not supported: take them outside.
+
+    >>> conv = torch.nn.Conv2d(256, 512, 1, bias=False)
+    >>> with CPUGradients():
+    ...     conv(torch.randn(2, 256, 4, 4)).sum().backward()
+    >>> conv.weight.grad.shape
+    torch.Size([512, 256, 1, 1])
+    """
+
+    table = {torch.conv2d: _convolve}

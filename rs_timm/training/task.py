@@ -15,7 +15,9 @@ from rs_timm.layers import check_resolutions, get_resolutions, is_switchable, us
 from rs_timm.layers.selector import selectors_of
 from rs_timm.loss import MODES, dense_mred_loss, ensemble_weights, mred_loss
 
+from .activations import LeanActivations
 from .cpu_gradients import CPUGradients
+from .replaced import Replaced
 
 __all__ = ['MREDTask']
 
@@ -135,6 +137,10 @@ class MREDTask(TrainingTask):
         return getattr(module, 'module', module)  # out of DDP or ModelEmaV3
 
 
+class _OnCPU(Replaced):
+    table = {**CPUGradients.table, **LeanActivations.table}
+
+
 class _Branches(nn.Module):
     """The network at all its resolutions, and alpha: what DDP wraps, so that a step is one call of it."""
 
@@ -144,6 +150,7 @@ class _Branches(nn.Module):
         self.alpha = nn.Parameter(torch.zeros(count))
         self.lean = lean
         self._compiled: Any = None
+        self._has_lean_activations = LeanActivations.concerns(model)
 
     def compile_runs(self, **kwargs: Any) -> None:
         self._compiled = torch.compile(self.model.forward, **kwargs)
@@ -162,9 +169,15 @@ class _Branches(nn.Module):
     def _run(self, resolution: int, x: torch.Tensor) -> torch.Tensor:
         network = self._compiled or self.model
         switch = use_resolution(self.model, resolution) if is_switchable(self.model) else nullcontext()
-        eager = x.device.type == 'cpu' and self._compiled is None
-        with switch, CPUGradients() if eager else nullcontext():
+        with switch, self._functions(x):
             return network(x)
+
+    def _functions(self, x: torch.Tensor) -> ContextManager:
+        if self._compiled is not None:
+            return nullcontext()
+        if x.device.type == 'cpu':
+            return _OnCPU()
+        return LeanActivations() if self._has_lean_activations else nullcontext()
 
     def _recompute_contexts(self) -> Tuple[ContextManager, ContextManager]:
         return nullcontext(), _frozen_statistics(self.model)
