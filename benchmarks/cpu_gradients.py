@@ -21,7 +21,7 @@ from unittest import mock
 import timm
 import torch
 
-from benchmarks.environment import RESULTS, describe
+from benchmarks.environment import RESULTS, describe, keep_kernels
 from benchmarks.training.results import merge
 from benchmarks.training_cost import MODELS, RESOLUTIONS, compare, interleaved, rs_step
 from rs_timm.training import cpu_gradients, keep_freed_memory
@@ -163,6 +163,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     args.device = 'cpu'
     torch.manual_seed(0)
     keep_freed_memory()
+    keep_kernels()
     environment = describe('cpu', args.precision)
     matrix_units = 'yes' if cpu_gradients.has_matrix_units() else 'no'
     print(', '.join(f'{key} {value}' for key, value in environment.items()), f'(matrix units: {matrix_units})')

@@ -1,4 +1,5 @@
 """What every benchmark row states: device, dtype, threads and versions."""
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 import rs_timm
 
-__all__ = ['RESULTS', 'commit', 'describe']
+__all__ = ['RESULTS', 'commit', 'describe', 'keep_kernels']
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 
@@ -35,6 +36,15 @@ def describe(device: str = 'cpu', dtype: str = 'float32') -> Dict[str, str]:
         timm=timm.__version__,
         rs_timm=rs_timm.__version__,
     )
+
+
+def keep_kernels() -> None:
+    """For programs in which two networks take turns on a CPU: call it before the first convolution.
+
+    oneDNN keeps the last 1024 kernels that it made. Those of two training steps at five resolutions are more: each side
+    would push out the other's, and make its own anew at about half a millisecond each, which neither does alone.
+    """
+    os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '8192')
 
 
 def commit() -> str:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import rs_timm
-from benchmarks.environment import RESULTS, describe
+from benchmarks.environment import RESULTS, describe, keep_kernels
 from rs_timm.training import MREDTask, Recipe, Trainer, keep_freed_memory
 from rs_timm.training.build import create_optimizer
 from rs_timm.training.schedule import create_schedule
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=RESULTS / 'quantization_cost.csv')
     args = parser.parse_args()
     keep_freed_memory()  # as `rs-timm train` does
+    keep_kernels()
     rows: List[Dict[str, Any]] = []
     for network in args.networks:
         for precision in args.precisions:

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 
 from benchmarks import data_pipeline
-from benchmarks.environment import RESULTS, describe
+from benchmarks.environment import RESULTS, describe, keep_kernels
 from benchmarks.training.paper_step import PaperStep
 from benchmarks.training.peak_memory import PeakMemory
 from benchmarks.training.plot import plot
@@ -242,6 +242,7 @@ PARTS: Dict[str, Callable[[str, argparse.Namespace], Iterator[Row]]] = {
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse(argv)
+    keep_kernels()
     torch.manual_seed(0)
     if args.device != CUDA and not keep_freed_memory():
         print('note: freed memory is not kept here; both sides of each comparison go without')
