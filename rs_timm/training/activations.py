@@ -1,15 +1,12 @@
-"""Activations in place that are in place.
+"""ReLU6 in place that is in place.
 
-Where the gradient of an activation is written by its input, torch copies the input before it overwrites it: ReLU6 in
-place holds two tensors and copies one, which is what "in place" is meant to avoid. The gradient of ReLU6 can as well be
-written by the output, which the next convolution keeps anyway: MobileNetV2 then keeps two tensors for each BatchNorm
-with activation instead of three. SiLU and its like do need their input: out of place they keep the same two tensors,
-without the copy.
+torch writes the gradient of ReLU6 by its input, and therefore copies the input before it overwrites it: "in place"
+saves no memory and costs a copy. The gradient can as well be written by the output, which the next convolution keeps anyway:
+MobileNetV2 then keeps two tensors for each BatchNorm with its activation instead of three.
 
-Values and gradients are torch's, to the bit.
+Values and gradients are torch's, to the bit. SiLU and its like are copied for the same reason, but do need their input.
 """
-from functools import partial
-from typing import Any, Callable, Tuple
+from typing import Any, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +16,6 @@ from torch.autograd.function import once_differentiable
 from .replaced import Replaced
 
 __all__ = ['LeanActivations']
-
-_NEED_INPUT = (F.silu, F.hardswish, F.hardsigmoid, F.mish)
-_MODULES = (nn.Hardtanh, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Mish)
 
 
 class _HardtanhInPlace(torch.autograd.Function):
@@ -42,7 +36,7 @@ class _HardtanhInPlace(torch.autograd.Function):
 
 
 def _hardtanh(input: torch.Tensor, min_val: float = -1., max_val: float = 1., inplace: bool = False) -> torch.Tensor:
-    if inplace and _differentiated(input) and type(input) is torch.Tensor:
+    if inplace and type(input) is torch.Tensor and torch.is_grad_enabled() and _is_intermediate(input):
         return _HardtanhInPlace.apply(input, min_val, max_val)
     return F.hardtanh(input, min_val, max_val, inplace)
 
@@ -51,19 +45,15 @@ def _relu6(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     return _hardtanh(input, 0., 6., inplace)
 
 
-def _out_of_place(func: Callable[..., torch.Tensor], input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
-    return func(input, inplace=inplace and not _differentiated(input))
-
-
-def _differentiated(x: torch.Tensor) -> bool:
-    return x.requires_grad and torch.is_grad_enabled() and not x.is_leaf  # a leaf: torch's error
+def _is_intermediate(x: torch.Tensor) -> bool:
+    return x.requires_grad and not x.is_leaf and not x._is_view()  # the others are torch's, with its errors
 
 
 class LeanActivations(Replaced):
-    """Within it, activations in place make no copy of their input for the gradient.
+    """Within it, ReLU6 and Hardtanh in place make no copy of their input for the gradient.
 
-    They are those of `torch.nn.functional`, and modules that call these, such as `nn.ReLU6(inplace=True)`. SiLU and its
-    like return a new tensor, as if they were not in place. Second derivatives are not supported: take them outside.
+    It changes those of `torch.nn.functional`, and the modules that call them, such as `nn.ReLU6(inplace=True)`. Second
+    derivatives are not supported: take them outside.
 
     >>> act = torch.nn.ReLU6(inplace=True)
     >>> x = torch.tensor([-1., 3., 7.], requires_grad=True)
@@ -73,13 +63,9 @@ class LeanActivations(Replaced):
     tensor([0., 1., 0.])
     """
 
-    table = {
-        F.hardtanh: _hardtanh,
-        F.relu6: _relu6,
-        **{func: partial(_out_of_place, func) for func in _NEED_INPUT},
-    }
+    table = {F.hardtanh: _hardtanh, F.relu6: _relu6}
 
     @staticmethod
     def concerns(model: nn.Module) -> bool:
         """Whether `model` has activations that it changes."""
-        return any(isinstance(module, _MODULES) and module.inplace for module in model.modules())
+        return any(isinstance(module, nn.Hardtanh) and module.inplace for module in model.modules())
