@@ -1,8 +1,8 @@
 """ReLU6 in place that is in place.
 
 torch writes the gradient of ReLU6 by its input, and therefore copies the input before it overwrites it: "in place"
-saves no memory and costs a copy. The gradient can as well be written by the output, which the next convolution keeps anyway:
-MobileNetV2 then keeps two tensors for each BatchNorm with its activation instead of three.
+saves no memory and costs a copy. The gradient can as well be written by the output, which the next convolution keeps
+anyway: MobileNetV2 then keeps two tensors for each BatchNorm with its activation instead of three.
 
 Values and gradients are torch's, to the bit. SiLU and its like are copied for the same reason, but do need their input.
 """
