@@ -1,5 +1,6 @@
 """ReLU6 in place: torch's values and gradients, without torch's copy of the input."""
 import math
+from contextlib import nullcontext
 
 import pytest
 import timm
@@ -8,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rs_timm  # noqa: F401
-from rs_timm.training import activations, task
+from rs_timm.training import task
 from rs_timm.training.activations import LeanActivations
 from rs_timm.training.task import MREDTask
 
@@ -87,6 +88,13 @@ def test_it_knows_what_it_concerns():
     assert not LeanActivations.concerns(nn.Sequential(nn.ReLU6()))
 
 
+@pytest.mark.parametrize('name, expected', [('rs_mobilenetv2', LeanActivations), ('rs_resnet18', nullcontext)])
+def test_beside_cpus_only_networks_with_relu6_pay_for_it(name, expected):
+    training = MREDTask(timm.create_model(name, num_classes=3, resolutions=(64, 32)))
+    assert type(training.trainable_module._functions(torch.empty(1, device='meta'))) is expected
+    assert type(training.trainable_module._functions(torch.empty(1))) is task._OnCPU
+
+
 def step(lean):
     """Gradients of a step of MRED, and the bytes that its forward pass keeps for the backward pass."""
     torch.manual_seed(0)
@@ -113,8 +121,3 @@ def test_a_step_of_mobilenetv2_has_the_same_gradients_and_keeps_a_quarter_less(m
     assert less - weights < 0.78 * (more - weights)
     for name, grad in expected.items():
         assert torch.equal(ours[name], grad) and torch.equal(again[name], grad), name
-
-
-def test_without_gradients_of_the_output_there_is_nothing_to_keep():
-    with LeanActivations(), torch.inference_mode():
-        assert activations._relu6(torch.tensor([-1., 7.]), inplace=True).tolist() == [0., 6.]
