@@ -120,18 +120,31 @@ def test_every_schedule_resumes(data, tmp_path, sched):
 
 
 def test_other_pictures_are_refused(tmp_path):
-    """But for checkpoints that do not say how many there were."""
+    """Another number, or as many of other names or classes; but for checkpoints that do not say which they were."""
     data = make_pictures(tmp_path / 'pictures', train_each=8)
     settings = dict(sched='onecycle', progressive=0.)
     run_one_epoch(data, tmp_path / 'run', **settings)
     checkpoint = tmp_path / 'run/last.pth'
     state = load_checkpoint(checkpoint)
     assert state['pictures'] == 16
-    extra = data / 'train/class1/8.png'
-    extra.write_bytes((data / 'train/class1/7.png').read_bytes())
-    with pytest.raises(ValueError, match='16 training pictures, this one has 17, .* another output folder'):
-        run(data, tmp_path / 'run', resume=True, **settings)
-    save_checkpoint(checkpoint, {key: value for key, value in state.items() if key != 'pictures'})
+
+    def refused(match):
+        with pytest.raises(ValueError, match=f'differ in {match}.* another output folder'):
+            run(data, tmp_path / 'run', resume=True, **settings)
+
+    last = data / 'train/class1/7.png'
+    extra = last.with_name('8.png')
+    extra.write_bytes(last.read_bytes())
+    refused(r'number \(16, now 17\)')
+    last.unlink()
+    refused('their names')
+    for split in ('train', 'val'):
+        (data / split / 'class1').rename(data / split / 'class2')
+    refused('their classes')
+    extra = data / 'train/class2/8.png'
+    extra.with_name('9.png').write_bytes(extra.read_bytes())
+    noted = ('pictures', 'picture_names', 'class_names')
+    save_checkpoint(checkpoint, {key: value for key, value in state.items() if key not in noted})
     assert len(run(data, tmp_path / 'run', resume=True, **settings).rows) == 2 * 3
 
 

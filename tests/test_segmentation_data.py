@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from masked_pictures import COLOURS, IGNORE, NAMES, SIZE, make_masked, picture_of
-from PIL import Image
+from PIL import ExifTags, Image
 
 from rs_timm.data import ImageError, MaskFolder, create_mask_loader
 from rs_timm.data.masks import class_values
@@ -130,6 +130,20 @@ def test_palettes_are_indices(root):
     palette.save(file)
     assert Image.open(file).mode == 'P'
     assert np.array_equal(MaskFolder(root, 'train', NAMES, IGNORE)[0].mask, expected)
+
+
+@pytest.mark.parametrize('orientation', [3, 6])
+def test_picture_and_mask_are_turned_as_they_say(root, orientation):
+    """Stored upside down or on the side, both with a note of it."""
+    expected = MaskFolder(root, 'train', NAMES, IGNORE)[0]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
+    for folder in ('images', 'masks'):
+        file = root / 'train' / folder / '0.png'
+        Image.open(file).transpose(stored).save(file, exif=exif)
+    picture, mask = MaskFolder(root, 'train', NAMES, IGNORE)[0]
+    assert np.array_equal(picture, expected.picture) and np.array_equal(mask, expected.mask)
 
 
 # Bad input

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from rs_timm.pictures import ImageError, open_image, reason
+from rs_timm.pictures import ImageError, open_image, reason, upright
 
 __all__ = ['IGNORED', 'MaskFolder', 'MaskedPicture', 'class_values']
 
@@ -21,7 +21,7 @@ _UNKNOWN = -1
 
 class MaskedPicture(NamedTuple):
     picture: Image.Image  # upright RGB
-    mask: np.ndarray  # uint8 [height, width]: class indices, or IGNORED
+    mask: np.ndarray  # upright uint8 [height, width]: class indices, or IGNORED
 
 
 def class_values(num_classes: int, ignore_label: int = IGNORED) -> List[int]:
@@ -107,8 +107,8 @@ class MaskFolder(Dataset[MaskedPicture]):
 def _read_mask(file: Path) -> np.ndarray:
     try:
         with Image.open(file) as mask:
-            mode, values = mask.mode, np.asarray(mask)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            mode, values = mask.mode, np.asarray(upright(mask))
+    except Exception as error:  # on damaged files, decoders raise whatever they met
         raise ImageError(f'{file}: {reason(error)}') from error
     if values.ndim != 2 or values.dtype == np.float32:
         raise ImageError(f'{file}: a mask holds one whole number a pixel; this is a picture of kind {mode}.')

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from .processes import gather
+from .recipe import Recipe
 
 __all__ = [
+    'check_same_run',
     'common_checkpoint',
     'load_checkpoint',
     'random_state',
@@ -108,6 +110,39 @@ def common_checkpoint(path: PathOrStr) -> Optional[Dict[str, Any]]:
     if state is None and found != 'none':
         raise ValueError(found)
     return state
+
+
+def check_same_run(path: PathOrStr, state: Mapping[str, Any], own: Mapping[str, Any], recipe: Recipe) -> None:
+    """Refuse a checkpoint that a run cannot go on from as if it had never stopped.
+
+    Args:
+        path: the checkpoint, for the message.
+        state: its content; what earlier versions did not note is not compared.
+        own: `Trainer.state_dict()` of the run that wants to go on.
+        recipe: its settings.
+
+    Raises:
+        ValueError: settings, network, processes or training pictures differ; the message says how.
+    """
+    differences = recipe.differences(state['recipe'])
+    if differences:
+        changes = ', '.join(f'{name} {theirs!r}, now {mine!r}' for name, (mine, theirs) in differences.items())
+        raise ValueError(f'{path} is of a run with other settings ({changes}): use those, or another output folder.')
+    if _shapes(own) != _shapes(state):
+        raise ValueError(f'{path} is of another network, or of data with other classes: use another output folder.')
+    theirs, mine = len(state['random']), len(own['random'])
+    if theirs != mine:
+        raise ValueError(f'{path} is of a run with {theirs} process(es), this one has {mine}: start as many.')
+    for key, differ in (('pictures', 'in number ({}, now {})'), ('class_names', 'in their classes'),
+                        ('picture_names', 'in their names')):
+        if state.get(key, own[key]) != own[key]:
+            how = differ.format(state[key], own[key])
+            raise ValueError(f'{path} is of a run whose training pictures differ {how}, and order and schedule depend '
+                             'on them: use those pictures (--data, --splits), or another output folder.')
+
+
+def _shapes(state: Mapping[str, Any]) -> Dict[str, torch.Size]:
+    return {name: value.shape for name, value in state['state_dict'].items()}
 
 
 def random_state() -> Dict[str, Any]:

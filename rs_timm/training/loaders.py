@@ -1,5 +1,6 @@
 """The loaders of a run, made from its recipe: one pair for each phase of progressive training."""
 import os
+from hashlib import sha256
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 import torch
@@ -57,6 +58,7 @@ class Loaders:
             world_size=process_count(),
         )
         self._made: Dict[bool, MultiResLoader] = {}
+        self._digest = ''
         self._mixup: Optional[Mixup] = None
         self.class_names = self._class_names()
         if recipe.mixup or recipe.cutmix:  # after the label smoothing of the loss there is none left to do
@@ -100,6 +102,18 @@ class Loaders:
     def picture_count(self) -> int:
         """How many pictures there are to train on."""
         return self._made[True].num_samples
+
+    def picture_names(self) -> str:
+        """A digest of the names of the training pictures, in order."""
+        if not self._digest:
+            names = '\n'.join(self._file_names())
+            self._digest = sha256(names.encode(errors='surrogateescape')).hexdigest()
+        return self._digest
+
+    def _file_names(self) -> List[str]:
+        """None for data whose pictures would have to be read for their names, such as those of the Hugging Face Hub."""
+        dataset: Any = self._made[True].dataset
+        return dataset.filenames(basename=True) if hasattr(dataset.reader, 'samples') else []
 
     def updates_per_epoch(self) -> int:
         """How often the weights change in an epoch."""

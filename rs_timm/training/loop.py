@@ -14,11 +14,11 @@ from timm.utils import distribute_bn
 from torch import nn
 
 from .build import resized
-from .checkpoint import random_state, save_checkpoint, set_random_state
+from .checkpoint import check_same_run, random_state, save_checkpoint, set_random_state
 from .damaged import DamagedPictures
 from .evaluate import evaluate
 from .loaders import Loaders
-from .processes import gather, is_first_process, process_count, process_rank
+from .processes import gather, is_first_process, process_rank
 from .recipe import Recipe
 from .report import LOSSES, Reporter
 from .schedule import OneCycle
@@ -246,6 +246,7 @@ class Trainer:
             rows=self.rows,
             recipe=asdict(self.recipe),
             pictures=self.loaders.picture_count(),
+            picture_names=self.loaders.picture_names(),
             class_names=self.loaders.class_names,
         )
 
@@ -264,7 +265,7 @@ class Trainer:
         Raises:
             ValueError: it is of another run; the message says in what.
         """
-        self._check_same_run(state)
+        check_same_run(self.path, state, self.state_dict(), self.recipe)
         self.task.load_checkpoint_state(state['state_dict'], state['task_state'])
         if self.task.has_ema():
             self.task.load_checkpoint_state(state['state_dict_ema'], state['task_state_ema'], ema=True)
@@ -279,23 +280,3 @@ class Trainer:
                     buffer.copy_(state['buffers'][process_rank()][name])
         if self.reporter and self.rows and not self.position.batch:
             self.reporter.epoch(self.rows)  # a kill may have come between checkpoint and log
-
-    def _check_same_run(self, state: Mapping[str, Any]) -> None:
-        differences = self.recipe.differences(state['recipe'])
-        if differences:
-            changes = ', '.join(f'{name} {theirs!r}, now {mine!r}' for name, (mine, theirs) in differences.items())
-            raise ValueError(f'{self.path} is of a run with other settings ({changes}): use those, or another output '
-                             'folder.')
-        own = self.task.get_checkpoint_state()['state_dict']
-        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state['state_dict'].items()}:
-            raise ValueError(f'{self.path} is of another network, or of data with other classes: use another output '
-                             'folder.')
-        if len(state['random']) != process_count():
-            raise ValueError(f"{self.path} is of a run with {len(state['random'])} process(es), this one has "
-                             f'{process_count()}: start as many.')
-        mine = self.loaders.picture_count()
-        theirs = state.get('pictures', mine)  # earlier versions did not note it
-        if theirs != mine:
-            raise ValueError(f'{self.path} is of a run with {theirs} training pictures, this one has {mine}, and order '
-                             'and schedule depend on it: use those pictures (--data, --splits), or another output '
-                             'folder.')

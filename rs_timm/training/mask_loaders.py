@@ -16,6 +16,10 @@ class MaskLoaders(Loaders):
             assert loader.dataset.classes == self.recipe.labels
         return list(self.recipe.labels)
 
+    def _file_names(self) -> List[str]:
+        dataset: Any = self._made[True].dataset
+        return [file.name for pair in dataset.pairs for file in pair]
+
     def training(self, epoch: int) -> MultiResLoader:
         """The loader for the sizes of `epoch`; set its epoch before use."""
         recipe = self.recipe
