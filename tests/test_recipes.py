@@ -51,6 +51,17 @@ def test_the_papers_recipes_are_section_4_1(name, epochs, lr, weight_decay):
     assert rates[0] == pytest.approx(lr) and rates[1] == pytest.approx(lr / 2) and rates[2] < 1e-4 * lr
 
 
+@pytest.mark.parametrize('opt, fused', [('sgd', True), ('momentum', True), ('adamw', True), ('lamb', False)])
+def test_optimizers_of_torch_are_fused_and_those_of_timm_are_left_alone(opt, fused):
+    network = nn.Linear(2, 2)
+    optimizer = create_optimizer(network, Recipe(opt=opt))
+    assert bool(optimizer.defaults.get('fused')) is fused
+    before = network.weight.detach().clone()
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, network.weight)
+
+
 @pytest.mark.parametrize('sched', ['onecycle', 'cosine', 'step'])
 @pytest.mark.parametrize('decay_norm', [False, True])
 def test_private_batchnorms_have_a_rate_of_their_own(sched, decay_norm):
