@@ -5,9 +5,11 @@ benchmarks/results/*.csv; what nobody measured says so. Plots go beside the CSV 
 """
 import csv
 import re
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import timm
 
@@ -68,11 +70,15 @@ def weights_section() -> str:
 
 
 def _training_of(record: Dict[str, Any]) -> str:
-    stages = [f"{stage['epochs']} epoch{'s' * (stage['epochs'] > 1)} of `{stage['name']}` "
-              f"({_minutes(stage['minutes'])})" for stage in stages_of(record)]
-    if record.get('recalibrated'):
-        stages.append(f"BatchNorm statistics of {record['recalibrated']} training pictures")
-    return f"from random weights, {', then '.join(stages)}; {record['hardware']}."
+    places = [f"{', then '.join(chain.from_iterable(map(_steps_of, stages)))}; {hardware}"
+              for hardware, stages in groupby(stages_of(record), itemgetter('hardware'))]
+    return f"from random weights, {'. Then '.join(places)}."
+
+
+def _steps_of(stage: Dict[str, Any]) -> Iterator[str]:
+    yield f"{stage['epochs']} epoch{'s' * (stage['epochs'] > 1)} of `{stage['name']}` ({_minutes(stage['minutes'])})"
+    if stage.get('recalibrated'):
+        yield f"BatchNorm statistics of {stage['recalibrated']} training pictures"
 
 
 def _minutes(minutes: float) -> str:

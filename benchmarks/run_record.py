@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Sequence
 
 import torch
 
-from rs_timm.models import file_sha256
+from rs_timm.models import file_sha256, manifest
 from rs_timm.runtime.machine import describe_machine
 from rs_timm.training import RECIPES, Recipe
 
@@ -54,8 +54,8 @@ def record_of(run: Path, hardware: Sequence[str]) -> Dict[str, Any]:
     Returns:
         'command', 'name' (the closest recipe), 'settings' (those that are not the defaults of a recipe), 'epochs',
         'minutes' (of training by the clock; evaluation is left out, pauses of the process are not), 'hardware', 'top1'
-        (in the last epoch, in percent) and, for a run that started from another one, 'init': the same of that one, and
-        the sha256 of its weights.
+        (in the last epoch, in percent) and, for a run that started from another one or from shipped weights, 'init':
+        the same of that one, and the sha256 of its weights.
 
     Raises:
         ValueError: weights that the run started from are not of a run, so that nobody can say what they are.
@@ -85,6 +85,9 @@ def _record_from_logs(run: Path, hardware: Sequence[str]) -> Dict[str, Any]:
 
 
 def _record_of_start(init: str, hardware: Sequence[str]) -> Dict[str, Any]:
+    shipped = manifest().get(init)
+    if shipped:
+        return dict(shipped['recipe'], sha256=shipped['sha256'])
     path = Path(init)
     runs = [folder for folder in (path.parent, path.parent.parent) if (folder / 'recipe.json').is_file()]
     if not (path.is_file() and runs):

@@ -14,7 +14,7 @@ from training_run import make_pictures
 from benchmarks import report, run_record, ship_weights
 from benchmarks.run_record import record_of, stages_of
 from rs_timm.cli import main
-from rs_timm.models import _manifest, file_sha256
+from rs_timm.models import _manifest, file_sha256, manifest
 from rs_timm.models._builder import switchable_cfgs
 
 NAME = 'rs_resnet18.mred_pictures'
@@ -163,6 +163,23 @@ def test_a_start_that_nobody_knows_is_refused(shipped, tmp_path):
     (tmp_path / 'recipe.json').write_text(json.dumps(dict(ran, init='resnet18.a1_in1k')))
     with pytest.raises(ValueError, match="started from 'resnet18.a1_in1k', .* origin and licence"):
         record_of(tmp_path, 'two slow cores')
+
+
+def test_a_start_from_shipped_weights_takes_their_record_along(shipped, tmp_path, monkeypatch):
+    """And the table of weights tells on which machine each of the stages ran."""
+    weights, entry, run, _ = shipped
+    name = 'rs_resnet18.mred_imagenette'
+    theirs = manifest()[name]
+    (tmp_path / 'log.csv').write_bytes((run / 'log.csv').read_bytes())
+    ran = json.loads((run / 'recipe.json').read_text())
+    (tmp_path / 'recipe.json').write_text(json.dumps(dict(ran, init=name)))
+    record = record_of(tmp_path, ['two slow cores'])
+    assert record['init'] == dict(theirs['recipe'], sha256=theirs['sha256'])
+    assert [stage['name'] for stage in stages_of(record)] == ['imagenette_start', 'imagenette_mred', 'imagenette_mred']
+    monkeypatch.setattr(report, 'manifest', lambda: {NAME: dict(entry, recipe=record)})
+    monkeypatch.setattr(report, 'weights_dir', lambda: weights)
+    assert (f"BatchNorm statistics of 2000 training pictures; {theirs['recipe']['hardware']}. Then 1 epoch of "
+            '`imagenette_mred` (0 minutes); two slow cores.') in report.weights_section()
 
 
 def test_another_network_is_refused(shipped):
