@@ -71,7 +71,8 @@ def _record_from_logs(run: Path, hardware: Sequence[str]) -> Dict[str, Any]:
     rows = list(csv.DictReader((run / 'log.csv').read_text(encoding='utf-8').splitlines()))
     seconds = {row['epoch']: float(row['seconds']) for row in rows}
     recipe = Recipe(**_tuples(ran))
-    name = min(RECIPES, key=lambda name: len(recipe.differences(asdict(RECIPES[name]()))))
+    name = min(RECIPES, key=lambda name: (
+        len(recipe.differences(asdict(RECIPES[name]()))), bool(RECIPES[name].goes_on_from) is not bool(init)))
     record = dict(
         command=_command(model, recipe, name, bool(init)),
         name=name,

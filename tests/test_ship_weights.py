@@ -172,13 +172,14 @@ def test_a_start_from_shipped_weights_takes_their_record_along(shipped, tmp_path
     theirs = manifest()[name]
     (tmp_path / 'log.csv').write_bytes((run / 'log.csv').read_bytes())
     ran = json.loads((run / 'recipe.json').read_text())
-    (tmp_path / 'recipe.json').write_text(json.dumps(dict(ran, init=name)))
+    as_far_from_both = dict(lr=0.01, weight_decay=0.0025, warmup_epochs=0.5, epochs=4, progressive=0.25)
+    (tmp_path / 'recipe.json').write_text(json.dumps(dict(ran, init=name, **as_far_from_both)))
     record = record_of(tmp_path, ['two slow cores'])
     assert record['init'] == dict(theirs['recipe'], sha256=theirs['sha256'])
     assert [stage['name'] for stage in stages_of(record)] == ['imagenette_start', 'imagenette_mred', 'imagenette_mred']
     monkeypatch.setattr(report, 'manifest', lambda: {NAME: dict(entry, recipe=record)})
     monkeypatch.setattr(report, 'weights_dir', lambda: weights)
-    assert (f"BatchNorm statistics of 2000 training pictures; {theirs['recipe']['hardware']}. Then 1 epoch of "
+    assert (f"BatchNorm statistics of 2000 training pictures; {theirs['recipe']['hardware']}. Then 4 epochs of "
             '`imagenette_mred` (0 minutes); two slow cores.') in report.weights_section()
 
 

@@ -134,6 +134,7 @@ def plot_curves(rows: Rows, path: Path) -> None:
             alpha.plot(epochs, [row['alpha'] for row in own], label=str(resolution))
     for axes, label in ((loss, 'training loss'), (result, f'{name_of_metric}, %'), (alpha, 'weight in the ensemble')):
         axes.set_xlabel('epoch')
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc='upper center', bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
