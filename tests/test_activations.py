@@ -115,7 +115,7 @@ def step(lean):
 def test_a_step_of_mobilenetv2_has_the_same_gradients_and_keeps_a_quarter_less(monkeypatch):
     ours, less = step(lean=False)
     again, _ = step(lean=True)
-    monkeypatch.setattr(task._OnCPU, 'table', task.CPUGradients.table)
+    monkeypatch.setattr(task._OnCPU, 'table', {})
     expected, more = step(lean=False)
     weights = sum(p.numel() for p in timm.create_model('rs_mobilenetv2', num_classes=3).parameters()) * 4
     assert less - weights < 0.78 * (more - weights)

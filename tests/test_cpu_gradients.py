@@ -116,6 +116,73 @@ def test_other_convolutions_share_the_cast_of_autocast(monkeypatch):
     assert len(casts) == 1
 
 
+def kept_weights(conv, functions, sizes=(6, 4)):
+    """Where the weights lie that a forward pass for each size keeps for the backward pass; and the outputs."""
+    kept = []
+
+    def note(tensor):
+        if tensor.shape == conv.weight.shape:
+            kept.append(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast('cpu', torch.bfloat16):
+        outputs = []
+        for size in sizes:
+            with functions:
+                outputs.append(conv(torch.ones(2, 8, size, size)))
+    return kept, outputs
+
+
+def test_all_resolutions_keep_one_cast_of_a_weight(always):
+    conv = nn.Conv2d(8, 4, 1, bias=False)
+    functions = CPUGradients()
+    kept, _ = kept_weights(conv, functions)
+    assert len(kept) == 2 and len(set(kept)) == 1 and kept[0] != conv.weight.data_ptr()
+    with torch.no_grad():
+        conv.weight.copy_(torch.ones(4, 8, 1, 1))
+    assert all(y.eq(8).all() for y in kept_weights(conv, functions)[1])  # another weight is cast again
+
+
+def test_lean_keeps_the_weight_itself(always):
+    conv = nn.Conv2d(8, 4, 1, bias=False)
+    kept, outputs = kept_weights(conv, CPUGradients(lean=True))
+    assert kept == 2 * [conv.weight.data_ptr()]
+    sum(y.float().sum() for y in outputs).backward()
+    assert torch.equal(conv.weight.grad, torch.full((4, 8, 1, 1), 2. * (36 + 16)))
+
+
+def test_a_weight_that_is_computed_keeps_no_place_among_the_casts(always):
+    conv = nn.Conv2d(8, 4, 1, bias=False)
+    weight = conv.weight * 2
+    functions = CPUGradients()
+    with functions, torch.autocast('cpu', torch.bfloat16):
+        y = torch.conv2d(torch.ones(2, 8, 4, 4), weight)
+    assert not functions.table[torch.conv2d].args[0]._copies
+    y.float().sum().backward()
+    assert torch.equal(conv.weight.grad, torch.full((4, 8, 1, 1), 2. * 32))
+
+
+@pytest.mark.parametrize('lean', [False, True])
+def test_the_gradients_of_all_resolutions_are_summed_in_float32(lean, always):
+    """Each alone is a product in bfloat16; their sum is not rounded to it."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 4, 1, bias=False)
+    batch = [torch.randn(2, 8, size, size) for size in (6, 4)]
+
+    def gradient(*inputs):
+        functions, conv.weight.grad = CPUGradients(lean), None
+        with torch.autocast('cpu', torch.bfloat16):
+            loss = 0.
+            for x in inputs:
+                with functions:
+                    loss = loss + conv(x).float().square().sum()
+        loss.backward()
+        return conv.weight.grad
+
+    both = gradient(*batch)
+    assert torch.equal(both, gradient(batch[0]) + gradient(batch[1])) and not torch.equal(both, both.bfloat16().float())
+
+
 def test_autocast_leaves_float64_alone(always):
     conv = nn.Conv2d(8, 4, 1, bias=False).double()
     with torch.autocast('cpu', torch.bfloat16), CPUGradients():

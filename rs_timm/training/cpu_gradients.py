@@ -11,7 +11,8 @@ quarters of what it reads are zeros.
 
 `benchmarks/cpu_gradients.py` measures both.
 """
-from typing import Any, Optional, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -121,7 +122,31 @@ def spreads(
     return depthwise and inside and stride != (1, 1) and dtype is torch.bfloat16
 
 
+class _Kept:
+    """What a convolution keeps of its weight: a copy in the dtype it computes in, one for all resolutions.
+
+    Lean: the weight itself, which the backward pass casts again. All copies at once are half the size of the gradients.
+    """
+
+    def __init__(self, lean: bool) -> None:
+        self._lean = lean
+        self._copies: Dict[torch.Tensor, Tuple[int, torch.Tensor]] = {}
+
+    def __call__(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        plain = weight.detach()
+        if weight.dtype is dtype or self._lean and weight.is_leaf:
+            return plain
+        if not weight.is_leaf:  # made anew by each forward pass
+            return plain.to(dtype)
+        version, copy = self._copies.get(weight, (None, plain))
+        if version != weight._version or copy.dtype is not dtype:
+            copy = plain.to(dtype)
+            self._copies[weight] = weight._version, copy
+        return copy
+
+
 def _convolve(
+        kept: Callable[[torch.Tensor, torch.dtype], torch.Tensor],
         input: torch.Tensor,
         weight: torch.Tensor,
         bias: Optional[torch.Tensor] = None,
@@ -135,7 +160,7 @@ def _convolve(
         stride, padding, dtype = _pair(stride), _pair(padding), _computed_in(input)
         by_product = groups == 1 and weight.requires_grad and pays(input, weight, stride, padding, dtype)
         if by_product or input.requires_grad and spreads(input, weight, stride, padding, groups, dtype):
-            return _Convolution.apply(input.to(dtype), weight.to(dtype), stride, padding, groups)
+            return _Convolution.apply(input.to(dtype), weight, kept(weight, dtype), stride, padding, groups)
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -150,25 +175,31 @@ def _pair(value: Any) -> Pair:
 
 
 class _Convolution(torch.autograd.Function):
-    """Without groups: the weight gradient is ours; depthwise: that of the input."""
+    """Without groups: the weight gradient is ours; depthwise: that of the input.
+
+    `kept` is the weight too, or its copy in the dtype of the input. The gradients of all resolutions are summed in the
+    weight's own dtype.
+    """
 
     @staticmethod
     def forward(
             ctx: Any,
             x: torch.Tensor,
             weight: torch.Tensor,
+            kept: torch.Tensor,
             stride: Pair,
             padding: Pair,
             groups: int,
     ) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry, ctx.groups = (stride, padding), groups
-        return torch.conv2d(x, weight, None, stride, padding, 1, groups)
+        ctx.save_for_backward(x, kept)
+        ctx.geometry, ctx.groups, ctx.dtype = (stride, padding), groups, weight.dtype
+        return torch.conv2d(x, kept.to(x.dtype), None, stride, padding, 1, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Optional[torch.Tensor], ...]:
-        x, weight = ctx.saved_tensors
+        x, kept = ctx.saved_tensors
+        weight = kept.to(x.dtype)
         for_x, for_weight, *_ = ctx.needs_input_grad
         dense = ctx.groups == 1
         mask = for_x and dense, for_weight and not dense, False
@@ -178,7 +209,7 @@ class _Convolution(torch.autograd.Function):
             grad_weight = weight_gradient(x, grad, tuple(weight.shape[2:]), *ctx.geometry)
         elif for_x:
             grad_x = input_gradient(grad, weight, tuple(x.shape[2:]), *ctx.geometry)
-        return grad_x, grad_weight, None, None, None
+        return grad_x, None if grad_weight is None else grad_weight.to(ctx.dtype), None, None, None, None
 
 
 class CPUGradients(Replaced):
@@ -187,6 +218,9 @@ class CPUGradients(Replaced):
     Values and gradients are those of torch up to rounding. It obeys autocast. What has no faster way here (biases,
     groups, dilation, other devices) is torch's own. Second derivatives are not supported: take them outside.
 
+    It may be entered several times, once for each resolution: weights are then cast to autocast's dtype once. `lean`
+    keeps no such copies for the backward pass.
+
     >>> conv = torch.nn.Conv2d(256, 512, 1, bias=False)
     >>> with CPUGradients():
     ...     conv(torch.randn(2, 256, 4, 4)).sum().backward()
@@ -194,4 +228,6 @@ class CPUGradients(Replaced):
     torch.Size([512, 256, 1, 1])
     """
 
-    table = {torch.conv2d: _convolve}
+    def __init__(self, lean: bool = False) -> None:
+        super().__init__()
+        self.table = {**self.table, torch.conv2d: partial(_convolve, _Kept(lean))}

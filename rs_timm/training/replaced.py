@@ -1,5 +1,5 @@
 """Other functions in place of torch's, for as long as a block runs."""
-from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 from torch.overrides import TorchFunctionMode
 
@@ -17,7 +17,7 @@ class Replaced(TorchFunctionMode):
     tensor([1., 1., 1., 1.])
     """
 
-    table: ClassVar[Mapping[Callable[..., Any], Callable[..., Any]]] = {}
+    table: Mapping[Callable[..., Any], Callable[..., Any]] = {}
 
     def __torch_function__(
             self,

@@ -17,7 +17,6 @@ from rs_timm.loss import MODES, dense_mred_loss, ensemble_weights, mred_loss
 
 from .activations import LeanActivations
 from .cpu_gradients import CPUGradients
-from .replaced import Replaced
 
 __all__ = ['MREDTask']
 
@@ -137,8 +136,8 @@ class MREDTask(TrainingTask):
         return getattr(module, 'module', module)  # out of DDP or ModelEmaV3
 
 
-class _OnCPU(Replaced):
-    table = {**CPUGradients.table, **LeanActivations.table}
+class _OnCPU(CPUGradients):
+    table = LeanActivations.table
 
 
 class _Branches(nn.Module):
@@ -157,26 +156,27 @@ class _Branches(nn.Module):
 
     def forward(self, images: Dict[int, torch.Tensor]) -> Dict[int, torch.Tensor]:
         logits = {}
+        functions = self._functions(images[max(images)])
         # Autograd goes backward through the branch that ran last first. Running the largest one last lets the lean mode
         # free its activations before it makes those of the next one.
         for resolution in sorted(images):
-            run = partial(self._run, resolution)
+            run = partial(self._run, functions, resolution)
             if self.lean and resolution != max(images) and torch.is_grad_enabled():
                 run = partial(checkpoint, run, use_reentrant=False, context_fn=self._recompute_contexts)
             logits[resolution] = run(images[resolution])
         return {resolution: logits[resolution] for resolution in sorted(logits, reverse=True)}
 
-    def _run(self, resolution: int, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, functions: ContextManager, resolution: int, x: torch.Tensor) -> torch.Tensor:
         network = self._compiled or self.model
         switch = use_resolution(self.model, resolution) if is_switchable(self.model) else nullcontext()
-        with switch, self._functions(x):
+        with switch, functions:
             return network(x)
 
     def _functions(self, x: torch.Tensor) -> ContextManager:
         if self._compiled is not None:
             return nullcontext()
         if x.device.type == 'cpu':
-            return _OnCPU()
+            return _OnCPU(self.lean)
         return LeanActivations() if self._has_lean_activations else nullcontext()
 
     def _recompute_contexts(self) -> Tuple[ContextManager, ContextManager]:
