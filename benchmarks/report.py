@@ -64,9 +64,10 @@ def weights_section() -> str:
     ] for name, entry in entries.items()]
     header = ['weights', *(f'{r} px' for r in sizes), 'ensemble of all sizes', 'file']
     measured = next(iter(entries.values()))['measured']
+    places = '; '.join(dict.fromkeys(environment_of(entry['measured']) for entry in entries.values()))
     runs = '\n'.join(f'* `{name}`: {_training_of(entry["recipe"])}' for name, entry in entries.items())
     return (f"{table(header, rows)}\n\n{runs}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} "
-            f'pictures, ten classes); the weights as shipped, in float16, run in {environment_of(measured)}.')
+            f'pictures, ten classes); the weights as shipped, in float16, run on {places}.')
 
 
 def _training_of(record: Dict[str, Any]) -> str:

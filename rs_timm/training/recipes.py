@@ -125,7 +125,7 @@ class ImagenetteMRED(Imagenette):
         reached   rs_resnet18: top-1 84.2 / 84.5 / 84.8 / 84.0 / 80.5 at 224 / 192 / 160 / 128 / 96, in 38 minutes, of
                   which the cores did other work for a third. With --epochs 10 --batch-size 128 --lr 0.02
                   --weight-decay 2.5e-3 --warmup-epochs 1 --resize device on an NVIDIA H200, which other runs shared,
-                  the ResNets that the package ships (rs_mobilenetv2: docs/train.md); weights/manifest.json has what
+                  the rs_resnet18 that the package ships (the others: docs/train.md); weights/manifest.json has what
                   they reach
     """
 
