@@ -31,7 +31,7 @@ def plot(path: Optional[Path] = None) -> Path:
 def _draw(axes: Any, title: str, lines: Lines) -> None:
     axes.axhline(1., color='0.7', linewidth=1)
     colours: Dict[str, str] = {}
-    for name, points in lines.items():
+    for name, points in sorted(lines.items(), key=lambda line: (line[0].endswith(', lean'), line[0])):
         colour = colours.setdefault(name.removesuffix(', lean'), f'C{len(colours)}')
         style = '--' if name.endswith(', lean') else '-'
         axes.plot(*zip(*sorted(points.items())), marker='o', color=colour, linestyle=style, label=name)
