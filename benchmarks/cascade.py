@@ -25,9 +25,9 @@ from benchmarks.environment import RESULTS, describe
 from benchmarks.runtime.figures import write_figures
 from benchmarks.runtime.networks import labelled, load
 from benchmarks.runtime.table import is_done, put
+from rs_timm.format.madds import madds_of
 from rs_timm.runtime import Cascade, CascadeFit, Session, fit_cascade, measure
-from rs_timm.runtime.confidence import combine_logits, stage_weights
-from rs_timm.runtime.madds import madds_of
+from rs_timm.runtime.policy.confidence import combine_logits, stage_weights
 
 Rows = List[Dict[str, Any]]
 Answer = Tuple[np.ndarray, np.ndarray]  # logits [N, K]; index of the last resolution that was used, [N]

@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterator, List, Sequence
 import torch
 
 from rs_timm.models import file_sha256, manifest
-from rs_timm.runtime.machine import describe_machine
+from rs_timm.runtime.policy.machine import describe_machine
 from rs_timm.training import RECIPES, Recipe
 
 __all__ = ['hardware_here', 'record_of', 'stages_of']

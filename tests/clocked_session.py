@@ -3,7 +3,7 @@ import random
 
 import numpy as np
 
-from rs_timm.runtime.info import ModelInfo
+from rs_timm.format.info import ModelInfo
 
 
 class ClockedSession:

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rs_timm  # noqa: F401
 from rs_timm.training import task
-from rs_timm.training.activations import LeanActivations
+from rs_timm.training.cpu.activations import LeanActivations
 from rs_timm.training.task import MREDTask
 
 IN_PLACE = [nn.ReLU6(inplace=True), nn.Hardtanh(-2., 3., inplace=True)]

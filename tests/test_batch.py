@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import rs_timm
+from rs_timm.format.info import ModelInfo
 from rs_timm.pictures import ImageError
-from rs_timm.runtime.batch import Counts, Share, Work, _parts, predict_pictures
-from rs_timm.runtime.info import ModelInfo
-from rs_timm.runtime.output import Output
-from rs_timm.runtime.rows import JsonLines, Prediction, format_of
+from rs_timm.predict.batch import Counts, Share, Work, _parts, predict_pictures
+from rs_timm.predict.output import Output
+from rs_timm.predict.rows import JsonLines, Prediction, format_of
 
 ROOT = Path(rs_timm.__file__).parent.parent
 CLASSES = 4
@@ -366,5 +366,5 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_no_torch_needed():
     code = ("import sys; sys.modules['torch'] = sys.modules['timm'] = None; "
-            'import rs_timm.runtime.batch, rs_timm.runtime.output')
+            'import rs_timm.predict.batch, rs_timm.predict.output')
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

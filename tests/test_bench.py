@@ -10,9 +10,9 @@ from PIL import Image
 
 import rs_timm
 from rs_timm.analysis import madds
+from rs_timm.format.madds import graph_madds, madds_of
 from rs_timm.runtime import Cascade, LatencyTable, Session, choose_resolution, measure, read_model, specialise
-from rs_timm.runtime.confidence import confidence
-from rs_timm.runtime.madds import graph_madds, madds_of
+from rs_timm.runtime.policy.confidence import confidence
 
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')

@@ -3,8 +3,8 @@ import random
 
 import pytest
 
-from rs_timm.runtime.budget import Limits, choose_resolution, largest_within, size_grid
-from rs_timm.runtime.latency import measure
+from rs_timm.runtime.policy.budget import Limits, choose_resolution, largest_within, size_grid
+from rs_timm.runtime.policy.latency import measure
 from tests.clocked_session import ClockedSession, jittery
 
 MADDS = {224: 500_000_000, 160: 260_000_000, 96: 90_000_000}

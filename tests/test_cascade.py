@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from rs_timm.runtime.cascade import Cascade
-from rs_timm.runtime.cascade_fit import CascadeFit, fit_cascade
-from rs_timm.runtime.cascade_search import Stages, separating_thresholds
-from rs_timm.runtime.confidence import combine_logits, confidence, fit_temperature, stage_weights
+from rs_timm.runtime.policy.cascade import Cascade
+from rs_timm.runtime.policy.cascade_fit import CascadeFit, fit_cascade
+from rs_timm.runtime.policy.cascade_search import Stages, separating_thresholds
+from rs_timm.runtime.policy.confidence import combine_logits, confidence, fit_temperature, stage_weights
 
 SIZES = (32, 48, 64)
 COSTS = {32: 1., 48: 2.5, 64: 4.}

@@ -13,7 +13,7 @@ from timm.data import create_reader
 import rs_timm
 from rs_timm.data import ReaderPictures
 from rs_timm.pictures import ImageError
-from rs_timm.runtime.collection import ENDINGS, holds_pictures, open_collection
+from rs_timm.predict.collection import ENDINGS, holds_pictures, open_collection
 
 ROOT = Path(rs_timm.__file__).parent.parent
 FILES = ('b/10.jpg', 'b/9.JPEG', 'a/x2.png', 'a/x10.png', 'a/deep/er/x1.jpg', 'top.jpg')
@@ -267,5 +267,5 @@ def test_one_bad_row_of_a_reader_is_one_bad_picture(error):
 
 
 def test_no_torch_needed():
-    code = ("import sys; sys.modules['torch'] = sys.modules['timm'] = None; import rs_timm.runtime.collection")
+    code = ("import sys; sys.modules['torch'] = sys.modules['timm'] = None; import rs_timm.predict.collection")
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import rs_timm  # noqa: F401
-from rs_timm.training import cpu_gradients
-from rs_timm.training.cpu_gradients import CPUGradients, input_gradient, pays, weight_gradient
+from rs_timm.training.cpu import gradients as cpu_gradients
+from rs_timm.training.cpu.gradients import CPUGradients, input_gradient, pays, weight_gradient
 from rs_timm.training.task import MREDTask
 
 SHAPES = [  # kernel, stride, padding, input

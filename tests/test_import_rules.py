@@ -15,7 +15,9 @@ ALLOWED = {
     'layers': {'resolutions'},
     'pictures': set(),
     'tensor_files': set(),
-    'runtime': {'resolutions', 'pictures'},
+    'format': {'resolutions'},
+    'runtime': {'format', 'resolutions', 'pictures'},
+    'predict': {'format', 'pictures', 'resolutions', 'runtime'},
     'loss': set(),
     'data': {'pictures'},
     'models': {'layers', 'quantization'},
@@ -26,12 +28,12 @@ ALLOWED = {
     'card': {'layers', 'analysis'},
     'hub': {'layers', 'models', 'card', 'analysis', 'quantization', 'tensor_files'},
     'training': {'segmentation', 'layers', 'models', 'data', 'loss', 'calibration', 'analysis'},
-    'export': {'layers', 'resolutions', 'analysis', 'runtime'},
+    'export': {'layers', 'resolutions', 'analysis', 'format', 'runtime'},
     'run': {'training'},  # for --mred, and not before it is asked for
     'cli': {'commands'},
     'commands': {
-        'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'hub', 'loss', 'pictures',
-        'resolutions', 'runtime', 'segmentation', 'tensor_files', 'training'},
+        'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'format', 'hub', 'loss', 'pictures',
+        'predict', 'resolutions', 'runtime', 'segmentation', 'tensor_files', 'training'},
     '__main__': {'cli'},
 }
 

@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 
-from rs_timm.runtime.latency import LatencyTable, measure
-from rs_timm.runtime.latency_table import Timing, least_calls, p95_ranks
-from rs_timm.runtime.machine import describe_machine, machine_differences
+from rs_timm.runtime.policy.latency import LatencyTable, measure
+from rs_timm.runtime.policy.latency_table import Timing, least_calls, p95_ranks
+from rs_timm.runtime.policy.machine import describe_machine, machine_differences
 from tests.clocked_session import ClockedSession, jittery
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from rs_timm.runtime.load import LoadController, predicted_wait
+from rs_timm.runtime.policy.load import LoadController, predicted_wait
 
 COSTS = {224: 12., 192: 9., 160: 6.8, 128: 4.8, 96: 3.2}  # ms
 TARGET = 60.

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MIB = 64  # more than glibc ever keeps of its own accord: tensors above 32 MiB are mapped anew each time
 CODE = f'''
 import resource, sys, torch
-from rs_timm.training.memory import keep_freed_memory
+from rs_timm.training.cpu.memory import keep_freed_memory
 
 done = keep_freed_memory() if sys.argv[1] == 'keep' else None
 

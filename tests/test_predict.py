@@ -18,8 +18,8 @@ from PIL import Image
 import rs_timm
 from rs_timm.cli import main
 from rs_timm.commands import COMMANDS, load_commands
+from rs_timm.predict.rows import format_of
 from rs_timm.runtime import Session
-from rs_timm.runtime.rows import format_of
 
 onnx = pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')

@@ -23,7 +23,7 @@ from benchmarks.runtime.networks import Network
 from benchmarks.runtime.turns import ratio, take_turns
 from rs_timm import extract
 from rs_timm.runtime import Session
-from rs_timm.runtime.latency_table import Timing
+from rs_timm.runtime.policy.latency_table import Timing
 
 __all__ = ['agreement_rows', 'latency_rows', 'memory_rows', 'price_rows', 'switch_rows']
 

@@ -9,10 +9,10 @@ from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
 
+from rs_timm.predict.collection import open_collection
 from rs_timm.runtime import Session
-from rs_timm.runtime.collection import open_collection
 from rs_timm.runtime.engines import ENGINES, PRECISIONS
-from rs_timm.runtime.machine import describe_machine
+from rs_timm.runtime.policy.machine import describe_machine
 
 from ._arguments import positive_int
 

@@ -6,10 +6,10 @@ import threading
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, Sequence
 
-from rs_timm.runtime.batch import Counts, PictureSource, Share, Work, predict_pictures
-from rs_timm.runtime.output import Output
+from rs_timm.predict.batch import Counts, PictureSource, Share, Work, predict_pictures
+from rs_timm.predict.output import Output
+from rs_timm.predict.rows import format_of
 from rs_timm.runtime.quantize import QuantisedFile
-from rs_timm.runtime.rows import format_of
 from rs_timm.runtime.session import Session
 
 from ._arguments import positive_int

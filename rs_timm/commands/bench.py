@@ -6,7 +6,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 from rs_timm.runtime import LatencyTable, Session, choose_resolution, measure
 from rs_timm.runtime.engines import ENGINES, PRECISIONS
-from rs_timm.runtime.limits import IF_NONE, Limits
+from rs_timm.runtime.policy.limits import IF_NONE, Limits
 from rs_timm.runtime.session import MEMORY
 
 from ._arguments import add_model_arguments, positive_int

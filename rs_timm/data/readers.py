@@ -12,7 +12,7 @@ NOT_INDEXED = ('the reader gives its pictures one after the other, and leaves ou
 
 
 class ReaderPictures:
-    """The encoded pictures of a reader of timm, for `rs_timm.runtime.batch.predict_pictures`.
+    """The encoded pictures of a reader of timm, for `rs_timm.predict.batch.predict_pictures`.
 
     >>> import os, tempfile
     >>> from PIL import Image

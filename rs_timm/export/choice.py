@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from rs_timm.runtime.graph import IMAGES, PREFIX
+from rs_timm.format.graph import IMAGES, PREFIX
 
 from .tables import Tables
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from rs_timm.analysis import madds
 from rs_timm.analysis.cost import image_channels
+from rs_timm.format.info import ModelInfo
 from rs_timm.layers import extract, get_resolutions
 from rs_timm.layers.selector import selectors_of
-from rs_timm.runtime.info import ModelInfo
 
 from .probe import probe
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from rs_timm import __version__
 from rs_timm.analysis.cost import image_channels
+from rs_timm.format.graph import IMAGES, set_info, specialise
 from rs_timm.layers import check_resolutions, extract
-from rs_timm.runtime.graph import IMAGES, set_info, specialise
 
 from .choice import RESOLUTION, Choice, apply_affine
 from .metadata import describe

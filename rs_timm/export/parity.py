@@ -6,8 +6,8 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
+from rs_timm.format.graph import IMAGES, read_info
 from rs_timm.layers import use_resolution
-from rs_timm.runtime.graph import IMAGES, read_info
 
 __all__ = ['max_difference']
 

@@ -17,8 +17,8 @@ from torch.fx.experimental import _config
 from torch.utils._pytree import tree_leaves
 
 from rs_timm.analysis.cost import image_channels
+from rs_timm.format.info import METADATA_KEY
 from rs_timm.layers import extract
-from rs_timm.runtime.info import METADATA_KEY
 
 from .metadata import describe
 from .probe import probe

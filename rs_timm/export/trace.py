@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from rs_timm.runtime.graph import IMAGES
+from rs_timm.format.graph import IMAGES
 
 __all__ = ['Traced', 'Tracer']
 

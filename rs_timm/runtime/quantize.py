@@ -9,8 +9,9 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, U
 
 import numpy as np
 
-from .graph import IMAGES
-from .info import ModelInfo
+from rs_timm.format.graph import IMAGES
+from rs_timm.format.info import ModelInfo
+
 from .sources import ExportedFile
 
 __all__ = ['QuantisedFile']

@@ -7,12 +7,12 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from rs_timm.format.info import ModelInfo
 from rs_timm.resolutions import check_resolutions
 
 from .engines import Network, create_engine
 from .heap import give_back
 from .images import Preprocessing, is_ready
-from .info import ModelInfo
 from .quantize import QuantisedFile
 from .sources import ExportedFile, Source, is_torch_model, open_source
 
@@ -255,12 +255,12 @@ class Session:
             table: a `LatencyTable` of an earlier measurement, such as 'rs-timm bench' writes.
             step: candidates every so many pixels, trained or not; None: the trained sizes.
             if_none: 'error', or 'smallest' to take the smallest resolution where none fits.
-            options: as for `rs_timm.runtime.budget.choose_resolution`.
+            options: as for `rs_timm.runtime.policy.budget.choose_resolution`.
 
         Raises:
             ValueError: no limit given, a table of another session, or nothing fits (with what the smallest size takes).
         """
-        from .budget import choose_resolution
+        from .policy.budget import choose_resolution
 
         choice = choose_resolution(
             self, ms=ms, madds=madds, fps=fps, table=table, step=step, if_none=if_none, **options)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol, Union
 
 import rs_timm  # not its parts: what needs torch is imported only when a torch model is given
-
-from .graph import info_of, read_model, specialise
-from .info import ModelInfo
+from rs_timm.format.graph import info_of, read_model, specialise
+from rs_timm.format.info import ModelInfo
 
 __all__ = ['ExportedFile', 'Source', 'is_torch_model', 'open_source']
 

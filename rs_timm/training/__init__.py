@@ -1,8 +1,8 @@
 """Train and evaluate RS-Nets: the task, the loop, checkpoints and recipes."""
+from .cpu.memory import keep_freed_memory
 from .evaluate import evaluate, results_rows, results_table, write_results_csv
 from .evaluate_masks import confusion_matrices, evaluate_masks, masks_table
 from .loop import NonFiniteError, Trainer
-from .memory import keep_freed_memory
 from .recipe import Recipe
 from .recipes import RECIPES, get_recipe
 from .signals import Stopped

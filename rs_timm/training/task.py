@@ -15,8 +15,8 @@ from rs_timm.layers import check_resolutions, get_resolutions, is_switchable, us
 from rs_timm.layers.selector import selectors_of
 from rs_timm.loss import MODES, dense_mred_loss, ensemble_weights, mred_loss
 
-from .activations import LeanActivations
-from .cpu_gradients import CPUGradients
+from .cpu.activations import LeanActivations
+from .cpu.gradients import CPUGradients
 
 __all__ = ['MREDTask']
 

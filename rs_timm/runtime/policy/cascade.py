@@ -5,10 +5,10 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from rs_timm.resolutions import check_resolutions
+from rs_timm.runtime.images import as_list, is_ready
 
 from .cascade_fit import CascadeFit, fit_cascade
 from .confidence import COMBINATIONS, combine_logits, confidence, stage_weights
-from .images import as_list, is_ready
 
 __all__ = ['Cascade', 'CascadeFit', 'CascadeResult', 'fit_cascade']
 

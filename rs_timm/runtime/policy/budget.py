@@ -3,9 +3,10 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Callable, Optional, Sequence, Tuple, Union
 
+from rs_timm.format.madds import madds_of
+
 from .latency import LatencyTable, measure
 from .limits import Limits, check_if_none, largest_within, no_resolution_fits
-from .madds import madds_of
 
 __all__ = ['Choice', 'Limits', 'choose_resolution', 'largest_within', 'size_grid']
 

@@ -12,11 +12,11 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Protocol, Sequ
 
 import numpy as np
 
+from rs_timm.format.madds import madds_if_known
 from rs_timm.resolutions import check_resolutions
 
 from .latency_table import LatencyRow, LatencyTable, Timing, least_calls
 from .machine import describe_machine
-from .madds import madds_if_known
 
 __all__ = ['LatencyTable', 'Measurable', 'measure']
 

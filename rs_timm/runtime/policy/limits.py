@@ -78,7 +78,7 @@ def largest_within(
 ) -> int:
     """The largest resolution of a latency table whose measured p95, or whose multiply-adds, fit.
 
-    >>> from rs_timm.runtime.latency_table import LatencyRow, LatencyTable, Timing
+    >>> from rs_timm.runtime.policy.latency_table import LatencyRow, LatencyTable, Timing
     >>> rows = [LatencyRow(size, 1, Timing.of([size * 50_000] * 100)) for size in (224, 160)]
     >>> table = LatencyTable('net', 'engine', 'fp32', 'speed', 2, {}, {}, '2026-01-01', tuple(rows))
     >>> largest_within(table, ms=10)  # 224 px takes 11.2 ms, 160 px takes 8

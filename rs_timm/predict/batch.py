@@ -8,9 +8,9 @@ from typing import Callable, Iterable, Iterator, List, Mapping, NamedTuple, Prot
 
 import numpy as np
 
+from rs_timm.format.info import ModelInfo
 from rs_timm.pictures import ImageError
 
-from .info import ModelInfo
 from .output import Output
 from .rows import Prediction
 

@@ -1,0 +1,1 @@
+"""Collections of pictures, predicted into rows of a file."""

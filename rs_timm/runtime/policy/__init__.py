@@ -1,0 +1,1 @@
+"""Which resolution, and when: latency tables, budgets, load and cascades."""

@@ -1,0 +1,1 @@
+"""Faster gradients and leaner activations of convolutional networks on CPUs."""
