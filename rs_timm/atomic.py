@@ -1,4 +1,4 @@
-"""Files and folders that are there as a whole or not at all, whatever happens while they are written. Needs no torch."""
+"""Files that are there as a whole or not at all, whatever happens while they are written. Needs no torch."""
 import os
 import shutil
 from contextlib import contextmanager

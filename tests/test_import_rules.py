@@ -33,8 +33,8 @@ ALLOWED = {
     'run': {'training'},  # for --mred, and not before it is asked for
     'cli': {'commands'},
     'commands': {
-        'atomic', 'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'format', 'hub', 'loss', 'pictures',
-        'predict', 'resolutions', 'runtime', 'segmentation', 'tensor_files', 'training'},
+        'atomic', 'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'format', 'hub', 'loss',
+        'pictures', 'predict', 'resolutions', 'runtime', 'segmentation', 'tensor_files', 'training'},
     '__main__': {'cli'},
 }
 
