@@ -7,9 +7,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 __all__ = [
-    'ImageError', 'Picture', 'as_picture', 'open_image', 'open_picture', 'reason', 'to_rgb', 'trim_strip', 'upright',
-    'without_surrogates',
+    'ENDINGS', 'FORMATS', 'ImageError', 'Picture', 'as_picture', 'open_image', 'open_picture', 'reason', 'to_rgb',
+    'trim_strip', 'upright', 'without_surrogates',
 ]
+
+# Formats of photographs by Pillow's names; the others (EPS starts Ghostscript, WMF, FITS, ...) are never opened.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'AVIF', 'BMP', 'GIF', 'TIFF', 'PPM', 'JPEG2000')
+# Their endings, in lower case: a list of its own, so that all machines of a job see the same pictures.
+ENDINGS = (
+    '.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.webp', '.avif', '.bmp', '.gif', '.tif', '.tiff',
+    '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.jpx',
+)
 
 Box = Tuple[float, float, float, float]
 _WITH_ALPHA = ('LA', 'La', 'PA', 'RGBA', 'RGBa')

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from rs_timm.data import ImageError, image_transform, open_image
-from rs_timm.pictures import upright
+from rs_timm.pictures import ENDINGS, FORMATS, upright
 
 LEFT_RED = np.zeros((6, 8, 3), np.uint8)
 LEFT_RED[:, :4] = (255, 0, 0)
@@ -45,6 +45,12 @@ def _pixel(file, x=0, y=0, **kwargs):
 ])
 def test_modes_of_png(tmp_path, mode, value, expected):
     assert _pixel(_save(tmp_path, Image.new(mode, (5, 4), value), 'a.png')) == expected
+
+
+def test_every_ending_is_of_a_format_that_is_read():
+    extensions = dict(Image.registered_extensions(), **{'.mpo': 'JPEG'})  # opened as JPEG, which it begins as
+    formats = {extensions[ending] for ending in ENDINGS}
+    assert formats == set(FORMATS) <= set(Image.OPEN)
 
 
 @pytest.mark.parametrize('suffix', ['png', 'tif', 'pgm'])

@@ -11,12 +11,10 @@ import warnings
 from contextlib import contextmanager
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
-from rs_timm.pictures import ImageError, reason, without_surrogates
+from rs_timm.pictures import ENDINGS, ImageError, reason, without_surrogates
 
-__all__ = ['ENDINGS', 'Collection', 'Place', 'holds_pictures', 'open_collection']
+__all__ = ['Collection', 'Place', 'holds_pictures', 'open_collection']
 
-# those that every Pillow reads: a list of its own, so that all machines of a job see the same pictures
-ENDINGS = ('.jpg', '.jpeg', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm', '.jp2')
 _ARCHIVES = ('.tgz', '.tbz2', '.gz', '.bz2', '.xz', '.zst', '.zip', '.7z', '.rar')
 _PACKED = ('.tgz', '.tbz2', '.txz', '.tar.gz', '.tar.bz2', '.tar.xz', '.tar.zst', '.zip', '.7z', '.rar')
 _FOREIGN = '._'  # files that macOS lays beside those that it copies: named like pictures, and none
