@@ -1,13 +1,12 @@
-"""From files to tensors."""
+"""Pictures from files to tensors, at several sizes at once."""
 from rs_timm.pictures import ImageError, open_image
 
-from .class_folders import folder_classes, open_split
-from .folder import ImageFiles
-from .images import image_transform
-from .mask_loader import create_mask_loader
+from .folders import ImageFiles, folder_classes, open_split
+from .loader import MultiResLoader
 from .masks import MaskFolder
-from .multires import MultiResLoader, create_multires_loader
+from .multires import create_mask_loader, create_multires_loader
 from .readers import ReaderPictures
+from .views import image_transform
 
 __all__ = [
     'ImageError',

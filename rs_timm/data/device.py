@@ -10,9 +10,9 @@ from .order import seeded
 from .samples import ViewBatch
 from .views import Erasure
 
-__all__ = ['BatchFinisher', 'REDUCTIONS', 'Images', 'mix', 'prefetched']
+__all__ = ['BatchFinisher', 'TORCH_RESAMPLING', 'Images', 'mix', 'prefetched']
 
-REDUCTIONS = ('bilinear', 'bicubic')  # what torch resizes with antialiasing
+TORCH_RESAMPLING = ('bilinear', 'bicubic')  # what torch resizes with antialiasing
 Images = Dict[int, torch.Tensor]  # {resolution: [N, C, resolution, resolution]}
 
 

@@ -1,128 +1,32 @@
-"""Loaders that give each picture at S resolutions: decoded once, cropped once, resized S times."""
+"""Loaders that give each picture at S sizes: decoded once, cropped once, resized S times; with labels or with masks."""
+import math
+from functools import partial
 from os import PathLike
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Iterable, Optional, Sequence, Tuple, Union
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.data.random_erasing import RandomErasing
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from timm.data.transforms import str_to_pil_interp
+from torch.utils.data import Dataset, IterableDataset
 
-from rs_timm.pictures import ImageError
-
-from .checks import check_batches, check_channels, check_count, check_interpolation, check_sizes, per_channel
-from .class_folders import open_split
-from .crops import CROPS, SeparateCrops, check_crop
-from .device import REDUCTIONS, BatchFinisher, Images, prefetched
+from .device import TORCH_RESAMPLING, BatchFinisher
+from .folders import open_split
+from .loader import MultiResLoader
+from .masks import MaskedEvalViews, MaskedSamples, MaskedTrainViews, MaskFolder, collate_masks
 from .order import EpochBatches
-from .samples import MultiResDataset, Sample, ViewBatch, collate_views
-from .views import FLIPS, RESIZERS, EvalViews, TrainViews
-from .workers import obey_parent_alone
+from .samples import MultiResDataset
+from .views import EvalViews, SeparateCrops, TrainViews
 
-__all__ = ['MODES', 'MultiResLoader', 'create_multires_loader']
+__all__ = ['check_crops', 'check_normalisation', 'create_mask_loader', 'create_multires_loader', 'per_channel']
 
-MODES = ('loader', 'device')
-_CHOICES = dict(mode=MODES, flip=FLIPS, crop=CROPS, resizer=RESIZERS, crop_mode=('center', 'squash', 'border'))
-
-
-class MultiResLoader:
-    """Iterates over ({resolution: float32 [N, C, resolution, resolution]}, target); see `create_multires_loader`.
-
-    Attributes:
-        resolutions: sizes in pixels, largest first.
-        dataset: what the pictures come from.
-        batch_size, rank, world_size, is_training: as given.
-        mixup: timm's parameters, or None; `loader.mixup.mixup_enabled = False` turns it off.
-        damaged: of the pass that runs or ran last, a line for each picture that could not be read.
-    """
-
-    def __init__(
-            self,
-            samples: MultiResDataset,
-            order: EpochBatches,
-            finisher: BatchFinisher,
-            num_workers: int = 4,
-            skip_corrupt: bool = False,
-            collate: Callable[[Sequence[Sample]], ViewBatch] = collate_views,
-    ) -> None:
-        self.dataset = samples.dataset
-        self.resolutions = finisher.resolutions
-        self.mixup = finisher.mixup
-        self.batch_size = order.batch_size
-        self.rank = order.rank
-        self.world_size = order.world_size
-        self.is_training = order.is_training
-        self.skip_corrupt = skip_corrupt
-        self.damaged: List[str] = []
-        self._order = order
-        self._finisher = finisher
-        cuda = finisher.device.type == 'cuda'
-        self._stream = torch.cuda.Stream(finisher.device) if cuda else None
-        self._loader = DataLoader(
-            samples,
-            batch_sampler=order,
-            num_workers=num_workers,
-            collate_fn=collate,
-            pin_memory=cuda,
-            persistent_workers=num_workers > 0,
-            worker_init_fn=obey_parent_alone,
-            generator=torch.Generator(),  # else each pass would draw from the generator of the training run
-        )
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch on this rank, wherever the next pass starts."""
-        return len(self._order)
-
-    @property
-    def num_samples(self) -> int:
-        """Pictures in the data set, over all ranks."""
-        return self._order.count
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the pass that runs, or of the next one."""
-        return self._order.epoch
-
-    @property
-    def corrupt_count(self) -> int:
-        """How many pictures could not be read, in the pass that runs or ran last, on this rank."""
-        return len(self.damaged)
-
-    def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
-        """Say what the next pass is: the batches of `epoch` from `start_batch` on, exactly as in a pass from 0.
-
-        Without it, a training pass that ends moves on to the following epoch.
-
-        >>> loader.set_epoch(3, start_batch=40)  # doctest: +SKIP
-
-        Raises:
-            ValueError: a negative epoch, or a start behind the end of the epoch.
-        """
-        if epoch < 0 or not 0 <= start_batch <= len(self):
-            raise ValueError(f'epoch {epoch}, start_batch {start_batch}: epochs count from 0, and start_batch is 0 to '
-                             f'{len(self)}, the number of batches; was the batch size changed since?')
-        self._order.epoch = epoch
-        self._order.start_batch = start_batch
-
-    def __iter__(self) -> Iterator[Tuple[Images, torch.Tensor]]:
-        self.damaged = []
-        epoch, start = self._order.epoch, self._order.start_batch
-        batches = iter(self._loader)
-        self._order.start_batch = 0
-        yield from prefetched(self._finished(batches, epoch, start), self._finisher.device, self._stream)
-        if self.is_training and self._order.epoch == epoch:
-            self._order.epoch = epoch + 1
-
-    def _finished(self, batches: Iterable[ViewBatch], epoch: int, start: int) -> Iterator[Tuple[Images, torch.Tensor]]:
-        for number, batch in enumerate(batches, start):
-            self._note(batch.damaged)
-            if batch.images:
-                yield self._finisher(batch, self._order.seed, epoch, number, self.rank)
-
-    def _note(self, damaged: Sequence[str]) -> None:
-        self.damaged += damaged
-        if damaged and not self.skip_corrupt:
-            raise ImageError(f'{damaged[0]} (repair or remove the file, or skip such files with skip_corrupt=True, '
-                             '--skip-corrupt on the command line)')
+_CHOICES = dict(
+    mode=('loader', 'device'),
+    flip=('shared', 'per_resolution'),
+    crop=('shared', 'per_resolution'),
+    resizer=('pillow', 'torch'),
+    crop_mode=('center', 'squash', 'border'),
+)
 
 
 def create_multires_loader(
@@ -212,19 +116,34 @@ def create_multires_loader(
 
     Source: Sections 3.1 and 4.1 of the paper.
     """
-    sizes = check_sizes(resolutions)
+    sizes = _check_sizes(resolutions)
     is_training = split == 'train' if is_training is None else is_training
     resizer = resizer or ('pillow' if mode == 'loader' else 'torch')
-    _check_choices(mode=mode, flip=flip, crop=crop, resizer=resizer, crop_mode=crop_mode)
-    check_crop(crop, same_size, mode, draft)
-    check_channels(channels)
+    for name, value in dict(mode=mode, flip=flip, crop=crop, resizer=resizer, crop_mode=crop_mode).items():
+        if value not in _CHOICES[name]:
+            raise ValueError(f"{name} {value!r} is unknown: use one of {', '.join(_CHOICES[name])}.")
+    if same_size and crop == 'shared':
+        raise ValueError(f"same_size {same_size} with crop 'shared' would give the same view several times: use "
+                         "crop='per_resolution'.")
+    if crop == 'per_resolution' and (mode != 'loader' or draft):
+        raise ValueError("crop 'per_resolution' cuts every size from the picture itself: it needs mode='loader', "
+                         'without draft.')
+    if channels not in (1, 3):
+        raise ValueError(f'channels {channels}: pictures are read as gray (1) or RGB (3); feed a network with another '
+                         'number of input channels from a loader of your own.')
+    check_normalisation(mean, std)
+    check_crops(scale, ratio)
     mean, std = per_channel(mean, channels), per_channel(std, channels)
-    check_interpolation(interpolation, is_training, on_torch=mode == 'device' or is_training and resizer == 'torch')
-    check_batches(batch_size, rank, world_size)
-    dataset = _dataset(root_or_dataset, split, dataset_kwargs)
-    count = len(dataset)  # type: ignore[arg-type]
-    if is_training:
-        check_count(count, batch_size, world_size)
+    _check_interpolation(interpolation, is_training, on_torch=mode == 'device' or is_training and resizer == 'torch')
+    dataset: Any = root_or_dataset
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(f'{type(dataset).__name__} is a stream, and order and resume need an index: use a folder, tar '
+                         'files, hfds/ or torch/ of timm.')
+    if not isinstance(dataset, Dataset):
+        dataset = open_split(root_or_dataset, split, **dataset_kwargs)  # type: ignore[arg-type]
+    elif dataset_kwargs:
+        raise ValueError(f"{', '.join(dataset_kwargs)}: only for a folder; this {type(dataset).__name__} exists.")
+    order = _order(len(dataset), batch_size, is_training, seed, rank, world_size)
     made = sizes if mode == 'loader' else sizes[:1]
     transform: Union[TrainViews, SeparateCrops, EvalViews]
     if is_training:
@@ -238,30 +157,138 @@ def create_multires_loader(
         transform = EvalViews(made, crop_pct, interpolation, crop_mode=crop_mode, channels=channels, mean=mean)
     finisher = BatchFinisher(
         sizes, mean, std,
-        reduction=interpolation if interpolation in REDUCTIONS else 'bilinear',
+        reduction=interpolation if interpolation in TORCH_RESAMPLING else 'bilinear',
         exact=not is_training,
         mixup=mixup if is_training else None,
         device=device,
         channels_last=channels_last,
     )
     samples = MultiResDataset(dataset, transform, seed, substitute=is_training and skip_corrupt)
-    order = EpochBatches(count, batch_size, is_training, seed, rank, world_size)
     return MultiResLoader(samples, order, finisher, num_workers, skip_corrupt)
 
 
-def _check_choices(**chosen: str) -> None:
-    for name, value in chosen.items():
-        allowed = _CHOICES[name]
-        if value not in allowed:
-            raise ValueError(f"{name} {value!r} is unknown: use one of {', '.join(allowed)}.")
+def create_mask_loader(
+        root_or_dataset: Union[str, 'PathLike[str]', MaskFolder],
+        resolutions: Iterable[int],
+        *,
+        batch_size: int,
+        classes: Sequence[str] = (),
+        ignore_label: int = 255,
+        split: str = 'train',
+        is_training: Optional[bool] = None,
+        seed: int = 0,
+        num_workers: int = 4,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        interpolation: str = 'bilinear',
+        scale: Tuple[float, float] = (0.25, 1.),
+        ratio: Tuple[float, float] = (3. / 4., 4. / 3.),
+        hflip: float = 0.5,
+        color_jitter: Any = None,
+        device: Union[str, torch.device] = 'cpu',
+        channels_last: bool = False,
+        skip_corrupt: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+) -> MultiResLoader:
+    """Create a loader of ({resolution: images [N, 3, r, r]}, masks).
+
+    In training all sizes show the same crop, and the masks are uint8 [N, R, R] with R the largest size. In evaluation
+    the whole picture is squeezed to r x r, and the masks are a list of uint8 [H, W], of the pictures' own sizes. They
+    hold class indices, and 255 where there is no class.
+
+    >>> loader = create_mask_loader('camvid', (352, 224, 96), batch_size=8, classes=names)  # doctest: +SKIP
+    >>> images, masks = next(iter(loader))                                                 # doctest: +SKIP
+    >>> images[224].shape, masks.shape                                                     # doctest: +SKIP
+    (torch.Size([8, 3, 224, 224]), torch.Size([8, 352, 352]))
+
+    Args:
+        root_or_dataset: a folder, see `MaskFolder`, or a `MaskFolder`; `classes`, `ignore_label` and `split` are then
+            those of it.
+        resolutions: sizes in pixels.
+        batch_size: pictures of one rank.
+        classes, ignore_label, split: see `MaskFolder`.
+        is_training: random views, shuffled; by default, whether `split` is 'train'.
+        scale, ratio, hflip, color_jitter: see `MaskedTrainViews`.
+        seed, num_workers, mean, std, interpolation, device, channels_last, skip_corrupt, rank, world_size: see
+            `create_multires_loader`.
+
+    Raises:
+        ValueError: an argument out of range, no pictures, or fewer training pictures than one batch.
+    """
+    sizes = _check_sizes(resolutions)
+    check_normalisation(mean, std)
+    check_crops(scale, ratio)
+    dataset = root_or_dataset if isinstance(root_or_dataset, MaskFolder) else MaskFolder(
+        root_or_dataset, split, classes, ignore_label)
+    is_training = dataset.split == 'train' if is_training is None else is_training
+    _check_interpolation(interpolation, is_training, on_torch=False)
+    order = _order(len(dataset), batch_size, is_training, seed, rank, world_size)
+    transform: Any = (MaskedTrainViews(sizes, scale, ratio, hflip, interpolation, color_jitter) if is_training else
+                      MaskedEvalViews(sizes, interpolation))
+    samples = MaskedSamples(dataset, transform, seed, substitute=is_training and skip_corrupt)
+    finisher = BatchFinisher(sizes, mean, std, exact=not is_training, device=device, channels_last=channels_last)
+    collate = partial(collate_masks, keep_sizes=not is_training)
+    return MultiResLoader(samples, order, finisher, num_workers, skip_corrupt, collate)
 
 
-def _dataset(root_or_dataset: Any, split: str, kwargs: Dict[str, Any]) -> Dataset[Any]:
-    if isinstance(root_or_dataset, IterableDataset):
-        raise ValueError(f'{type(root_or_dataset).__name__} is a stream, and order and resume need an index: use a '
-                         'folder, tar files, hfds/ or torch/ of timm.')
-    if isinstance(root_or_dataset, Dataset):
-        if kwargs:
-            raise ValueError(f"{', '.join(kwargs)}: only for a folder; this {type(root_or_dataset).__name__} exists.")
-        return root_or_dataset
-    return open_split(root_or_dataset, split, **kwargs)
+def _check_sizes(resolutions: Iterable[int]) -> Tuple[int, ...]:
+    """The sizes as whole numbers, largest first."""
+    sizes = tuple(resolutions)
+    if not sizes or len(set(sizes)) != len(sizes) or not all(size >= 1 and int(size) == size for size in sizes):
+        raise ValueError(f'resolutions {sizes}: name distinct positive sizes in pixels, as in (224, 160, 96).')
+    return tuple(sorted((int(size) for size in sizes), reverse=True))
+
+
+def _check_interpolation(interpolation: str, is_training: bool, on_torch: bool) -> None:
+    if interpolation == 'random':
+        if not is_training:
+            raise ValueError("interpolation 'random' is for training: name one, such as 'bilinear', for evaluation.")
+        return
+    try:
+        str_to_pil_interp(interpolation)
+    except KeyError:
+        raise ValueError(f"interpolation {interpolation!r} is unknown: use 'bilinear', for example.") from None
+    if on_torch and interpolation not in TORCH_RESAMPLING:
+        raise ValueError(f"interpolation {interpolation!r} is not one of torch's, {', '.join(TORCH_RESAMPLING)}: use "
+                         "one, or mode='loader' with resizer='pillow'.")
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse a mean or std that is not for values in [0, 1], such as those for values up to 255."""
+    if not all(0. <= value <= 1. for value in mean):
+        raise ValueError(f'mean {tuple(mean)}: pixels are in [0, 1], and so is their mean; divide values for pixels '
+                         'up to 255 by 255.')
+    if not all(0. < value <= 1. for value in std):
+        raise ValueError(f'std {tuple(std)}: pixels are in [0, 1], and their standard deviation is in (0, 1]; divide '
+                         'values for pixels up to 255 by 255.')
+
+
+def check_crops(scale: Sequence[float], ratio: Sequence[float]) -> None:
+    """Refuse ranges of area and aspect ratio from which no crop can be drawn."""
+    for name, values, high in (('scale', scale, 1.), ('ratio', ratio, math.inf)):
+        if len(values) != 2 or not 0. < values[0] <= values[1] <= high or math.isinf(values[1]):
+            raise ValueError(f'crop {name} {tuple(values)}: it is two positive numbers{" up to 1" * (high == 1.)}, the '
+                             'smaller one first.')
+
+
+def per_channel(values: Sequence[float], channels: int) -> Tuple[float, ...]:
+    """Mean or std for each of `channels`: as given where the number fits, else the average, as a saved network has it.
+
+    >>> per_channel((0.25, 0.5, 0.75), 1)
+    (0.5,)
+    """
+    values = tuple(values)
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _order(count: int, batch_size: int, is_training: bool, seed: int, rank: int, world_size: int) -> EpochBatches:
+    """The batches of `count` pictures for one process, where the settings allow any."""
+    if batch_size < 1:
+        raise ValueError(f'batch_size {batch_size}: it must be at least 1.')
+    if not 0 <= rank < world_size:
+        raise ValueError(f'rank {rank} of world_size {world_size}: ranks are 0 to world_size - 1.')
+    if is_training and count < batch_size * world_size:
+        raise ValueError(f'batch_size {batch_size} on each of {world_size} process(es) is more than the {count} '
+                         f'pictures there are: take at most {count // world_size}.')
+    return EpochBatches(count, batch_size, is_training, seed, rank, world_size)

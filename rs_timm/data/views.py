@@ -1,7 +1,7 @@
-"""One picture, decoded once and cropped once, at S sizes."""
+"""Views of a picture: decoded once and cropped once, at S sizes, in training and in evaluation."""
 import math
 import random
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -14,12 +14,9 @@ from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpola
 from torch.nn import functional as F
 from torchvision import transforms
 
-from rs_timm.pictures import ImageError, reason, to_rgb
+from rs_timm.pictures import ImageError, reason, to_rgb, trim_strip
 
-__all__ = ['Erasure', 'EvalViews', 'FLIPS', 'RESIZERS', 'TrainViews', 'Views', 'draw_erasures']
-
-FLIPS = ('shared', 'per_resolution')
-RESIZERS = ('pillow', 'torch')
+__all__ = ['Erasure', 'EvalViews', 'SeparateCrops', 'TrainViews', 'Views', 'image_transform']
 
 
 class Erasure(NamedTuple):
@@ -172,6 +169,31 @@ class TrainViews:
         return _rgb(image).crop((left, top, right, bottom))
 
 
+class SeparateCrops:
+    """Training views as `TrainViews` makes them, but with a random crop and flip of its own for each resolution.
+
+    Draws from the ambient generators: call it within `seeded`. Random erasing is shared, as there.
+
+    Args:
+        resolutions: sizes in pixels, largest first.
+        same_size: side in pixels of all views, in place of their own; 0: their own.
+        settings: for `TrainViews`.
+
+    Source: Section 4.3, Table 6.
+    """
+
+    def __init__(self, resolutions: Sequence[int], same_size: int = 0, **settings: Any) -> None:
+        self.sides = {resolution: same_size or resolution for resolution in resolutions}
+        self.eraser = settings.pop('eraser', None)
+        self.transforms = {side: TrainViews((side,), (side,), **settings) for side in self.sides.values()}
+
+    def __call__(self, image: Image.Image) -> Views:
+        """Make the views of a picture that was opened but not decoded."""
+        images: Dict[int, np.ndarray] = {
+            resolution: self.transforms[side](image).images[side] for resolution, side in self.sides.items()}
+        return Views(images, None, draw_erasures(self.eraser) if self.eraser else ())
+
+
 def _resize_with_pillow(crop: Image.Image, sizes: Sequence[int], interpolation: str) -> Dict[int, np.ndarray]:
     resample = str_to_pil_interp(interpolation)
     return {size: _pixels(crop.resize((size, size), resample)) for size in sizes}
@@ -236,3 +258,30 @@ class EvalViews:
         if self.channels == 1:
             image = image.convert('L')
         return Views({size: _pixels(transform(image)) for size, transform in self.transforms.items()})
+
+
+def image_transform(data_config: Mapping[str, Any], resolution: int) -> Callable[[Image.Image], torch.Tensor]:
+    """Evaluation preprocessing of a model, at a resolution of choice: RGB picture -> tensor [C, H, W], H = W.
+
+    The shorter side is resized to floor(resolution / crop_pct), the centre is cropped, and mean and std are applied:
+    what timm's `validate.py --img-size` does (a model with another `crop_mode` keeps it).
+
+    >>> import timm, rs_timm
+    >>> model = timm.create_model('rs_resnet18')
+    >>> transform = image_transform(timm.data.resolve_model_data_config(model), 160)
+    >>> transform(Image.new('RGB', (400, 300))).shape
+    torch.Size([3, 160, 160])
+
+    Args:
+        data_config: as returned by `timm.data.resolve_model_data_config(model)`.
+        resolution: pixels.
+
+    Raises:
+        ValueError: a resolution that is not positive.
+    """
+    if resolution < 1:
+        raise ValueError(f'resolution {resolution}: it must be a positive number of pixels.')
+    config = {key: value for key, value in data_config.items() if key != 'input_size'}
+    channels = data_config.get('input_size', (3,))[0]
+    steps = [trim_strip, create_transform((channels, resolution, resolution), is_training=False, **config)]
+    return transforms.Compose(steps if channels == 3 else [transforms.Grayscale(channels), *steps])

@@ -13,7 +13,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rs_timm.data.checks import per_channel
+from rs_timm.data.multires import per_channel
 from rs_timm.layers import SwitchableBatchNorm2d, extract, is_switchable, pack
 from rs_timm.models import checkpoint_filter_fn, switchable
 from rs_timm.segmentation import load_encoder
