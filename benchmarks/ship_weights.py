@@ -22,7 +22,7 @@ from benchmarks.environment import describe
 from benchmarks.run_record import hardware_here, record_of
 from rs_timm.calibration import recalibrate
 from rs_timm.data import create_multires_loader
-from rs_timm.hub.files import write_weights
+from rs_timm.hub.saving import write_weights
 from rs_timm.layers import get_resolutions
 from rs_timm.models import file_sha256, weights_dir
 from rs_timm.training import evaluate

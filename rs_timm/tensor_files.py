@@ -1,10 +1,11 @@
 """Safetensors files that others may read, as far as new files may be read here."""
-import stat
 from pathlib import Path
 from typing import Dict, Union
 
 import torch
 from safetensors.torch import save_file
+
+from rs_timm.atomic import replacing
 
 __all__ = ['save_tensors']
 
@@ -18,16 +19,10 @@ def save_tensors(tensors: Dict[str, torch.Tensor], path: Union[str, Path]) -> No
 
     Args:
         tensors: contiguous, none of which shares memory with another.
-        path: is replaced.
+        path: is replaced, as a whole or not at all.
     """
-    path = Path(path)
-    new = not path.exists()
-    with path.open('ab'):
-        mode = stat.S_IMODE(path.stat().st_mode)
-    try:
-        save_file(tensors, path, metadata={'format': 'pt'})
-    except BaseException:
-        if new:
-            path.unlink(missing_ok=True)
-        raise
-    path.chmod(mode)
+    with replacing(path) as new:
+        new.touch()
+        mode = new.stat().st_mode
+        save_file(tensors, new, metadata={'format': 'pt'})
+        new.chmod(mode)

@@ -7,7 +7,7 @@ from timm.data import infer_imagenet_subset, resolve_model_data_config
 from timm.models import PretrainedCfg
 from torch import nn
 
-from rs_timm.hub.files import CONFIG
+from rs_timm.hub.saving import CONFIG
 from rs_timm.layers import get_resolutions
 from rs_timm.models import file_sha256, manifest
 from rs_timm.training import Recipe

@@ -11,7 +11,7 @@ import torch
 from timm.models._hub import save_config_for_hf
 
 from rs_timm.hub import save_pretrained
-from rs_timm.hub.files import CONFIG, WEIGHTS, check_restores, write_weights
+from rs_timm.hub.saving import CONFIG, WEIGHTS, check_restores, write_weights
 from rs_timm.layers import is_switchable
 from rs_timm.training import RECIPES, Options, Recipe, Trained, get_recipe, keep_freed_memory, train
 from rs_timm.training.processes import is_first_process, process_rank

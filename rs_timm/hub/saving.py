@@ -1,14 +1,12 @@
-"""What a saved network consists of: the config that timm writes, the weights, and the proof that they restore it."""
-import json
-import re
+"""A network -> a folder that gives it back: the config that timm writes, the weights, and the proof that they do."""
+from contextlib import suppress
 from copy import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional, Union
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.layers import SelectAdaptivePool2d
 from timm.models import FeatureInfo, PretrainedCfg, is_model, model_entrypoint
@@ -16,26 +14,16 @@ from timm.models._hub import save_config_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
+from rs_timm.atomic import replacing_folder
+from rs_timm.card import CardData, model_card
 from rs_timm.layers import get_resolutions, is_switchable
 from rs_timm.layers.selector import selectors_of
-from rs_timm.models import OWN_ARGUMENTS, file_sha256
+from rs_timm.models import OWN_ARGUMENTS
 from rs_timm.quantization import pack_weights, unpack_weights
 from rs_timm.tensor_files import save_tensors
 
-from .errors import HubError
-
 __all__ = [
-    'CARD',
-    'CONFIG',
-    'WEIGHTS',
-    'address',
-    'check_restores',
-    'check_weights',
-    'read_config',
-    'restorable',
-    'write_config',
-    'write_weights',
-]
+    'CARD', 'CONFIG', 'WEIGHTS', 'card_text', 'check_restores', 'save_pretrained', 'write_model', 'write_weights']
 
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
@@ -46,7 +34,96 @@ _SOURCES = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source
 _CLAIMS = ('tag', 'description', 'license', 'origin_url', 'paper_name', 'paper_ids', 'notes')
 
 
-def restorable(
+def save_pretrained(
+        model: nn.Module,
+        directory: Union[str, Path],
+        *,
+        half: bool = False,
+        packed: bool = False,
+        model_config: Optional[Dict[str, Any]] = None,
+        model_args: Optional[Dict[str, Any]] = None,
+        card: Optional[CardData] = None,
+        keep_source: bool = False,
+) -> Path:
+    """Write model.safetensors, config.json and README.md, and return the folder.
+
+    `timm.create_model('local-dir:DIRECTORY', pretrained=True)` restores resolutions, interpolation, preprocessing,
+    class names and weights. The folder appears when all is written and was read back; an earlier one stays until then.
+
+    >>> import tempfile, timm, rs_timm
+    >>> model = timm.create_model('rs_resnet18', resolutions=(64, 48), num_classes=3)
+    >>> folder = save_pretrained(model, Path(tempfile.mkdtemp()) / 'mine')
+    >>> sorted(file.name for file in folder.iterdir())
+    ['README.md', 'config.json', 'model.safetensors']
+    >>> timm.create_model(f'local-dir:{folder}', pretrained=True).resolutions
+    (64, 48)
+
+    Args:
+        model: a switchable network that timm made, or a wrapper of one (DDP, EMA, torch.compile).
+        directory: is made, or replaced as a whole if it holds nothing but an earlier save.
+        half: store the weights of convolutions and linear layers as float16; BatchNorms and biases stay as they are.
+        packed: store quantised weights in their bits, see `rs_timm.quantization.pack_weights`.
+        model_config: as in timm's `save_for_hf`: `label_names`, `label_descriptions`, `pretrained_cfg` (entries to
+            replace, such as `mean`), and anything else for the top level of config.json.
+        model_args: constructor arguments that timm did not record.
+        card: licence, description, measured results, recipe.
+        keep_source: the weights are those that `model.pretrained_cfg` names, not trained since: keep its tag,
+            description, origin and paper. Otherwise these are left out, since they may not hold; the licence is kept
+            if the model was created with `pretrained=True`, and `card` can give all of them.
+
+    Raises:
+        ValueError: a network that is not switchable, was not made by timm, or that its config would not restore; a
+            folder with other files in it.
+        OSError: the disk's own; an earlier folder is then as it was.
+    """
+    directory = Path(directory).resolve()
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f'{directory} is a file: name a folder.')
+    others = sorted({entry.name for entry in directory.glob('*')} - {WEIGHTS, CONFIG, CARD})
+    if others:
+        names = ', '.join(others[:3]) + (', ...' if others[3:] else '')
+        raise ValueError(f'{directory} holds other files ({names}): name a new folder, or one that save_pretrained '
+                         'wrote.')
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_folder(directory) as folder:
+        network = write_model(model, folder, half, packed, model_config, model_args, card, keep_source)
+        (folder / CARD).write_text(card_text(network, card, directory.name), encoding='utf-8')
+    return directory
+
+
+def write_model(
+        model: nn.Module,
+        folder: Path,
+        half: bool,
+        packed: bool,
+        model_config: Optional[Dict[str, Any]],
+        model_args: Optional[Dict[str, Any]],
+        card: Optional[CardData],
+        keep_source: bool,
+) -> nn.Module:
+    """Write config.json and model.safetensors, check that they restore `model`, and return what they describe."""
+    if half and packed:
+        raise ValueError('half and packed exclude each other: packed stores what is not quantised in float16 anyway.')
+    storage = 'packed' if packed else 'half' if half else 'full'
+    data = card or CardData()
+    claims = dict(license=data.license, description=data.description)
+    network = _restorable(model, keep_source, claims, (model_config or {}).get('pretrained_cfg', {}))
+    _write_config(network, folder, model_config or {}, model_args or {})
+    saved = write_weights(network, folder, storage)
+    check_restores(network, folder, saved)
+    return network
+
+
+def card_text(network: nn.Module, card: Optional[CardData], name: str, source: Optional[str] = None) -> str:
+    """The README.md of what `write_model` returned."""
+    data = card or CardData()
+    cfg = network.pretrained_cfg
+    data = replace(data, license=cfg.get('license'), description=cfg.get('description'))  # type: ignore
+    origin = (getattr(network, 'derived_from', None) or '').partition('@')[0]
+    return model_card(network, data, name, source, base_model=origin if '/' in origin else None)
+
+
+def _restorable(
         model: nn.Module,
         keep_source: bool,
         claims: Mapping[str, Optional[str]],
@@ -123,36 +200,32 @@ def _channels(model: nn.Module, cfg: Mapping[str, Any]) -> int:
     return declared if folds else int(getattr(conv, 'in_channels', declared))
 
 
-def write_config(
+def _write_config(
         network: nn.Module,
         folder: Path,
         model_config: Mapping[str, Any],
         model_args: Mapping[str, Any],
 ) -> None:
-    """Let timm write config.json for what `restorable` returned."""
+    """Let timm write config.json for what `_restorable` returned."""
+    from rs_timm import __version__
+
     config = {key: value for key, value in model_config.items() if key != 'pretrained_cfg'}
     names = config.get('label_names')
     if names is not None and len(names) != network.num_classes:
         raise ValueError(f'{len(names)} label_names for {network.num_classes} classes: give one name a class.')
-    config['rs_timm'] = {**_metadata(network), **config.get('rs_timm', {})}
+    alpha = getattr(network, 'checkpoint_metadata', {}).get('alpha') or {}
+    metadata = dict(
+        version=__version__,
+        alpha={str(resolution): float(weight) for resolution, weight in alpha.items()},
+        derived_from=getattr(network, 'derived_from', None),
+    )
+    config['rs_timm'] = {**{key: value for key, value in metadata.items() if value}, **config.get('rs_timm', {})}
     args = {**_constructor_arguments(network), **model_args}
     save_config_for_hf(network, folder / CONFIG, config, args)  # type: ignore[arg-type]
 
 
-def _metadata(network: nn.Module) -> Dict[str, Any]:
-    from rs_timm import __version__
-
-    metadata: Dict[str, Any] = {'version': __version__}
-    alpha = getattr(network, 'checkpoint_metadata', {}).get('alpha')
-    if alpha:
-        metadata['alpha'] = {str(resolution): float(weight) for resolution, weight in alpha.items()}
-    if getattr(network, 'derived_from', None):
-        metadata['derived_from'] = network.derived_from
-    return metadata
-
-
 def _constructor_arguments(network: nn.Module) -> Dict[str, Any]:
-    """What timm before 1.0.31 does not record by itself, as far as the network tells."""
+    """The arguments that timm before 1.0.31 does not record by itself, as far as the network tells."""
     args: Dict[str, Any] = dict(
         resolutions=get_resolutions(network),
         interpolation=selectors_of(network)[0].interpolation,
@@ -170,29 +243,26 @@ def _constructor_arguments(network: nn.Module) -> Dict[str, Any]:
 
 
 def write_weights(network: nn.Module, folder: Path, storage: str) -> Dict[str, torch.Tensor]:
-    """Write model.safetensors, and return the state dict that it holds.
+    """Write model.safetensors, and return the state dict that it holds; refuse what is not finite.
 
     Args:
         storage: 'full', 'half' (weights in float16) or 'packed' (quantised weights in their bits).
     """
-    if storage == 'packed':
-        return unpack_weights(load_file(pack_weights(network, folder / WEIGHTS)))
     tensors = {}
     for key, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(f'{key} has values that are not finite (nan or infinity): this network computes nothing '
+                             'any more, as after a training that diverged. Save an earlier state of it.')
         tensor = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)  # tied ones become two
         if storage == 'half' and tensor.is_floating_point() and tensor.ndim > 1:
-            tensor = _to_half(key, tensor)
+            largest, tensor = tensor.abs().max().item(), tensor.half()
+            if not tensor.isfinite().all():
+                raise ValueError(f'{key} has values up to {largest:.3g}, float16 ends at 65504: save without half.')
         tensors[key] = tensor
+    if storage == 'packed':
+        return unpack_weights(load_file(pack_weights(network, folder / WEIGHTS)))
     save_tensors(tensors, folder / WEIGHTS)
     return tensors
-
-
-def _to_half(key: str, tensor: torch.Tensor) -> torch.Tensor:
-    half = tensor.half()
-    if not torch.equal(half.isfinite(), tensor.isfinite()):
-        largest = tensor.abs().max().item()
-        raise ValueError(f'{key} has values up to {largest:.3g}, float16 ends at 65504: save without half.')
-    return half
 
 
 def check_restores(network: nn.Module, folder: Path, saved: Mapping[str, torch.Tensor]) -> None:
@@ -204,24 +274,19 @@ def check_restores(network: nn.Module, folder: Path, saved: Mapping[str, torch.T
             difference = _difference(saved, restored.state_dict())
             difference = difference or _difference(_settings(network), _settings(restored))
         except Exception as error:
-            cause, difference = error, _why_not_loaded(folder, saved) or f'{type(error).__name__}: {error}'.rstrip('.')
+            cause, difference = error, f'{type(error).__name__}: {error}'.rstrip('.')
+            with suppress(Exception):  # shapes say more than what loading them says
+                built = timm.create_model(f'local-dir:{folder}').state_dict()
+                shapes, built_shapes = ({k: tuple(t.shape) for k, t in state.items()} for state in (saved, built))
+                difference = _difference(shapes, built_shapes) or difference
     if difference:
         raise ValueError(
             f'config.json would not restore this network: {difference}. It was changed after it was made, or made with '
             f'arguments that timm {timm.__version__} does not record: pass those as model_args=dict(...).') from cause
 
 
-def _why_not_loaded(folder: Path, saved: Mapping[str, torch.Tensor]) -> Optional[str]:
-    try:
-        built = timm.create_model(f'local-dir:{folder}').state_dict()
-    except Exception:
-        return None
-    shapes = {key: tuple(tensor.shape) for key, tensor in built.items()}
-    return _difference({key: tuple(tensor.shape) for key, tensor in saved.items()}, shapes)
-
-
 def _settings(model: nn.Module) -> Dict[str, Any]:
-    """What changes the output and is in no tensor."""
+    """The settings that change the output and stand in no tensor."""
     names = ('stride', 'padding', 'dilation', 'groups', 'eps', 'pool_type', 'ceil_mode')
     return {f'{path}.{name}': getattr(module, name) for path, module in model.named_modules()
             for name in names if hasattr(module, name)}
@@ -240,45 +305,3 @@ def _difference(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Optional[
             a, b = (tuple(v.shape) if isinstance(v, torch.Tensor) else v for v in (a, b))
             return f'{key} is {a}, restored {b}'
     return None
-
-
-def address(repo_id: str, local: bool) -> str:
-    """What `timm.create_model` calls a repository of the hub, or a folder."""
-    return f"{'local-dir' if local else 'hf-hub'}:{repo_id}"
-
-
-def read_config(path: Path, repo_id: str, local: bool) -> Dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding='utf-8'))
-        architecture = config['architecture']
-    except FileNotFoundError:
-        raise ValueError(f'{path}: no such file; expected a folder that rs_timm.save_pretrained wrote.') from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} of {repo_id} is no config.json of timm ({type(error).__name__}: {error}).') from error
-    if not is_model(architecture):
-        raise ValueError(f'{repo_id} is a {architecture!r}, which neither rs_timm nor timm {timm.__version__} knows: '
-                         'update them, or import the package that registers it.')
-    if model_entrypoint(architecture).__module__.startswith('timm.'):
-        raise ValueError(f'{repo_id} is a plain {architecture} of timm, no model of rs_timm: '
-                         f"rs_timm.switchable({address(repo_id, local)!r}, pretrained=True) makes it switchable.")
-    return config
-
-
-def check_weights(path: Path, repo_id: str, local: bool) -> None:
-    """Raise HubError unless the file is whole, and is the one that the hub announced."""
-    problem = None
-    try:
-        with safe_open(path, framework='pt') as weights:
-            weights.keys()
-    except FileNotFoundError:
-        raise ValueError(f'{path}: no such file; expected a folder that rs_timm.save_pretrained wrote.') from None
-    except SafetensorError as error:
-        problem = f'{error}'
-    blob = path.resolve()  # the cache names a file by the hash that the hub gave
-    if problem is None and not local and re.fullmatch(r'[0-9a-f]{64}', blob.name):
-        found = file_sha256(blob)
-        problem = f'its sha256 is {found}, the hub announced {blob.name}' if found != blob.name else None
-    if problem:
-        remedy = 'save it again' if local else (
-            f'delete {blob} or call rs_timm.from_pretrained({repo_id!r}, force_download=True) to load it again')
-        raise HubError(f'{WEIGHTS} of {repo_id} is damaged ({problem}): {remedy}.')

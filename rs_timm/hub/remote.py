@@ -1,0 +1,230 @@
+"""Repositories of the Hugging Face hub: a network -> one commit, and back; saved folders are read here too."""
+import json
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Dict, Iterator, Optional, Union
+
+import timm
+from safetensors import SafetensorError, safe_open
+from timm.models import is_model, model_entrypoint
+from torch import nn
+
+from rs_timm.card import CardData
+from rs_timm.layers import is_switchable
+from rs_timm.models import file_sha256
+
+from .saving import CARD, CONFIG, WEIGHTS, card_text, write_model
+
+__all__ = ['HubError', 'from_pretrained', 'push_to_hub']
+
+_TOKEN = 'log in with `hf auth login`, set HF_TOKEN, or pass token='
+
+
+class HubError(OSError):
+    """The hub refused, was not reached, or what came from it is not what it should be."""
+
+
+@contextmanager
+def _hub_errors(repo_id: str, revision: Optional[str], action: str, remedy: str = '') -> Iterator[None]:
+    """Turn what the client raises, which is as many kinds as it has had HTTP libraries, into HubError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, OSError):
+            raise  # a name that no repository can have
+        raise HubError(f'cannot {action} {repo_id}: {_reason(error, repo_id, revision)}. {remedy}'.rstrip()) from error
+
+
+def _reason(error: Exception, repo_id: str, revision: Optional[str]) -> str:
+    from huggingface_hub import constants, errors
+
+    status = getattr(getattr(error, 'response', None), 'status_code', None)
+    if isinstance(error, errors.GatedRepoError):
+        return f'access is granted by its owners: ask at {constants.ENDPOINT}/{repo_id}, then {_TOKEN}'
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f'it has no branch, tag or commit {revision!r}'
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return f'{constants.ENDPOINT} was not reached, and the file is not in the cache'
+    if isinstance(error, errors.EntryNotFoundError):
+        return 'the repository has no such file; rs_timm reads config.json and model.safetensors'
+    if status == 403:
+        return f'the token has no right to do this; one with write access is needed: {_TOKEN}'
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f'there is no such repository, or it is private and the token is missing or not its owner\'s: {_TOKEN}'
+    if status == 401:
+        return f'the token is missing or not valid: {_TOKEN}'
+    text = str(error).strip()
+    return f"{type(error).__name__}{': ' + text.splitlines()[0].rstrip('.') if text else ''}"
+
+
+def push_to_hub(
+        model: nn.Module,
+        repo_id: str,
+        *,
+        token: Optional[str] = None,
+        private: bool = False,
+        revision: Optional[str] = None,
+        commit_message: str = 'Add model',
+        create_pr: bool = False,
+        half: bool = False,
+        packed: bool = False,
+        model_config: Optional[Dict[str, Any]] = None,
+        model_args: Optional[Dict[str, Any]] = None,
+        card: Optional[CardData] = None,
+        keep_source: bool = False,
+) -> str:
+    """Save the network, upload it to the hub in one commit, and return the address of the commit or pull request.
+
+    Whoever has `import rs_timm` in the program then loads it with `timm.create_model('hf-hub:user/name',
+    pretrained=True)`. A push that breaks off leaves the repository as it was.
+
+    >>> push_to_hub(model, 'user/rs_resnet18-pets', card=CardData(license='mit'))  # doctest: +SKIP
+    'https://huggingface.co/user/rs_resnet18-pets/commit/...'
+
+    Args:
+        model: as `save_pretrained`; so are half, packed, model_config, model_args and keep_source.
+        repo_id: 'user/name'; is created if it does not exist.
+        token: with write access; None takes HF_TOKEN, or that of `hf auth login`.
+        private: create a private repository; one that exists and is public is refused.
+        revision: branch, created if there is none of that name; None is the main branch.
+        commit_message: one line.
+        create_pr: open a pull request instead of committing.
+        card: None keeps a README.md that is there already; a given one replaces it.
+
+    Raises:
+        HubError: no token, no right to write, or a connection that broke; the old revision is then as it was.
+        ValueError: as `save_pretrained`, or a name that no repository can have.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    from rs_timm import __version__
+
+    api = HfApi(token=token, library_name='rs_timm', library_version=__version__)
+    with TemporaryDirectory() as folder:
+        network = write_model(model, Path(folder), half, packed, model_config, model_args, card, keep_source)
+        with _hub_errors(repo_id, revision, 'push to', 'A push is one commit, made whole or not at all.'):
+            repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+            if private and not api.model_info(repo_id).private:
+                raise ValueError(f'{repo_id} exists and is public: make it private on the hub first, or choose another '
+                                 'name.')
+            if revision and not create_pr:
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            if card is not None or not api.file_exists(repo_id, CARD, revision=revision):
+                text = card_text(network, card, repo_id.split('/')[-1], f'hf-hub:{repo_id}')
+                (Path(folder) / CARD).write_text(text, encoding='utf-8')
+            # not upload_folder: with hf_xet it makes several commits, and a break between them leaves half a model
+            commit = api.create_commit(
+                repo_id,
+                [CommitOperationAdd(file.name, file) for file in sorted(Path(folder).iterdir())],
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
+    return str(commit.pr_url or commit.commit_url)
+
+
+def from_pretrained(
+        repo_id: str,
+        revision: Optional[str] = None,
+        *,
+        token: Optional[str] = None,
+        cache_dir: Optional[Union[str, Path]] = None,
+        force_download: bool = False,
+        **kwargs: Any,
+) -> nn.Module:
+    """The network of a hub repository, or of a folder that `save_pretrained` wrote, with its weights.
+
+    It is `timm.create_model('hf-hub:user/name', pretrained=True)`, and more: the downloaded file is compared with the
+    hash that the hub gave, errors say what to do, and the ensemble weights `alpha` come back in
+    `model.checkpoint_metadata`.
+
+    >>> from_pretrained('user/rs_resnet18-pets').resolutions  # doctest: +SKIP
+    (224, 192, 160, 128, 96)
+
+    Args:
+        repo_id: 'user/name', or a folder.
+        revision: branch, tag or commit; None is the main branch.
+        token: for a private repository; None takes HF_TOKEN, or that of `hf auth login`.
+        cache_dir: where downloads are kept; None is the cache of huggingface_hub.
+        force_download: load the files again, whatever the cache has.
+        kwargs: passed to `timm.create_model`, for example `num_classes` to fine-tune.
+
+    Raises:
+        HubError: no such repository or revision, a token is needed, no connection, or a damaged download.
+        ValueError: not a model of rs_timm.
+    """
+    local = Path(repo_id).is_dir()
+    if local:
+        files = {name: Path(repo_id, name) for name in (CONFIG, WEIGHTS)}
+    else:
+        files = _download(repo_id, revision, token=token, cache_dir=cache_dir, force_download=force_download)
+    config = _read_config(files[CONFIG], repo_id, local)
+    _check_weights(files[WEIGHTS], repo_id, local)
+    model = timm.create_model(f'local-dir:{files[WEIGHTS].parent}', pretrained=True, **kwargs)
+    if not is_switchable(model):
+        raise ValueError(f"{repo_id} is a {config['architecture']}, no resolution-switchable network: "
+                         f"rs_timm.switchable({_address(repo_id, local)!r}, pretrained=True) makes it one.")
+    if not local:
+        model.derived_from = '@'.join(filter(None, (repo_id, revision)))  # type: ignore[assignment]
+        model.pretrained_cfg.pop('file')  # type: ignore[operator]
+        model.pretrained_cfg.update(source='hf-hub', hf_hub_id=model.derived_from)  # type: ignore[operator]
+    return model
+
+
+def _download(repo_id: str, revision: Optional[str], **kwargs: Any) -> Dict[str, Path]:
+    from huggingface_hub import hf_hub_download
+
+    from rs_timm import __version__
+
+    files = {}
+    for name in (CONFIG, WEIGHTS):
+        with _hub_errors(repo_id, revision, f'get {name} of'):
+            files[name] = Path(hf_hub_download(
+                repo_id, name, revision=revision, library_name='rs_timm', library_version=__version__, **kwargs))
+        if name == CONFIG:
+            _read_config(files[name], repo_id, local=False)  # before a large download
+    return files
+
+
+def _address(repo_id: str, local: bool) -> str:
+    """What `timm.create_model` calls a repository of the hub, or a folder."""
+    return f"{'local-dir' if local else 'hf-hub'}:{repo_id}"
+
+
+def _read_config(path: Path, repo_id: str, local: bool) -> Dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+        architecture = config['architecture']
+    except FileNotFoundError:
+        raise ValueError(f'{path}: no such file; expected a folder that rs_timm.save_pretrained wrote.') from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} of {repo_id} is no config.json of timm ({type(error).__name__}: {error}).') from error
+    if not is_model(architecture):
+        raise ValueError(f'{repo_id} is a {architecture!r}, which neither rs_timm nor timm {timm.__version__} knows: '
+                         'update them, or import the package that registers it.')
+    if model_entrypoint(architecture).__module__.startswith('timm.'):
+        raise ValueError(f'{repo_id} is a plain {architecture} of timm, no model of rs_timm: '
+                         f"rs_timm.switchable({_address(repo_id, local)!r}, pretrained=True) makes it switchable.")
+    return config
+
+
+def _check_weights(path: Path, repo_id: str, local: bool) -> None:
+    """Raise HubError unless the file is whole, and is the one that the hub announced."""
+    problem = None
+    try:
+        with safe_open(path, framework='pt') as weights:
+            weights.keys()
+    except FileNotFoundError:
+        raise ValueError(f'{path}: no such file; expected a folder that rs_timm.save_pretrained wrote.') from None
+    except SafetensorError as error:
+        problem = f'{error}'
+    blob = path.resolve()  # the cache names a file by the hash that the hub gave
+    if problem is None and not local and re.fullmatch(r'[0-9a-f]{64}', blob.name):
+        found = file_sha256(blob)
+        problem = f'its sha256 is {found}, the hub announced {blob.name}' if found != blob.name else None
+    if problem:
+        remedy = 'save it again' if local else (
+            f'delete {blob} or call rs_timm.from_pretrained({repo_id!r}, force_download=True) to load it again')
+        raise HubError(f'{WEIGHTS} of {repo_id} is damaged ({problem}): {remedy}.')
