@@ -1,10 +1,8 @@
-"""Rules of sizes that hold with and without torch: the training side and the runtime share them."""
+"""Which sizes there may be, and which one an image has: rules that training and runtime share, without torch."""
 import math
-from typing import Any, Iterable, Sequence, Tuple
+from typing import Any, Iterable, Tuple
 
-__all__ = ['INTERPOLATIONS', 'bracket', 'check_resolutions', 'input_resolution']
-
-INTERPOLATIONS = ('params', 'affine', 'nearest')
+__all__ = ['check_resolutions', 'input_resolution']
 
 
 def check_resolutions(resolutions: Iterable[int]) -> Tuple[int, ...]:
@@ -41,25 +39,3 @@ def input_resolution(height: int, width: int) -> int:
     (224, 160)
     """
     return int(height) if height == width else round(math.sqrt(height * width))
-
-
-def bracket(resolutions: Sequence[int], resolution: int) -> Tuple[int, int, float]:
-    """Return (upper, lower, t): the neighbours of `resolution` and the share of the lower one, 0 <= t <= 1.
-
-    Outside the range both are the nearest one and t is 0.
-
-    >>> bracket((224, 192, 160), 168)
-    (192, 160, 0.75)
-    >>> bracket((224, 192, 160), 64)
-    (160, 160, 0.0)
-    """
-    ordered = sorted(resolutions)
-    if resolution <= ordered[0]:
-        return ordered[0], ordered[0], 0.
-    if resolution >= ordered[-1]:
-        return ordered[-1], ordered[-1], 0.
-    upper = next(r for r in ordered if r >= resolution)
-    if upper == resolution:
-        return upper, upper, 0.
-    lower = ordered[ordered.index(upper) - 1]
-    return upper, lower, (upper - resolution) / (upper - lower)

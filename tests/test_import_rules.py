@@ -11,12 +11,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / 'rs_timm'
 # part -> the parts that it may import; a part is a subpackage or a module of the top level
 ALLOWED = {
     '_register': {'models'},
+    'interpolation': set(),
     'resolutions': set(),
     'atomic': set(),
-    'layers': {'resolutions'},
+    'layers': {'interpolation', 'resolutions'},
     'pictures': set(),
     'tensor_files': {'atomic'},
-    'format': {'atomic', 'resolutions'},
+    'format': {'atomic', 'interpolation', 'resolutions'},
     'runtime': {'atomic', 'format', 'resolutions', 'pictures'},
     'predict': {'atomic', 'format', 'pictures', 'resolutions', 'runtime'},
     'loss': set(),
@@ -29,12 +30,13 @@ ALLOWED = {
     'card': {'atomic', 'layers', 'analysis'},
     'hub': {'atomic', 'layers', 'models', 'card', 'analysis', 'quantization', 'tensor_files'},
     'training': {'atomic', 'segmentation', 'layers', 'models', 'data', 'loss', 'calibration', 'analysis'},
-    'export': {'atomic', 'layers', 'resolutions', 'analysis', 'format', 'runtime'},
+    'export': {'atomic', 'interpolation', 'layers', 'resolutions', 'analysis', 'format', 'runtime'},
     'run': {'training'},  # for --mred, and not before it is asked for
     'cli': {'commands'},
     'commands': {
-        'atomic', 'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'format', 'hub', 'loss',
-        'pictures', 'predict', 'resolutions', 'runtime', 'segmentation', 'tensor_files', 'training'},
+        'atomic', 'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'format', 'hub',
+        'interpolation', 'loss', 'pictures', 'predict', 'resolutions', 'runtime', 'segmentation', 'tensor_files',
+        'training'},
     '__main__': {'cli'},
 }
 

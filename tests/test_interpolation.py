@@ -1,10 +1,12 @@
 """A set for an unseen size lies between its neighbours (Section 4.3), in the sense of its mode."""
+import numpy as np
 import pytest
 import timm
 import torch
 
 import rs_timm
-from rs_timm.layers import bracket, input_resolution, interpolate_bn, switchable_layers
+from rs_timm.interpolation import INTERPOLATIONS, blend, bracket, interpolate_bn, set_weights
+from rs_timm.layers import input_resolution, switchable_layers
 
 SIZES = (64, 48, 32)
 
@@ -32,6 +34,42 @@ def test_bracket_names_the_neighbours_and_the_share_of_the_lower(resolution, exp
     upper, lower, t = bracket(SIZES, resolution)
     if upper != lower:
         assert upper * (1 - t) + lower * t == resolution
+
+
+@pytest.mark.parametrize('sizes', [SIZES, (64,), (224, 192, 160, 128, 96)])
+@pytest.mark.parametrize('mode', INTERPOLATIONS)
+def test_the_weights_of_arrays_and_of_onnx_are_those_of_the_two_neighbours(sizes, mode):
+    onnx, reference = pytest.importorskip('onnx'), pytest.importorskip('onnx.reference')
+    from rs_timm.export.choice import RESOLUTION, Choice
+    from rs_timm.export.tables import Tables
+
+    names = ('gamma', 'beta', 'mean', 'variance') if mode == 'params' else ('scale', 'shift')
+    table = np.ones((len(sizes), 1), np.float32)
+    choice = Choice(Tables(sizes, mode, {'bn': 1}, dict.fromkeys(names, table)), {'bn': 4}, 'input')
+    weights = next(node.input[0] for node in choice.nodes if node.op_type == 'MatMul')
+    graph = onnx.helper.make_graph(
+        choice.nodes, 'weights', [onnx.helper.make_tensor_value_info(RESOLUTION, onnx.TensorProto.FLOAT, [])],
+        [onnx.helper.make_tensor_value_info(weights, onnx.TensorProto.FLOAT, None)], list(choice.constants.values()))
+    in_onnx = reference.ReferenceEvaluator(onnx.helper.make_model(graph))
+    one_hot = [dict(weight=row) for row in np.eye(len(sizes))]
+    for size in (*sizes, *(s + 1 for s in sizes), 20, 40, 56, 144, 300):
+        upper, lower, t = bracket(sizes, size)
+        expected = blend(one_hot[sizes.index(upper)], one_hot[sizes.index(lower)], t, mode)['weight']
+        for kind in (np.array, lambda x: torch.tensor(x, dtype=torch.float64)):
+            computed = set_weights(kind(float(size)), kind([float(s) for s in sizes]), mode)
+            np.testing.assert_allclose(computed, expected, rtol=0, atol=1e-12)
+        (computed,) = in_onnx.run([weights], {RESOLUTION: np.float32(size)})
+        np.testing.assert_allclose(computed[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('mode', INTERPOLATIONS)
+def test_numpy_arrays_and_tensors_are_blended_alike(mode):
+    upper, lower = random_bn(), random_bn()
+    blended = interpolate_bn(upper, lower, 0.3, mode)
+    arrays = interpolate_bn(*({k: v.numpy() for k, v in bn.items()} for bn in (upper, lower)), 0.3, mode)
+    assert list(arrays) == list(blended)
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, blended[name], rtol=1e-12)
 
 
 def test_params_mode_is_linear_in_each_tensor():

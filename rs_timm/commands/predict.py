@@ -5,10 +5,10 @@ from typing import Any, Callable, List, Protocol, Sequence, Tuple
 
 import numpy as np
 
+from rs_timm.interpolation import bracket
 from rs_timm.pictures import ImageError
 from rs_timm.predict.batch import PictureSource, fault
 from rs_timm.predict.collection import Collection, holds_pictures, open_collection
-from rs_timm.resolutions import bracket
 
 from ._arguments import add_model_arguments, positive_int
 from ._serving import SessionClassifier, add_session_arguments, require_torch, wants_session

@@ -5,6 +5,7 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 from torch import nn
 
+from rs_timm.interpolation import scale_and_shift
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions
 from rs_timm.layers.selector import selectors_of
 
@@ -46,7 +47,7 @@ def make_tables(model: nn.Module) -> Tables:
         if interpolation == 'affine' and not layer[str(resolutions[0])].affine:
             raise ValueError(f"{name} has no gamma and beta, for which 'affine' interpolates as 'params' does, unlike "
                              "the other layers: set_interpolation(model, 'params') before the export.")
-        rows = [s if interpolation == 'params' else _scale_and_shift(s) for s in sets]
+        rows = [s if interpolation == 'params' else dict(zip(('scale', 'shift'), scale_and_shift(**s))) for s in sets]
         for key in rows[0]:
             columns.setdefault(key, []).append(np.stack([row[key] for row in rows]))
     values = {key: np.concatenate(parts, axis=1) for key, parts in columns.items()}
@@ -73,8 +74,3 @@ def _set_tensors(bn: Any, name: str) -> Dict[str, np.ndarray]:
     absent = dict(gamma=np.ones(bn.num_features), beta=np.zeros(bn.num_features))
     arrays = {key: absent[key] if t is None else t.detach().double().cpu().numpy() for key, t in tensors.items()}
     return dict(arrays, variance=arrays['variance'] + bn.eps)
-
-
-def _scale_and_shift(tensors: Dict[str, np.ndarray]) -> Dict[str, np.ndarray]:
-    scale = tensors['gamma'] / np.sqrt(tensors['variance'])
-    return dict(scale=scale, shift=tensors['beta'] - tensors['mean'] * scale)

@@ -1,7 +1,6 @@
 """A switchable network -> one program of `torch.export`, or one compiled by AOTInductor: torch alone runs either.
 
-The blend of the sets is written in torch here, as `choice` writes it in ONNX, and the network is called with the
-result in place of its BatchNorms' tensors.
+The sets are blended at every call, and the network is called with the result in place of its BatchNorms' tensors.
 """
 import os
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from rs_timm.analysis.cost import image_channels
 from rs_timm.format.info import METADATA_KEY
+from rs_timm.interpolation import set_weights
 from rs_timm.layers import extract
 
 from .metadata import describe
@@ -102,23 +102,15 @@ class _Blended(nn.Module):
             bn.eps = 0.  # is in their variance
         for name, values in tables.values.items():
             self.register_buffer(name, torch.from_numpy(values))
-        r = torch.tensor(tables.resolutions, dtype=torch.float32)
-        self.register_buffer('resolutions', r)
-        self.register_buffer('above', torch.cat([r[:1] + 1, r[:-1]]))
-        self.register_buffer('below', torch.cat([r[1:], r[-1:] - 1]))
+        self.register_buffer('resolutions', torch.tensor(tables.resolutions, dtype=torch.float32))
 
     def forward(self, images: torch.Tensor) -> Any:
         return torch.func.functional_call(self.plain, self._tensors(self._weights(images)), (images,))
 
     def _weights(self, images: torch.Tensor) -> torch.Tensor:
         """Of each set, [S]; those of a size that has one are 0 but for a 1."""
-        r, above, below = self.resolutions, self.above, self.below
         side = torch.scalar_tensor(images.shape[-2] * images.shape[-1], dtype=torch.float32).sqrt().round()
-        side = side.clamp(r[-1], r[0])
-        rising, falling = (side - below) / (r - below), (above - side) / (above - r)
-        if self.interpolation == 'nearest':  # the larger one at a tie
-            return ((rising >= 0.5) & (falling > 0.5)).float()
-        return torch.minimum(rising, falling).clamp(0, 1)
+        return set_weights(side, self.resolutions, self.interpolation)
 
     def _tensors(self, weights: torch.Tensor) -> Dict[str, torch.Tensor]:
         sizes = list(self.layers.values())

@@ -10,7 +10,8 @@ from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import numpy as np
 
-from rs_timm.resolutions import bracket, check_resolutions
+from rs_timm.interpolation import blend, bracket, scale_and_shift
+from rs_timm.resolutions import check_resolutions
 
 from .info import METADATA_KEY, ModelInfo
 
@@ -128,18 +129,13 @@ def _affine(model: Any, info: ModelInfo, resolution: int) -> _Affine:
     if not tables:
         raise ValueError(f'{info.name} has lost its BatchNorm sets: some tool changed the file. Export it again.')
     upper, lower, t = bracket(info.resolutions, resolution)
-    if info.interpolation == 'nearest':
-        t = float(t > 0.5)
-    rows = info.resolutions.index(upper), info.resolutions.index(lower)
     if info.interpolation == 'params':
         tables['variance'] = _with_unit(tables.get('variance'), tables['gamma'])
-    blended = {name: table[rows[0]] * (1. - t) + table[rows[1]] * t for name, table in tables.items()}
+    first, second = ({name: table[info.resolutions.index(r)] for name, table in tables.items()} for r in (upper, lower))
+    blended = blend(first, second, t, info.interpolation)
     if info.interpolation == 'params':
-        scale = blended['gamma'] / np.sqrt(blended['variance'])
-        shift = blended['beta'] - blended['mean'] * scale
-    else:
-        scale, shift = blended['scale'], blended['shift']
-    parts = dict(_split(model, dict(scale=scale, shift=shift)))
+        blended = dict(zip(('scale', 'shift'), scale_and_shift(**blended)))
+    parts = dict(_split(model, blended))
     return {**parts, **dict(_reshaped(model, parts))}
 
 

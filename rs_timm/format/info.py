@@ -3,7 +3,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from rs_timm.resolutions import INTERPOLATIONS, check_resolutions
+from rs_timm.interpolation import INTERPOLATIONS
+from rs_timm.resolutions import check_resolutions
 
 __all__ = ['CHOICES', 'FORMAT', 'METADATA_KEY', 'TASKS', 'ModelInfo']
 

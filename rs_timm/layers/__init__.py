@@ -1,9 +1,9 @@
 """Private BatchNorm sets and the switch between them."""
-from rs_timm.resolutions import INTERPOLATIONS, bracket, check_resolutions, input_resolution
+from rs_timm.interpolation import BN_TENSORS, INTERPOLATIONS, bracket, interpolate_bn
+from rs_timm.resolutions import check_resolutions, input_resolution
 
 from ._state_dict import PAPER_RESOLUTIONS
 from .convert import convert_switchable_bn, extract, insert_resolution, pack, remove_resolution
-from .interpolate import BN_TENSORS, interpolate_bn
 from .selector import ResolutionSelector
 from .switch import (
     get_resolution,

@@ -4,9 +4,7 @@ from typing import Any, Dict, Optional, Sequence
 
 import torch
 
-from rs_timm.resolutions import bracket
-
-from .interpolate import BN_TENSORS, interpolate_bn
+from rs_timm.interpolation import BN_TENSORS, bracket, interpolate_bn
 
 __all__ = ['PAPER_RESOLUTIONS', 'adapt_bn_keys']
 

@@ -10,7 +10,8 @@ from typing import Any, Dict, Iterable, List, Optional, Set, Tuple
 import torch
 from torch import nn
 
-from rs_timm.resolutions import INTERPOLATIONS, check_resolutions, input_resolution
+from rs_timm.interpolation import INTERPOLATIONS
+from rs_timm.resolutions import check_resolutions, input_resolution
 
 __all__ = ['ResolutionSelector', 'follow_input']
 

@@ -10,11 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
-from rs_timm.resolutions import bracket
+from rs_timm.interpolation import BN_TENSORS, bracket, interpolate_bn
 
 from ._state_dict import adapt_bn_keys
 from .idle import install_step_hook, touch_idle
-from .interpolate import BN_TENSORS, BNState, interpolate_bn
 from .selector import ResolutionSelector
 
 __all__ = ['SwitchableBatchNorm2d', 'bn_state']
@@ -22,7 +21,7 @@ __all__ = ['SwitchableBatchNorm2d', 'bn_state']
 _NODE_KEY = 'rs_timm.resolution'
 
 
-def bn_state(bn: nn.Module) -> BNState:
+def bn_state(bn: nn.Module) -> Dict[str, torch.Tensor]:
     """The tensors of a BatchNorm, each [C], detached; those that it lacks are left out."""
     tensors = {name: getattr(bn, name, None) for name in BN_TENSORS}
     return {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
