@@ -13,7 +13,8 @@ from typing import Any, Optional
 __all__ = ['WITHOUT_TORCH', 'register_models']
 
 WITHOUT_TORCH = (  # the parts that never import torch or timm, or only when a command wants them
-    '__main__', '_register', 'atomic', 'cli', 'commands', 'format', 'pictures', 'predict', 'resolutions', 'runtime')
+    '__main__', '_register', 'atomic', 'cli', 'commands', 'format', 'interpolation', 'pictures', 'predict',
+    'resolutions', 'runtime')
 _PARTS_WITH_MODELS = ('models', 'segmentation')
 
 
