@@ -1,14 +1,24 @@
-"""Pictures from files as upright RGB, whatever their mode. Needs Pillow alone: training and runtime share it."""
-from os import PathLike, fsdecode, fspath
-from typing import BinaryIO, NamedTuple, Optional, Tuple, Union
+"""Pictures from files as upright RGB, whatever their mode. Needs Pillow alone: training and runtime share it.
+
+Nothing is read without a bound: only regular files (a pipe would be waited for, a device has no end), of at most
+`MAX_BYTES`, in one of `FORMATS`, with at most `MAX_PIXELS`; the last three before anything is decoded.
+"""
+import errno
+import io
+import os
+import stat
+from contextlib import nullcontext
+from functools import lru_cache
+from os import PathLike, fsdecode
+from typing import BinaryIO, ContextManager, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 __all__ = [
-    'ENDINGS', 'FORMATS', 'ImageError', 'Picture', 'as_picture', 'open_image', 'open_picture', 'reason', 'to_rgb',
-    'trim_strip', 'upright', 'without_surrogates',
+    'ENDINGS', 'FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'ImageError', 'Picture', 'as_picture', 'open_image',
+    'open_picture', 'open_regular', 'read_file', 'reason', 'to_rgb', 'trim_strip', 'upright', 'without_surrogates',
 ]
 
 # Formats of photographs by Pillow's names; the others (EPS starts Ghostscript, WMF, FITS, ...) are never opened.
@@ -19,14 +29,20 @@ ENDINGS = (
     '.ppm', '.pgm', '.pbm', '.pnm', '.jp2', '.j2k', '.jpx',
 )
 
+MAX_BYTES = 512 << 20  # of a file: a photograph of 170 megapixels that is not compressed
+MAX_PIXELS = 200_000_000  # of a picture: the largest cameras, telephones' among them
+
 Box = Tuple[float, float, float, float]
 _WITH_ALPHA = ('LA', 'La', 'PA', 'RGBA', 'RGBa')
 _WHITE = (255, 255, 255)
 _ORIENTATION = 0x0112  # the EXIF tag
-_TURNS = {  # its values (TIFF 6.0, page 36) -> axes swapped; first stored pixel then at the right; at the bottom
-    2: (False, True, False), 3: (False, True, True), 4: (False, False, True), 5: (True, False, False),
-    6: (True, True, False), 7: (True, True, True), 8: (True, False, True),
+_TURNS = {  # its values (TIFF 6.0, page 36) -> turn, axes swapped?, first stored pixel then at the right?, the bottom?
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, False, True, False), 3: (Image.Transpose.ROTATE_180, False, True, True),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, False, False, True), 5: (Image.Transpose.TRANSPOSE, True, False, False),
+    6: (Image.Transpose.ROTATE_270, True, True, False), 7: (Image.Transpose.TRANSVERSE, True, True, True),
+    8: (Image.Transpose.ROTATE_90, True, False, True),
 }
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value (TIFF 6.0, pages 29 and 37)
 
 
 class ImageError(ValueError):
@@ -61,8 +77,9 @@ def open_image(path: Union[str, 'PathLike[str]'], background: Tuple[int, int, in
         background: RGB behind transparent pixels, 0 to 255; white unless told otherwise.
 
     Raises:
-        ImageError: no such file, a directory, an empty or truncated file, one that is no picture, one with more pixels
-            than Pillow's limit against decompression bombs, or a kind of pixel without a defined range.
+        ImageError: no such file, a directory, a pipe or device, an empty or truncated file, one that is no picture, one
+            that is larger than `MAX_BYTES`, with more pixels than `MAX_PIXELS` or Pillow's own limit against
+            decompression bombs, or a kind of pixel without a defined range.
     """
     return open_picture(path, background=background).image
 
@@ -72,6 +89,7 @@ def open_picture(
         shorter: Optional[int] = None,
         background: Tuple[int, int, int] = _WHITE,
         name: Optional[str] = None,
+        max_pixels: int = MAX_PIXELS,
 ) -> Picture:
     """As `open_image`, but a JPEG is decoded at 1/2, 1/4 or 1/8 where its shorter side stays `shorter` pixels or more.
 
@@ -87,20 +105,96 @@ def open_picture(
         shorter: pixels; None decodes in full.
         background: RGB behind transparent pixels, 0 to 255.
         name: what errors call the picture, if not by its path.
+        max_pixels: width times height that is decoded at most. Above twice `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's own
+            limit, that one has to be raised as well.
 
     Raises:
         ImageError: as for `open_image`.
     """
     try:
-        with Image.open(fspath(source) if isinstance(source, (str, PathLike)) else source) as image:
-            size, box = image.size, _reduce(image, shorter)
+        with _stream(source) as stream, Image.open(stream, formats=_formats()) as image:
+            size = image.size
+            if size[0] * size[1] > max_pixels:
+                raise ImageError(f'refused, {size[0]} x {size[1]} pixels are more than the bound of {max_pixels}')
+            box = _reduce(image, shorter)
             image.load()
             orientation = _orientation(image)
-            if orientation in _TURNS:
-                ImageOps.exif_transpose(image, in_place=True)
             return _turned(to_rgb(image, background), size, box, orientation)
     except Exception as error:  # on damaged files, decoders raise whatever they met
         raise ImageError(f'{name or _name(source)}: {reason(error)}') from error
+
+
+@lru_cache
+def _formats() -> Tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow can open."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _stream(source: Union[str, 'PathLike[str]', BinaryIO]) -> ContextManager[BinaryIO]:
+    """What Pillow reads: it wants to seek. A stream that was given stays open."""
+    if isinstance(source, (str, PathLike)):
+        return io.BytesIO(read_file(source))
+    if hasattr(source, 'seekable') and not source.seekable():
+        data = source.read(MAX_BYTES + 1)
+        _check_bytes(len(data), MAX_BYTES)
+        return io.BytesIO(data)
+    return nullcontext(source)
+
+
+def read_file(
+        path: Union[str, 'PathLike[str]'],
+        max_bytes: int = MAX_BYTES,
+        offset: int = 0,
+        size: Optional[int] = None,
+) -> bytes:
+    """The content of a regular file, or a piece of it.
+
+    Args:
+        path: the file; a link is followed.
+        max_bytes: of the content, or of the piece.
+        offset: where the piece begins, in bytes.
+        size: of the piece; None: all from `offset` on.
+
+    Raises:
+        ImageError: more than `max_bytes`; fewer than `size`; a pipe, a device, a socket.
+        OSError: no such file, a directory, no permission.
+    """
+    with open_regular(path) as stream:
+        if size is None:  # as it is now: it may grow, and what the kernel calls files may have no end
+            size = max(0, os.fstat(stream.fileno()).st_size - offset)
+        _check_bytes(size, max_bytes)
+        stream.seek(offset)
+        data = stream.read(size) or b''
+    if len(data) < size:
+        raise ImageError(f'its file ends after {len(data)} of {size} bytes')
+    return data
+
+
+def open_regular(path: Union[str, 'PathLike[str]']) -> BinaryIO:
+    """Open a file for reading, unless it is one that may have no end.
+
+    Raises:
+        ImageError: a pipe, a device, a socket.
+        OSError: no such file, a directory, no permission.
+    """
+    flags = os.O_RDONLY | getattr(os, 'O_BINARY', 0) | getattr(os, 'O_NONBLOCK', 0)  # a pipe is not waited for
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError('not a regular file, but a pipe, device or socket')
+        return os.fdopen(descriptor, 'rb')
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_bytes(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ImageError(f'refused, {size} bytes are more than the bound of {max_bytes}')
 
 
 def _reduce(image: Image.Image, shorter: Optional[int]) -> Box:
@@ -123,8 +217,8 @@ def as_picture(image: Image.Image, background: Tuple[int, int, int] = _WHITE) ->
         ImageError: it was opened but not decoded yet, and its file is damaged.
     """
     try:
-        image.load()
         rgb = to_rgb(upright(image), background)
+        rgb.load()
     except Exception as error:
         raise ImageError(f"{_printable(getattr(image, 'filename', '')) or 'a picture'}: {reason(error)}") from error
     return Picture(rgb, rgb.size, (0., 0., float(rgb.width), float(rgb.height)))
@@ -138,9 +232,24 @@ def upright(image: Image.Image) -> Image.Image:
     Raises:
         Exception: whatever a decoder raises on a damaged file; see `reason`.
     """
-    if not isinstance(image, JpegImageFile):
-        image.load()  # some formats keep their EXIF data behind the pixels, and TIFF turns itself
-    return ImageOps.exif_transpose(image) if _orientation(image) in _TURNS else image
+    if not isinstance(image, JpegImageFile):  # some formats keep their EXIF data behind the pixels, TIFF turns itself
+        name = getattr(image, 'filename', '')
+        if image.format == 'TIFF':  # what Pillow 13 maps to memory, by its name, it turns wrongly
+            image.filename = ''  # type: ignore[attr-defined]
+        try:
+            image.load()
+        finally:
+            image.filename = name  # type: ignore[attr-defined]
+    orientation = _orientation(image)
+    return _transposed(image, orientation) if orientation in _TURNS else image
+
+
+def _transposed(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture turned, without its EXIF data: to take one tag out of them, all would have to be well-formed."""
+    turned = image.transpose(_TURNS[orientation][0])
+    for key in ('exif', 'Raw profile type exif', 'xmp', 'XML:com.adobe.xmp'):
+        turned.info.pop(key, None)
+    return turned
 
 
 def _orientation(image: Image.Image) -> int:
@@ -151,7 +260,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turned(image: Image.Image, size: Tuple[int, int], box: Box, orientation: int) -> Picture:
-    swapped, from_right, from_bottom = _TURNS.get(orientation, (False, False, False))
+    if orientation not in _TURNS:
+        return Picture(image, size, box)
+    _, swapped, from_right, from_bottom = _TURNS[orientation]
+    image = _transposed(image, orientation)
     width, height = box[2:]
     if swapped:
         size, width, height = size[::-1], height, width
@@ -176,12 +288,16 @@ def to_rgb(image: Image.Image, background: Tuple[int, int, int] = _WHITE) -> Ima
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Gray of 16 bits as 8 bits. Pillow's own conversion would clip at 255."""
-    values = np.asarray(image).astype(np.float64)
+    """Gray of up to 16 bits as 8 bits. Pillow's own conversion clips at 255, takes 12 bits for 16, white for black."""
+    values = np.asarray(image)
     if image.mode == 'F' or values.min() < 0 or values.max() > 65535:
         raise ValueError(f'its pixels are {"floating-point" if image.mode == "F" else "32-bit"} numbers, which have no '
                          'defined white: save it with 8 or 16 bits per channel')
-    return Image.fromarray(np.round(values / 257).astype(np.uint8))
+    tags = getattr(image, 'tag_v2', {})  # of a TIFF file
+    bits = tags.get(_BITS, (16,))[0] if image.mode.startswith('I;16') else 16
+    white = (1 << bits) - 1
+    gray = ((values.astype(np.uint32) * 510 + white) // (2 * white)).astype(np.uint8)
+    return Image.fromarray(255 - gray if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else gray)
 
 
 def without_surrogates(name: str) -> str:
@@ -195,12 +311,16 @@ def without_surrogates(name: str) -> str:
 
 def reason(error: Exception) -> str:
     """Why a picture could not be read, in one line, for whatever a decoder raised."""
+    if isinstance(error, ImageError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return 'there is not enough memory to decode it'
     if isinstance(error, FileNotFoundError):
         return 'no such file'
     if isinstance(error, IsADirectoryError):
         return 'a directory, not a picture; name the files in it'
     if isinstance(error, UnidentifiedImageError):
-        return 'not a picture in a format that Pillow reads'
+        return f'not a picture in a format that is read ({", ".join(FORMATS)})'
     if isinstance(error, Image.DecompressionBombError):
         return f'refused, it could be a decompression bomb: {_one_line(error)}'
     if isinstance(error, OSError) and error.strerror:

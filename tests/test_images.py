@@ -1,5 +1,6 @@
 """Every kind of picture is read rightly, or refused in one line that names the file."""
 import io
+import os
 import struct
 import zlib
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from rs_timm.data import ImageError, image_transform, open_image
-from rs_timm.pictures import ENDINGS, FORMATS, upright
+from rs_timm.pictures import ENDINGS, FORMATS, open_picture, read_file, upright
 
 LEFT_RED = np.zeros((6, 8, 3), np.uint8)
 LEFT_RED[:, :4] = (255, 0, 0)
@@ -110,11 +111,55 @@ STORED = {
 
 @pytest.mark.parametrize('orientation', STORED)
 def test_exif_orientation(tmp_path, orientation):
-    upright = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    pixels = np.arange(6 * 8 * 3, dtype=np.uint8).reshape(6, 8, 3)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-    assert np.array_equal(open_image(_save(tmp_path, stored, 'a.png', exif=exif)), upright)
+    stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](pixels)))
+    for name in ('a.png', 'a.tif', 'a.webp'):
+        file = _save(tmp_path, stored, name, exif=exif, lossless=True)
+        read = open_picture(file)
+        assert np.array_equal(read.image, pixels) and read.size == read.image.size == (8, 6)
+        assert np.array_equal(upright(Image.open(file)), pixels)
+
+
+MALFORMED = tuple(  # orientation 6, then a tag whose value lies outside, or is text where a number belongs
+    b'II*\0\x08\0\0\0\2\0' + struct.pack('<HHIHH', 0x0112, 3, 1, 6, 0) + tag + bytes(4)
+    for tag in (struct.pack('<HHII', 0x829a, 5, 1, 0xfffff), struct.pack('<HHIHH', 0x011a, 2, 3, 0xffff, 0x41)))
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('exif', MALFORMED)
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png', 'a.webp'])
+def test_a_malformed_tag_does_not_keep_a_picture_from_being_turned(tmp_path, exif, name):
+    file = _save(tmp_path, Image.fromarray(LEFT_RED).resize((64, 48)), name, exif=b'Exif\0\0' + exif, quality=95)
+    image = open_image(file)
+    assert image.size == (48, 64) and np.allclose(image.getpixel((5, 5)), (255, 0, 0), atol=12)
+    assert np.array_equal(upright(Image.open(file)).convert('RGB'), image)
+
+
+def _tiff(values, bits, photometric):
+    """A TIFF file of one row of gray, of as many bits a pixel."""
+    packed = int(''.join(f'{value:0{bits}b}' for value in values), 2).to_bytes(len(values) * bits // 8, 'big')
+    data = packed if bits < 16 else np.array(values, '<u2').tobytes()
+    tags = ((256, len(values)), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1),
+            (279, len(data)))
+    data += bytes(-len(data) % 2)
+    entries = b''.join(struct.pack('<HHII', tag, 4 if tag == 273 else 3, 1, value) for tag, value in tags)
+    return b'II*\0' + struct.pack('<I', 8 + len(data)) + data + struct.pack('<H', len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize('photometric', [0, 1])
+@pytest.mark.parametrize('bits', [8, 12, 16])
+def test_gray_tiff_of_any_depth_and_either_sense(tmp_path, bits, photometric):
+    white = 2 ** bits - 1
+    (tmp_path / 'a.tif').write_bytes(_tiff([0, white, white // 2, white // 5], bits, photometric))
+    try:
+        gray = np.asarray(open_image(tmp_path / 'a.tif'))[0, :, 0].astype(int)
+    except ImageError as error:
+        assert (bits, photometric) == (12, 0) and 'not a picture' in str(error)  # Pillow knows no such files
+        return
+    expected = np.array([0, 255, 127, 51])
+    assert np.abs(gray - (expected if photometric else 255 - expected)).max() <= 1
 
 
 def test_an_upright_jpeg_is_left_to_its_decoder(tmp_path):
@@ -159,6 +204,63 @@ def test_no_such_file_directory_and_strange_names(tmp_path):
         open_image(tmp_path)
     with pytest.raises(ImageError, match=r'^a\\nb\\udcff: no such file$'):
         open_image('a\nb\udcff')
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='has no named pipes')
+def test_nothing_is_read_that_may_have_no_end(tmp_path):
+    os.mkfifo(tmp_path / 'pipe.jpg')
+    (tmp_path / 'zero.jpg').symlink_to('/dev/zero')
+    (tmp_path / 'kernel.jpg').symlink_to('/proc/kmsg')
+    with open(tmp_path / 'sparse.jpg', 'wb') as stream:
+        stream.truncate(20 << 30)
+    for name, words in (('pipe', 'a pipe, device or socket'), ('zero', 'a pipe, device or socket'),
+                        ('kernel', 'kernel.jpg: '), ('sparse', '21474836480 bytes are more than the bound of')):
+        for read in (open_image, read_file):
+            if (read, name) != (read_file, 'kernel'):
+                with pytest.raises(ImageError, match=words):
+                    read(tmp_path / f'{name}.jpg')
+
+
+def test_pieces_of_files(tmp_path):
+    (tmp_path / 'a').write_bytes(b'0123456789')
+    assert read_file(tmp_path / 'a') == b'0123456789' and read_file(tmp_path / 'a', offset=8) == b'89'
+    assert read_file(tmp_path / 'a', 4, offset=3, size=4) == b'3456'
+    for arguments, words in (((9,), '10 bytes are more than the bound of 9'), ((4, 0, 5), '5 bytes are more'),
+                             ((99, 8, 5), 'ends after 2 of 5 bytes')):
+        with pytest.raises(ImageError, match=words):
+            read_file(tmp_path / 'a', *arguments)
+
+
+def test_streams(tmp_path):
+    data = _save(tmp_path, Image.new('RGB', (5, 4), (1, 2, 3)), 'a.png').read_bytes()
+    pipe = io.BytesIO(data)
+    pipe.seekable = lambda: False
+    with open(tmp_path / 'a.png', 'rb') as stream:
+        for source in (stream, io.BytesIO(data), pipe):
+            assert open_picture(source).image.getpixel((0, 0)) == (1, 2, 3) and not source.closed
+
+
+def test_formats_that_are_not_read_are_not_even_opened(tmp_path, monkeypatch):
+    """Pillow would start Ghostscript to load the first, whatever its name."""
+    Image.init()
+    opened = []
+    monkeypatch.setitem(Image.OPEN, 'EPS', (lambda *args: opened.append(args), Image.OPEN['EPS'][1]))
+    (tmp_path / 'a.jpg').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n')
+    _save(tmp_path, Image.new('RGB', (9, 9)), 'b.tga').rename(tmp_path / 'b.png')
+    for name in ('a.jpg', 'b.png'):
+        with pytest.raises(ImageError, match=r'not a picture in a format that is read \(JPEG, PNG'):
+            open_image(tmp_path / name)
+    assert not opened
+
+
+def test_more_pixels_than_a_camera_has(tmp_path):
+    file = _save(tmp_path, Image.new('1', (20_000, 10_001)), 'large.png')
+    with pytest.raises(ImageError, match='20000 x 10001 pixels are more than the bound of|decompression bomb'):
+        open_image(file)
+    small = _save(tmp_path, Image.new('1', (20, 10)), 'small.png')
+    assert open_picture(small, max_pixels=200).size == (20, 10)
+    with pytest.raises(ImageError, match='20 x 10 pixels are more than the bound of 199'):
+        open_picture(small, max_pixels=199)
 
 
 def test_decompression_bomb(tmp_path, monkeypatch):
