@@ -1,4 +1,4 @@
-"""What do the gradients of `rs_timm.training.cpu.gradients` gain over those of torch, and are its rules right?
+"""What do the gradients of `rs_timm.training.cpu.kernels` gain over those of torch, and are its rules right?
 
 (a) `weights`: the weight gradients of all convolutions without groups of a network at all its resolutions, summed: by
     torch, by the product everywhere, as the rule `pays` chooses, and what the best choice for each layer would be.
@@ -25,7 +25,7 @@ from benchmarks.environment import RESULTS, describe, keep_kernels
 from benchmarks.training.results import merge
 from benchmarks.training_cost import MODELS, RESOLUTIONS, compare, interleaved, rs_step
 from rs_timm.training import keep_freed_memory
-from rs_timm.training.cpu import gradients as cpu_gradients
+from rs_timm.training.cpu import kernels as cpu_gradients
 
 Row = Dict[str, Any]
 Call = Callable[[], object]

@@ -8,7 +8,7 @@ from timm.data import ImageNetInfo
 
 from benchmarks.recalibration import load_network
 from rs_timm import extract, get_resolutions
-from rs_timm.training.checkpoint import write_atomically
+from rs_timm.atomic import write_bytes
 
 __all__ = ['write_start']
 
@@ -36,4 +36,4 @@ def write_start(path: Path, class_names: Sequence[str]) -> None:
     stream = io.BytesIO()
     torch.save(state, stream)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, stream.getvalue())
+    write_bytes(path, stream.getvalue())

@@ -9,7 +9,7 @@ from benchmarks.measure import Measured, run_row
 from benchmarks.runs import Job
 from benchmarks.store import MASKS, RUNS
 from rs_timm.training import Recipe, evaluate_masks
-from rs_timm.training.mask_loaders import MaskLoaders
+from rs_timm.training.tasks import MaskLoaders
 
 __all__ = ['measure_masks']
 

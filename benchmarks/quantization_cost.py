@@ -22,8 +22,7 @@ from torch import nn
 import rs_timm
 from benchmarks.environment import RESULTS, describe, keep_kernels
 from rs_timm.training import MREDTask, Recipe, Trainer, keep_freed_memory
-from rs_timm.training.build import create_optimizer
-from rs_timm.training.schedule import create_schedule
+from rs_timm.training.optimization import create_optimizer, create_schedule
 
 SIDES = {'w2a32': '', 'w2a2': 'v2'}  # suffix of the quantised network -> what its stock name has behind 'resnet'
 CLASSES = 1000

@@ -33,11 +33,11 @@ from benchmarks.presets import PRESETS
 from benchmarks.runs import GROUPS, Job, jobs, runs, settings
 from benchmarks.store import ACCURACY, FILES, RUNS, TABLES, put, read
 from rs_timm import is_switchable, recalibrate
+from rs_timm.atomic import write_bytes
 from rs_timm.hub import save_pretrained
 from rs_timm.training import NonFiniteError, Options, Recipe, keep_freed_memory, train
 from rs_timm.training.build import build_model
-from rs_timm.training.checkpoint import write_atomically
-from rs_timm.training.loaders import Loaders
+from rs_timm.training.tasks import Loaders
 
 __all__ = ['execute', 'main', 'run_queue', 'state_of']
 
@@ -140,7 +140,7 @@ def _measured(
     if job.run.int8:
         names = Loaders(args.data, recipe, workers=0).class_names
         measured[ACCURACY] += int8_rows(model, Path(args.data), recipe.resolutions, names)
-    write_atomically(folder_of(job, args) / 'predictions.npz', said.to_bytes())
+    write_bytes(folder_of(job, args) / 'predictions.npz', said.to_bytes())
     return measured
 
 
@@ -149,7 +149,7 @@ def _note_start(folder: Path, device: torch.device, recipe: Recipe) -> Dict[str,
     path = folder / 'began.json'
     if not path.is_file():
         began = dict(commit=commit(), **describe(device.type, recipe.precision))
-        write_atomically(path, json.dumps(began).encode())
+        write_bytes(path, json.dumps(began).encode())
     return json.loads(path.read_text())
 
 

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
-from rs_timm.training.checkpoint import write_atomically
+from rs_timm.atomic import write_bytes
 
 __all__ = ['ACCURACY', 'EPOCHS', 'FEATURES', 'FILES', 'KEY', 'MASKS', 'NORMS', 'RIGHT', 'RUNS', 'TABLES', 'Row',
            'Table', 'by_columns', 'packed', 'put', 'read', 'unpacked']
@@ -69,7 +69,7 @@ def put(table: Table, folder: Path, key: Mapping[str, str], rows: Iterable[Mappi
         writer = csv.DictWriter(stream, fieldnames=[*KEY, *table.columns], lineterminator='\n')
         writer.writeheader()
         writer.writerows(merged)
-        write_atomically(table.path(folder), stream.getvalue().encode())
+        write_bytes(table.path(folder), stream.getvalue().encode())
 
 
 @contextmanager

@@ -41,8 +41,7 @@ from benchmarks.training.peak_memory import PeakMemory
 from benchmarks.training.plot import plot
 from benchmarks.training.results import merge
 from rs_timm.training import MREDTask, Recipe, Trainer, keep_freed_memory
-from rs_timm.training.build import create_optimizer
-from rs_timm.training.schedule import create_schedule
+from rs_timm.training.optimization import create_optimizer, create_schedule
 
 MODELS = ('rs_resnet18', 'rs_resnet50', 'rs_mobilenetv2')
 RESOLUTIONS = (224, 192, 160, 128, 96)

@@ -18,7 +18,7 @@ import rs_timm
 from rs_timm.cli import main
 from rs_timm.commands._model import load_model
 from rs_timm.data import create_multires_loader, image_transform
-from rs_timm.training.evaluate import evaluate, results_rows, results_table, write_results_csv
+from rs_timm.evaluation import evaluate, results_rows, results_table, write_results_csv
 
 TRAINED, UNSEEN = (48, 32), 40
 SIZES = (48, 40, 32)

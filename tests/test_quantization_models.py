@@ -27,9 +27,9 @@ from rs_timm.quantization import (
 )
 from rs_timm.quantization.packing import _pack, _unpack
 from rs_timm.training import MREDTask, Recipe, get_recipe
-from rs_timm.training.build import build_model, create_optimizer
+from rs_timm.training.build import build_model
 from rs_timm.training.checkpoint import load_checkpoint
-from rs_timm.training.schedule import create_schedule
+from rs_timm.training.optimization import create_optimizer, create_schedule
 
 SIZES = (64, 48, 32)
 SMALL = ('rs_resnet18_w2a32', 'rs_resnet18_w2a2')

@@ -16,9 +16,9 @@ from training_run import MODEL, make_pictures, run, tiny_recipe
 import rs_timm
 from rs_timm.cli import main
 from rs_timm.training import RECIPES, MREDTask, Options, Recipe, get_recipe
-from rs_timm.training.build import build_model, check_start, create_optimizer, resized, synchronized
-from rs_timm.training.loaders import Loaders
-from rs_timm.training.schedule import create_schedule
+from rs_timm.training.build import build_model, check_start, resized, synchronized
+from rs_timm.training.optimization import create_optimizer, create_schedule
+from rs_timm.training.tasks import Loaders
 
 
 @pytest.fixture(scope='module')
@@ -311,7 +311,7 @@ def test_several_sets_of_one_size(data, tmp_path):
     trained = run(data, tmp_path / 'run', **settings)
     assert trained.model.resolutions == (48, 32)
     assert [(row['resolution'], row['size']) for row in trained.rows] == [(48, 40)] * 2
-    from rs_timm.training.loaders import Loaders
+    from rs_timm.training.tasks import Loaders
     images, _ = next(iter(Loaders(str(data), recipe, workers=0).training(0)))
     assert {r: view.shape[-1] for r, view in images.items()} == {48: 40, 32: 40}
     assert not torch.equal(images[48], images[32])

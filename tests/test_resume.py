@@ -19,9 +19,8 @@ from rs_timm.training.checkpoint import (
     random_state,
     save_checkpoint,
     set_random_state,
-    write_atomically,
 )
-from rs_timm.training.signals import StopSignals
+from rs_timm.training.processes import StopSignals
 
 # as much of what is random, or has a memory, as fits in one run
 EVERYTHING = dict(
@@ -169,9 +168,9 @@ def test_the_weights_of_the_start_are_not_needed_again(data, tmp_path, said_agai
 @pytest.mark.parametrize('seconds, ends', [(0., False), (1.9, False), (2.1, True)])
 def test_signals_at_once_are_one_wish(monkeypatch, seconds, ends):
     """torchrun passes on to its workers what they have got already; a person who insists comes later."""
-    from rs_timm.training import signals
+    from rs_timm.training import processes
     now = [100.]
-    monkeypatch.setattr(signals.time, 'monotonic', lambda: now[0])
+    monkeypatch.setattr(processes.time, 'monotonic', lambda: now[0])
     with pytest.raises(KeyboardInterrupt) if ends else nullcontext(), StopSignals() as stop:
         signal.raise_signal(signal.SIGTERM)
         now[0] += seconds
@@ -200,18 +199,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(data, t
     assert all(v.isfinite().all() for v in state['state_dict'].values() if v.is_floating_point())
 
 
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
-    path = tmp_path / 'last.pth'
-    save_checkpoint(path, dict(position=1))
-    os.symlink('/dev/full', tmp_path / '.last.pth.partial')  # a device on which every write finds no space
-    with pytest.raises(OSError, match='No space left'):
-        save_checkpoint(path, dict(position=2, weights=torch.zeros(100_000)))
-    assert load_checkpoint(path)['position'] == 1
-    save_checkpoint(path, dict(position=3))
-    assert load_checkpoint(path)['position'] == 3
-    assert os.listdir(tmp_path) == ['last.pth']
-
-
 def test_a_full_disk_within_an_epoch_is_survived(data, tmp_path, caplog):
     """The run goes on, and says so."""
     from rs_timm.training import loop
@@ -230,21 +217,6 @@ def test_a_full_disk_within_an_epoch_is_survived(data, tmp_path, caplog):
         loop.save_checkpoint = save
     assert len(failures) == 1 and 'the one before it is still there' in caplog.text
     assert load_checkpoint(tmp_path / 'run/last.pth')['position']['epoch'] == 1
-
-
-def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path, monkeypatch):
-    path = tmp_path / 'file'
-    write_atomically(path, b'old')
-    seen = []
-    replace = os.replace
-
-    def watch(source, target):
-        seen.append((path.read_bytes(), source.read_bytes()))
-        replace(source, target)
-
-    monkeypatch.setattr(os, 'replace', watch)
-    write_atomically(path, b'new')
-    assert seen == [(b'old', b'new')] and path.read_bytes() == b'new'
 
 
 def test_random_states_come_back(tmp_path):

@@ -12,7 +12,7 @@ from benchmarks.training.paper_step import LayerByLayer, PaperStep, paper_loss
 from benchmarks.training.results import read
 from benchmarks.training.section import gradients_section, training_section
 from rs_timm.loss import mred_loss
-from rs_timm.training.cpu import gradients as cpu_gradients
+from rs_timm.training.cpu import kernels as cpu_gradients
 
 RESOLUTIONS = (64, 48, 32)
 

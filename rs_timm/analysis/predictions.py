@@ -1,27 +1,24 @@
-"""What a network says about each picture, at each of several resolutions: what every analysis here starts from."""
-from contextlib import nullcontext
+"""The predictions for each picture at each of several resolutions, from which every analysis here starts."""
 from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rs_timm.layers import is_switchable, use_resolution
+from rs_timm.evaluation import ENSEMBLE, Row, ensemble_weights, pass_over, with_ensemble
 
 __all__ = ['ENSEMBLE', 'Prediction', 'Predictions', 'Row', 'predict']
 
-ENSEMBLE = 'ensemble'
-Row = Union[int, str]  # a resolution in pixels, or 'ensemble'
 Batch = Tuple[Mapping[int, torch.Tensor], torch.Tensor]  # {resolution: images [N, 3, H, W]}, target [N]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was said about N pictures at one resolution.
+    """The predictions for N pictures at one resolution.
 
     Attributes:
         label: predicted class, int64 [N].
@@ -43,8 +40,8 @@ FIELDS = ('label', 'confidence', 'in_top5', 'loss')
 class Predictions:
     """The predictions at every resolution, largest first, for the same N pictures in the same order.
 
-    >>> said = Prediction(np.array([0, 1]), np.array([0.9, 0.6]), np.array([True, True]), np.array([0.1, 1.2]))
-    >>> Predictions(np.array([0, 0]), {96: said}).right(96)
+    >>> at_96 = Prediction(np.array([0, 1]), np.array([0.9, 0.6]), np.array([True, True]), np.array([0.1, 1.2]))
+    >>> Predictions(np.array([0, 0]), {96: at_96}).right(96)
     array([ True, False])
 
     Attributes:
@@ -56,7 +53,7 @@ class Predictions:
     at: Mapping[Row, Prediction]
 
     def __post_init__(self) -> None:
-        assert all(len(said.label) == len(self.target) for said in self.at.values())
+        assert all(len(own.label) == len(self.target) for own in self.at.values())
 
     @property
     def resolutions(self) -> Tuple[int, ...]:
@@ -73,13 +70,13 @@ class Predictions:
 
     def accuracy(self, row: Row) -> Dict[str, float]:
         """'top1' and 'top5' in percent, 'loss' (mean cross-entropy), 'count' (pictures)."""
-        said, count = self.at[row], len(self.target)
-        top1, top5 = (100. * hits.sum() / count for hits in (self.right(row), said.in_top5))
-        return dict(top1=float(top1), top5=float(top5), loss=float(said.loss.mean(dtype=np.float64)), count=count)
+        own, count = self.at[row], len(self.target)
+        top1, top5 = (100. * hits.sum() / count for hits in (self.right(row), own.in_top5))
+        return dict(top1=float(top1), top5=float(top5), loss=float(own.loss.mean(dtype=np.float64)), count=count)
 
     def to_bytes(self) -> bytes:
         """A compressed .npz archive; `Predictions.load` reads it back."""
-        arrays = {f'{field}.{row}': getattr(said, field) for row, said in self.at.items() for field in FIELDS}
+        arrays = {f'{field}.{row}': getattr(own, field) for row, own in self.at.items() for field in FIELDS}
         stream = BytesIO()
         np.savez_compressed(stream, target=self.target, **arrays)
         return stream.getvalue()
@@ -89,23 +86,19 @@ class Predictions:
         """Read what `to_bytes` gave."""
         with np.load(file) as archive:
             rows = [key.partition('.')[2] for key in archive.files if key.startswith('label.')]
-            at = {_row(row): Prediction(*(archive[f'{field}.{row}'] for field in FIELDS)) for row in rows}
-            return cls(archive['target'], at)
+            found = {row: Prediction(*(archive[f'{field}.{row}'] for field in FIELDS)) for row in rows}
+            return cls(archive['target'], {row if row == ENSEMBLE else int(row): own for row, own in found.items()})
 
 
-def _row(text: str) -> Row:
-    return text if text == ENSEMBLE else int(text)
-
-
-@torch.no_grad()
 def predict(
         model: nn.Module,
         loader: Iterable[Batch],
         resolutions: Sequence[int],
         alpha: Optional[Mapping[int, float]] = None,
         amp_dtype: Optional[torch.dtype] = None,
+        progress: bool = False,
 ) -> Predictions:
-    """Run `model` over `loader` at each of `resolutions`, and note what it says about each labelled picture.
+    """Run `model` over `loader` at each of `resolutions`, and note the prediction for each labelled picture.
 
     >>> import timm, rs_timm
     >>> model = timm.create_model('rs_resnet18', num_classes=10, resolutions=(64, 32))
@@ -120,45 +113,30 @@ def predict(
         resolutions: sizes in pixels, trained or not.
         alpha: weight of each resolution in an ensemble (Equation 5), which is then predicted too.
         amp_dtype: run the network under autocast with this type.
+        progress: show a bar, where the standard error is a terminal.
 
     Raises:
-        ValueError: no picture with a label.
+        ValueError: no picture with a label, or an `alpha` that does not fit.
     """
     sizes = sorted(resolutions, reverse=True)
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
+    weights = ensemble_weights(model, sizes, alpha or {})
     targets: List[torch.Tensor] = []
-    rows: List[Row] = [*sizes, *([ENSEMBLE] if alpha else [])]
+    rows: List[Row] = [*sizes, *([ENSEMBLE] if weights else [])]
     parts: Dict[Row, List[Tuple[torch.Tensor, ...]]] = {row: [] for row in rows}
-    was_training = model.training
-    model.eval()
-    try:
-        for images, target in loader:
-            target = target.to(device)
-            labelled = target >= 0
-            targets.append(target[labelled].cpu())
-            logits: Dict[Row, torch.Tensor] = {
-                size: _logits(model, images[size].to(device), size, amp_dtype)[labelled] for size in sizes}
-            if alpha:
-                logits[ENSEMBLE] = torch.stack([weight * logits[size] for size, weight in alpha.items()]).sum(dim=0)
-            for row, z in logits.items():
-                parts[row].append(_said(z, target[labelled]))
-    finally:
-        model.train(was_training)
+
+    def note(logits: Dict[int, torch.Tensor], target: torch.Tensor) -> None:
+        labelled = target >= 0
+        target = target[labelled]
+        targets.append(target.cpu())
+        for row, z in with_ensemble({size: z[labelled] for size, z in logits.items()}, weights).items():
+            top = z.topk(min(5, z.shape[1]), dim=1).indices
+            in_top5 = (top == target[:, None]).any(dim=1)
+            loss = F.cross_entropy(z, target, reduction='none')
+            fields = top[:, 0], z.softmax(dim=1).amax(dim=1), in_top5, loss  # as in Prediction
+            parts[row].append(tuple(field.cpu() for field in fields))
+
+    pass_over(loader, model, sizes, note, amp_dtype, progress=progress)
     if not sum(map(len, targets)):
         raise ValueError('no picture with a label was read: is the data in ROOT/val/CLASS/PICTURE?')
     at = {row: Prediction(*(torch.cat(field).numpy() for field in zip(*found))) for row, found in parts.items()}
     return Predictions(torch.cat(targets).numpy(), at)
-
-
-def _logits(model: nn.Module, x: torch.Tensor, resolution: int, amp_dtype: Optional[torch.dtype]) -> torch.Tensor:
-    pinned: Any = use_resolution(model, resolution) if is_switchable(model) else nullcontext()
-    with pinned, torch.autocast(x.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-        return model(x).float()
-
-
-def _said(logits: torch.Tensor, target: torch.Tensor) -> Tuple[torch.Tensor, ...]:
-    """The fields of `Prediction` for logits [N, C]."""
-    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    confidence = logits.softmax(dim=1).amax(dim=1)
-    loss = F.cross_entropy(logits, target, reduction='none')
-    return top[:, 0].cpu(), confidence.cpu(), (top == target[:, None]).any(dim=1).cpu(), loss.cpu()

@@ -1,11 +1,19 @@
 """Train and evaluate RS-Nets: the task, the loop, checkpoints and recipes."""
+from rs_timm.evaluation import (
+    confusion_matrices,
+    evaluate,
+    evaluate_masks,
+    masks_table,
+    results_rows,
+    results_table,
+    write_results_csv,
+)
+
 from .cpu.memory import keep_freed_memory
-from .evaluate import evaluate, results_rows, results_table, write_results_csv
-from .evaluate_masks import confusion_matrices, evaluate_masks, masks_table
 from .loop import NonFiniteError, Trainer
+from .processes import Stopped
 from .recipe import Recipe
 from .recipes import RECIPES, get_recipe
-from .signals import Stopped
 from .task import MREDTask
 from .train import Options, Trained, train
 

@@ -1,33 +1,30 @@
 """From a recipe to a network: which one, from which weights, and what of it is trained."""
 import logging
 import warnings
-from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, Mapping
 
 import timm
 import torch
 from timm.layers import convert_sync_batchnorm
 from timm.models import adapt_input_conv, is_model, load_state_dict
-from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rs_timm.data.multires import per_channel
-from rs_timm.layers import SwitchableBatchNorm2d, extract, is_switchable, pack
+from rs_timm.layers import extract, is_switchable, pack
 from rs_timm.models import checkpoint_filter_fn, switchable
 from rs_timm.segmentation import load_encoder
 
 from .recipe import Recipe
+from .tasks import TASKS, task_of
 
 __all__ = [
-    'build_model', 'check_start', 'check_task', 'create_optimizer', 'freeze', 'input_cfg', 'resized', 'synchronized',
-    'task_of',
+    'build_model', 'check_start', 'freeze', 'input_cfg', 'resized', 'synchronized', 'task_of',
 ]
 
 _logger = logging.getLogger(__name__)
 _PREFIX = 'switchable:'
-_FUSED = ('sgd', 'momentum', 'adam', 'adamw')
 _WEIGHTS = 'model.safetensors'  # in a folder that save_pretrained or timm wrote
 
 
@@ -50,12 +47,12 @@ def build_model(name: str, recipe: Recipe, num_classes: int) -> nn.Module:
     except RuntimeError as error:  # timm's 'Unknown model'
         raise ValueError(f'model {name!r}: {error}. rs_timm has {", ".join(timm.list_models("rs_*"))}, and converts '
                          'any BatchNorm network of timm.list_models().') from error
-    check_task(model, recipe.task)
+    TASKS[recipe.task].check(model)
     if recipe.init:
         _load_init(model, recipe.init)
     if recipe.shared_bn:
         model = extract(model, max(recipe.resolutions))
-    _describe_input(model, recipe)
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **input_cfg(recipe)}  # where timm looks for it
     return freeze(model, recipe.train)
 
 
@@ -76,24 +73,6 @@ def check_start(name: str, recipe: Recipe) -> None:
     if tag:
         raise ValueError(f'{name} stands for weights, and a run starts from random ones unless it has init: train '
                          f'{architecture} with --init {plain}.')
-
-
-def task_of(model: nn.Module) -> str:
-    """What a network is for: 'classification' or 'segmentation'."""
-    return getattr(model, 'task', 'classification')  # type: ignore[return-value]
-
-
-def check_task(model: nn.Module, task: str) -> None:
-    """Refuse a network that is for something else than `task`."""
-    if task_of(model) != task:
-        names = [name for name in timm.list_models('rs_*') if ('refinenet' in name) == (task == 'segmentation')]
-        raise ValueError(f'{type(model).__name__} is for {task_of(model)}, the recipe for {task}: take one of '
-                         f'{", ".join(names)}, or another recipe.')
-
-
-def _describe_input(model: nn.Module, recipe: Recipe) -> None:
-    """Write the preprocessing of training where timm looks for it."""
-    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **input_cfg(recipe)}
 
 
 def input_cfg(recipe: Recipe) -> Dict[str, Any]:
@@ -216,32 +195,3 @@ def resized(model: nn.Module, sets: Mapping[int, int]) -> nn.Module:
     if not is_switchable(model) or all(resolution == size for size, resolution in sets.items()):
         return model
     return pack({size: extract(model, resolution) for size, resolution in sets.items()})
-
-
-def create_optimizer(task: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of `recipe`, from timm, over the network and alpha; torch's own ones in one pass over the weights.
-
-    `rs_resnet18` on a CPU: SGD takes 4 ms instead of 20.
-    """
-    return create_optimizer_v2(
-        task,
-        opt=recipe.opt,
-        lr=recipe.lr,
-        weight_decay=recipe.weight_decay,
-        momentum=recipe.momentum,
-        filter_bias_and_bn=not recipe.decay_norm,
-        param_group_fn=None if recipe.private_lr == 1. else partial(_groups, recipe=recipe),
-        **(dict(fused=True) if recipe.opt in _FUSED else {}),
-    )
-
-
-def _groups(task: nn.Module, recipe: Recipe) -> List[Dict[str, Any]]:
-    """timm's groups, without and with weight decay, of what the resolutions share; then those of private BatchNorms."""
-    private = {p for m in task.modules() if isinstance(m, SwitchableBatchNorm2d) for p in m.parameters()}
-    groups: Dict[Tuple[bool, bool], List[nn.Parameter]] = {}
-    for name, p in task.named_parameters():
-        if p.requires_grad:
-            decays = recipe.decay_norm or not (p.ndim <= 1 or name.endswith('.bias'))
-            groups.setdefault((p in private, decays), []).append(p)
-    return [dict(params=params, weight_decay=recipe.weight_decay * decays, lr=recipe.lr * recipe.private_lr ** own)
-            for (own, decays), params in sorted(groups.items(), key=lambda item: item[0])]

@@ -8,6 +8,8 @@ from typing import Any, Dict, Mapping, Optional, Union
 import numpy as np
 import torch
 
+from rs_timm.atomic import write_bytes
+
 from .processes import gather
 from .recipe import Recipe
 
@@ -18,41 +20,9 @@ __all__ = [
     'random_state',
     'save_checkpoint',
     'set_random_state',
-    'write_atomically',
 ]
 
 PathOrStr = Union[str, 'os.PathLike[str]']
-
-
-def write_atomically(path: PathOrStr, content: Union[bytes, memoryview]) -> None:
-    """Replace the file at `path` by one with `content`, or leave it as it was.
-
-    The bytes go to a file beside it, reach the disk, and take its name in one step. A process killed on the way leaves
-    the old file; a full disk raises OSError and leaves the old file.
-    """
-    path = Path(path)
-    partial = path.with_name(f'.{path.name}.partial')
-    try:
-        with open(partial, 'wb') as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """The new name is an entry of the folder: it is safe once that reached the disk too."""
-    if os.name != 'posix':
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_checkpoint(path: PathOrStr, state: Mapping[str, Any]) -> None:
@@ -65,9 +35,9 @@ def save_checkpoint(path: PathOrStr, state: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk is full or not writable; the file that was there is untouched.
     """
-    buffer = io.BytesIO()  # a full disk is then met by write_atomically alone
+    buffer = io.BytesIO()  # a full disk is then met by write_bytes alone
     torch.save(dict(state), buffer)
-    write_atomically(path, buffer.getbuffer())
+    write_bytes(path, buffer.getbuffer())
 
 
 def load_checkpoint(path: PathOrStr) -> Dict[str, Any]:

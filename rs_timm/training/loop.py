@@ -5,7 +5,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, ContextManager, Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -13,17 +13,17 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import distribute_bn
 from torch import nn
 
+from rs_timm.data import MultiResLoader
+from rs_timm.evaluation import evaluate
+
 from .build import resized
 from .checkpoint import check_same_run, random_state, save_checkpoint, set_random_state
-from .damaged import DamagedPictures
-from .evaluate import evaluate
-from .loaders import Loaders
-from .processes import gather, is_first_process, process_rank
+from .optimization import OneCycle
+from .processes import Stopped, StopSignals, gather, is_first_process, process_rank
 from .recipe import Recipe
 from .report import LOSSES, Reporter
-from .schedule import OneCycle
-from .signals import Stopped, StopSignals
 from .task import MREDTask
+from .tasks import Loaders
 
 __all__ = ['NonFiniteError', 'Position', 'Trainer']
 
@@ -87,7 +87,7 @@ class Trainer:
         self.rows: List[Dict[str, Any]] = []  # one for each complete epoch and resolution
         self.signals = StopSignals()
         self._saved_at = time.monotonic()
-        self._damaged = DamagedPictures()
+        self._named_damaged: Set[str] = set()
 
     def fit(self) -> List[Dict[str, Any]]:
         """Train to the last epoch; returns one row for each epoch and resolution.
@@ -122,7 +122,7 @@ class Trainer:
             if self.reporter:
                 self.reporter.update(position.epoch, update + 1, updates, position.means())
             self._save_or_stop()
-        self._damaged.report(loader, 'training')
+        self._warn_of_damaged(loader, 'training')
 
     def update(self, parts: Sequence[Part]) -> Dict[str, float]:
         """One step of the optimizer on a batch that comes in parts; returns the losses, means over the parts.
@@ -176,8 +176,18 @@ class Trainer:
                 alpha={size: weights[r] for size, r in sets.items()} if 1 < len(weights) == len(sets) else {},
                 limit_batches=self.recipe.limit_batches or None,
             )
-        self._damaged.report(loader, 'evaluation')
+        self._warn_of_damaged(loader, 'evaluation')
         return results
+
+    def _warn_of_damaged(self, loader: MultiResLoader, purpose: str) -> None:
+        """Name pictures that no process could read after an epoch, each of them once in a run."""
+        if not loader.skip_corrupt:
+            return
+        lines = [line for damaged in gather(loader.damaged) for line in damaged]
+        new = [line for line in dict.fromkeys(lines) if line not in self._named_damaged]
+        self._named_damaged.update(new)
+        if new and is_first_process():
+            _logger.warning('%d pictures could not be read in %s, the first: %s', len(new), purpose, new[0])
 
     def _close_epoch(self, results: Mapping[Union[int, str], Mapping[str, float]]) -> None:
         position = self.position

@@ -1,34 +1,54 @@
 """`Recipe`: everything that decides the result of a training run."""
 import ast
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Dict, Mapping, Tuple
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Sequence, Tuple
 
+from rs_timm.data.multires import check_crops, check_normalisation
 from rs_timm.layers import check_resolutions
 from rs_timm.loss import MODES
 
-__all__ = ['Recipe']
+__all__ = ['Recipe', 'document', 'setting']
 
-_CHOICES = {
-    'task': ('classification', 'segmentation'),
-    'train': ('all', 'head', 'bn'),
-    'crop': ('shared', 'per_resolution'),
-    'mred': tuple(MODES),
-    'sched': ('cosine', 'onecycle', 'step', 'multistep', 'poly', 'tanh'),
-    'precision': ('float32', 'bfloat16', 'float16'),
-}
-_MANY = float('inf')
-_RANGES = {
-    'epochs': (1, _MANY), 'batch_size': (1, _MANY), 'accumulate': (1, _MANY), 'limit_batches': (0, _MANY),
-    'lr': (0, _MANY), 'private_lr': (0, _MANY), 'weight_decay': (0, _MANY), 'clip_grad': (0, _MANY),
-    'warmup_epochs': (0, _MANY), 'smoothing': (0, 1), 'ema': (0, 1), 'progressive': (0, 1), 'hflip': (0, 1),
-    're_prob': (0, 1), 'crop_pct': (0.01, 1), 'same_size': (0, _MANY), 'ignore_label': (0, 255),
-}
-_WITHOUT_MASKS = {  # what is not there for segmentation, and its value when it is off
-    'same_size': 0, 'crop': 'shared', 'flip': 'shared', 'resize': 'loader', 'auto_augment': '', 're_prob': 0.,
-    'mixup': 0., 'cutmix': 0., 'crop_pct': 1.,
+_MANY = math.inf
+_NOT_FOR_MODEL_ARGS = {  # what create_model would get twice, or what is not a matter of the network
+    'num_classes': 'it is the number of classes in the data',
+    'resolutions': 'give them as resolutions (--resolutions)',
+    'pretrained': 'give the weights as init (--init)',
+    'checkpoint_path': 'give the file as init (--init)',
 }
 
 
+def setting(
+        default: Any,
+        help: str,
+        choices: Sequence[str] = (),
+        range: Optional[Tuple[float, float]] = None,
+        **segmentation: Any,
+) -> Any:
+    """A field of a dataclass that is an option of the command line too; its metadata says what it means and allows.
+
+    Args:
+        default: a value, or a function that makes one.
+        help: a line, as in `--help`.
+        choices: all values there are.
+        range: smallest and largest value; an infinite one is no value itself.
+        segmentation: the one value that segmentation allows, where it does not know others.
+    """
+    metadata = dict(help=help, choices=tuple(choices), range=range, **segmentation)
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def document(cls: Callable[..., Any]) -> Any:
+    """A decorator that lists the fields of a dataclass under Args in its docstring, where `help` looks for them."""
+    lines = [f'        {each.name}: {each.metadata["help"]}' for each in fields(cls)]  # type: ignore[arg-type]
+    cls.__doc__ = f'{cls.__doc__}'.replace('Args:', '\n'.join(['Args:', *lines]), 1)
+    return cls
+
+
+@document
 @dataclass(frozen=True)
 class Recipe:
     """The settings of a run; each of them is an option of `rs-timm train`.
@@ -38,58 +58,6 @@ class Recipe:
     (2, (96, 64))
 
     Args:
-        resolutions: sizes in pixels that get a BatchNorm set; one: the paper's I-Net
-        shared_bn: the ablation with one BatchNorm set for all sizes
-        model_args: further arguments of the network, as in zero_init_last=False
-        init: start from these weights: a model name that has some, a file, or a folder with model.safetensors
-        train: all; head: classifier and BatchNorms; bn: BatchNorms alone
-        mred: which distillations: full, vanilla, none, largest, larger
-        smoothing: label smoothing
-        epochs: passes over the training pictures
-        batch_size: pictures per update, over all processes and parts
-        accumulate: parts in which the batch of a process goes through the network
-        opt: name of a timm optimizer; momentum is SGD without Nesterov, sgd with it
-        lr: learning rate, at its peak
-        private_lr: learning rate of private BatchNorms / lr; S losses give shared weights S gradients, a set one
-        momentum: of the optimizer; onecycle moves it by 0.05 up and down, and so for 0.9 beta1 of Adam and its like
-        weight_decay: of convolutions and linear layers
-        decay_norm: weight decay on BatchNorms, biases and alpha too
-        clip_grad: largest norm of the gradient; 0: none
-        ema: decay of a moving average of the weights, which is then evaluated and returned; 0: none
-        sched: cosine, onecycle, step, multistep, poly or tanh; moves with every update
-        warmup_epochs: epochs up to the full learning rate
-        warmup_lr: learning rate at the start of the warm-up; not for onecycle
-        min_lr: learning rate at the end of cosine, poly, tanh
-        decay_epochs: epochs between the steps of step
-        decay_milestones: epochs of the steps of multistep
-        decay_rate: factor of a step; power of poly
-        progressive: share of the epochs, the first ones, in which the sets are fed with smaller pictures
-        progressive_resolutions: sizes of those; by default 4/7 of the real ones
-        crop_scale: area of the random crop / area of the picture, from and to
-        crop_ratio: aspect ratio of the random crop, from and to
-        crop: shared by all sizes, or drawn per_resolution (Table 6, multi-crop)
-        same_size: size in pixels that all sets are trained with (Table 6, single-resolution); 0: each with its own
-        hflip: probability of a horizontal flip
-        flip: shared by all sizes, or drawn per_resolution, as in the paper's public code
-        resize: in training; loader: each size straight from the crop; device: from the largest, on the device
-        interpolation: bilinear, bicubic
-        crop_pct: side of the central crop / shorter side, in evaluation
-        mean: of the red, green and blue values in [0, 1], which is subtracted; for gray, in_chans=1, their average
-        std: by which they are divided then; likewise
-        color_jitter: as in timm; 0: none
-        auto_augment: a policy of timm, such as rand-m6-mstd0.5
-        re_prob: probability of random erasing
-        mixup: alpha of mixup; 0: none
-        cutmix: alpha of cutmix; 0: none
-        task: classification, or segmentation of pictures with masks
-        labels: names of the classes in masks, in the order of their values
-        ignore_label: value in masks of pixels without a class
-        precision: float32, bfloat16 or float16, through autocast
-        channels_last: memory format of images and weights
-        sync_bn: BatchNorm statistics over all processes; CUDA alone
-        lean: memory of the largest resolution alone, about a fifth slower
-        seed: of everything random
-        limit_batches: at most so many updates an epoch, and batches an evaluation; 0: all
 
     Raises:
         ValueError: a value outside its range; the message names the field.
@@ -98,73 +66,99 @@ class Recipe:
     goes_on_from: ClassVar[str] = ''  # the recipe of the first stage, whose weights this one takes by `init`
 
     # Network
-    resolutions: Tuple[int, ...] = (224, 192, 160, 128, 96)
-    shared_bn: bool = False
-    model_args: Tuple[str, ...] = ()
-    init: str = ''
-    train: str = 'all'
+    resolutions: Tuple[int, ...] = setting(
+        (224, 192, 160, 128, 96), "sizes in pixels that get a BatchNorm set; one: the paper's I-Net")
+    shared_bn: bool = setting(False, 'the ablation with one BatchNorm set for all sizes')
+    model_args: Tuple[str, ...] = setting((), 'further arguments of the network, as in zero_init_last=False')
+    init: str = setting(
+        '', 'start from these weights: a model name that has some, a file, or a folder with model.safetensors')
+    train: str = setting(
+        'all', 'all; head: classifier and BatchNorms; bn: BatchNorms alone', choices=('all', 'head', 'bn'))
     # Loss
-    mred: str = 'full'
-    smoothing: float = 0.
+    mred: str = setting('full', 'which distillations: full, vanilla, none, largest, larger', choices=tuple(MODES))
+    smoothing: float = setting(0., 'label smoothing', range=(0, 1))
     # Optimisation
-    epochs: int = 120
-    batch_size: int = 256
-    accumulate: int = 1
-    opt: str = 'momentum'
-    lr: float = 0.1
-    private_lr: float = 1.
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    decay_norm: bool = False
-    clip_grad: float = 0.
-    ema: float = 0.
-    sched: str = 'cosine'
-    warmup_epochs: float = 0.
-    warmup_lr: float = 1e-5
-    min_lr: float = 0.
-    decay_epochs: float = 30.
-    decay_milestones: Tuple[int, ...] = (30, 60, 85, 95, 105)
-    decay_rate: float = 0.1
-    progressive: float = 0.
-    progressive_resolutions: Tuple[int, ...] = ()
+    epochs: int = setting(120, 'passes over the training pictures', range=(1, _MANY))
+    batch_size: int = setting(256, 'pictures per update, over all processes and parts', range=(1, _MANY))
+    accumulate: int = setting(1, 'parts in which the batch of a process goes through the network', range=(1, _MANY))
+    opt: str = setting('momentum', 'name of a timm optimizer; momentum is SGD without Nesterov, sgd with it')
+    lr: float = setting(0.1, 'learning rate, at its peak', range=(0, _MANY))
+    private_lr: float = setting(
+        1., 'learning rate of private BatchNorms / lr; S losses give shared weights S gradients, a set one',
+        range=(0, _MANY))
+    momentum: float = setting(
+        0.9, 'of the optimizer; onecycle moves it by 0.05 up and down, and so for 0.9 beta1 of Adam and its like',
+        range=(0, 1))
+    weight_decay: float = setting(1e-4, 'of convolutions and linear layers', range=(0, _MANY))
+    decay_norm: bool = setting(False, 'weight decay on BatchNorms, biases and alpha too')
+    clip_grad: float = setting(0., 'largest norm of the gradient; 0: none', range=(0, _MANY))
+    ema: float = setting(
+        0., 'decay of a moving average of the weights, which is then evaluated and returned; 0: none', range=(0, 1))
+    sched: str = setting(
+        'cosine', 'cosine, onecycle, step, multistep, poly or tanh; moves with every update',
+        choices=('cosine', 'onecycle', 'step', 'multistep', 'poly', 'tanh'))
+    warmup_epochs: float = setting(0., 'epochs up to the full learning rate', range=(0, _MANY))
+    warmup_lr: float = setting(1e-5, 'learning rate at the start of the warm-up; not for onecycle', range=(0, _MANY))
+    min_lr: float = setting(0., 'learning rate at the end of cosine, poly, tanh', range=(0, _MANY))
+    decay_epochs: float = setting(30., 'epochs between the steps of step', range=(0.01, _MANY))
+    decay_milestones: Tuple[int, ...] = setting((30, 60, 85, 95, 105), 'epochs of the steps of multistep')
+    decay_rate: float = setting(0.1, 'factor of a step; power of poly', range=(0, _MANY))
+    progressive: float = setting(
+        0., 'share of the epochs, the first ones, in which the sets are fed with smaller pictures', range=(0, 1))
+    progressive_resolutions: Tuple[int, ...] = setting((), 'sizes of those; by default 4/7 of the real ones')
     # Data
-    crop_scale: Tuple[float, ...] = (0.08, 1.)
-    crop_ratio: Tuple[float, ...] = (3 / 4, 4 / 3)
-    crop: str = 'shared'
-    same_size: int = 0
-    hflip: float = 0.5
-    flip: str = 'shared'
-    resize: str = 'loader'
-    interpolation: str = 'bilinear'
-    crop_pct: float = 0.875
-    mean: Tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: Tuple[float, ...] = (0.229, 0.224, 0.225)
-    color_jitter: float = 0.
-    auto_augment: str = ''
-    re_prob: float = 0.
-    mixup: float = 0.
-    cutmix: float = 0.
-    task: str = 'classification'
-    labels: Tuple[str, ...] = ()
-    ignore_label: int = 255
+    crop_scale: Tuple[float, ...] = setting((0.08, 1.), 'area of the random crop / area of the picture, from and to')
+    crop_ratio: Tuple[float, ...] = setting((3 / 4, 4 / 3), 'aspect ratio of the random crop, from and to')
+    crop: str = setting(
+        'shared', 'shared by all sizes, or drawn per_resolution (Table 6, multi-crop)',
+        choices=('shared', 'per_resolution'), segmentation='shared')
+    same_size: int = setting(
+        0, 'size in pixels that all sets are trained with (Table 6, single-resolution); 0: each with its own',
+        range=(0, _MANY), segmentation=0)
+    hflip: float = setting(0.5, 'probability of a horizontal flip', range=(0, 1))
+    flip: str = setting(
+        'shared', "shared by all sizes, or drawn per_resolution, as in the paper's public code",
+        choices=('shared', 'per_resolution'), segmentation='shared')
+    resize: str = setting(
+        'loader', 'in training; loader: each size straight from the crop; device: from the largest, on the device',
+        choices=('loader', 'device'), segmentation='loader')
+    interpolation: str = setting('bilinear', 'bilinear, bicubic')
+    crop_pct: float = setting(
+        0.875, 'side of the central crop / shorter side, in evaluation', range=(0.01, 1), segmentation=1.)
+    mean: Tuple[float, ...] = setting(
+        (0.485, 0.456, 0.406),
+        'of the red, green and blue values in [0, 1], which is subtracted; for gray, in_chans=1, their average')
+    std: Tuple[float, ...] = setting((0.229, 0.224, 0.225), 'by which they are divided then; likewise')
+    color_jitter: float = setting(0., 'as in timm; 0: none', range=(0, _MANY))
+    auto_augment: str = setting('', 'a policy of timm, such as rand-m6-mstd0.5', segmentation='')
+    re_prob: float = setting(0., 'probability of random erasing', range=(0, 1), segmentation=0.)
+    mixup: float = setting(0., 'alpha of mixup; 0: none', range=(0, _MANY), segmentation=0.)
+    cutmix: float = setting(0., 'alpha of cutmix; 0: none', range=(0, _MANY), segmentation=0.)
+    task: str = setting(
+        'classification', 'classification, or segmentation of pictures with masks',
+        choices=('classification', 'segmentation'))
+    labels: Tuple[str, ...] = setting((), 'names of the classes in masks, in the order of their values')
+    ignore_label: int = setting(255, 'value in masks of pixels without a class', range=(0, 255))
     # Numerics
-    precision: str = 'float32'
-    channels_last: bool = False
-    sync_bn: bool = False
-    lean: bool = False
-    seed: int = 0
-    limit_batches: int = 0
+    precision: str = setting(
+        'float32', 'float32, bfloat16 or float16, through autocast', choices=('float32', 'bfloat16', 'float16'))
+    channels_last: bool = setting(False, 'memory format of images and weights')
+    sync_bn: bool = setting(False, 'BatchNorm statistics over all processes; CUDA alone')
+    lean: bool = setting(False, 'memory of the largest resolution alone, about a fifth slower')
+    own_kernels: bool = setting(
+        True, "gradients of convolutions on CPUs, and of ReLU6, in the faster of two ways; off: torch's alone")
+    seed: int = setting(0, 'of everything random', range=(0, _MANY))
+    limit_batches: int = setting(
+        0, 'at most so many updates an epoch, and batches an evaluation; 0: all', range=(0, _MANY))
 
     def __post_init__(self) -> None:
-        for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} {getattr(self, field)!r} is unknown: use one of {', '.join(allowed)}.")
-        for field, (low, high) in _RANGES.items():
-            if not low <= getattr(self, field) <= high:
-                raise ValueError(f'{field} {getattr(self, field)}: it must be in [{low:g}, {high:g}].')
-        for field, length in (('crop_scale', 2), ('crop_ratio', 2), ('mean', 3), ('std', 3)):
-            if len(getattr(self, field)) != length:
-                raise ValueError(f'{field} {getattr(self, field)}: it takes {length} numbers.')
+        for each in fields(Recipe):
+            self._check(each.name, each.metadata)
+        for name, length in (('crop_scale', 2), ('crop_ratio', 2), ('mean', 3), ('std', 3)):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f'{name} {getattr(self, name)}: it takes {length} numbers.')
+        check_normalisation(self.mean, self.std)
+        check_crops(self.crop_scale, self.crop_ratio)
         object.__setattr__(self, 'resolutions', check_resolutions(self.resolutions))
         if self.small_epochs == self.epochs:
             raise ValueError(f'progressive {self.progressive}: it leaves none of the {self.epochs} epochs at the real '
@@ -177,19 +171,26 @@ class Recipe:
         if self.same_size and self.progressive:
             raise ValueError(f'same_size {self.same_size} with progressive {self.progressive}: the sizes of an epoch '
                              'are those of one or the other.')
-        if self.task == 'segmentation':
-            self._check_segmentation()
-        self.model_kwargs()
-
-    def _check_segmentation(self) -> None:
-        if not self.labels:
+        for key, value in self.model_kwargs().items():
+            if key in _NOT_FOR_MODEL_ARGS:
+                raise ValueError(f'model_args {key}={value!r}: {_NOT_FOR_MODEL_ARGS[key]}.')
+        if self.task == 'segmentation' and not self.labels:
             raise ValueError('labels is empty: segmentation needs the names of its classes, in the order of the mask '
                              'values.')
-        for field, off in _WITHOUT_MASKS.items():
-            if getattr(self, field) != off:
-                raise ValueError(f'{field} {getattr(self, field)!r} is for classification: segmentation takes {off!r}.')
-        if self.channels != 3:
+        if self.task == 'segmentation' and self.channels != 3:
             raise ValueError(f'model_args in_chans={self.channels}: segmentation is trained on RGB.')
+
+    def _check(self, name: str, rules: Mapping[str, Any]) -> None:
+        """Refuse a value that the metadata of its field do not allow."""
+        value = getattr(self, name)
+        if rules['choices'] and value not in rules['choices']:
+            raise ValueError(f"{name} {value!r} is unknown: use one of {', '.join(rules['choices'])}.")
+        if rules['range'] is not None:
+            low, high = rules['range']
+            if not (low <= value <= high and math.isfinite(value)):
+                raise ValueError(f'{name} {value}: it must be in [{low:g}, {high:g}{"]" if high < _MANY else ")"}.')
+        if self.task == 'segmentation' and value != rules.get('segmentation', value):
+            raise ValueError(f"{name} {value!r} is for classification: segmentation takes {rules['segmentation']!r}.")
 
     def check_start(self) -> None:
         """Refuse to start a second stage from random weights: its few epochs and small rate do not train a network."""

@@ -10,7 +10,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 from tqdm import tqdm
 
-from .checkpoint import write_atomically
+from rs_timm.atomic import write_bytes
 
 __all__ = ['LOSSES', 'Reporter', 'epoch_line', 'plot_curves', 'write_csv']
 
@@ -85,7 +85,7 @@ def write_csv(rows: Rows, path: Path) -> None:
     writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, stream.getvalue().encode())
+    write_bytes(path, stream.getvalue().encode())
 
 
 def _last_epoch(rows: Rows) -> Rows:
@@ -140,4 +140,4 @@ def plot_curves(rows: Rows, path: Path) -> None:
         axes.legend(fontsize=8, loc='upper center', bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=120)
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())

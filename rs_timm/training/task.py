@@ -15,8 +15,7 @@ from rs_timm.layers import check_resolutions, get_resolutions, is_switchable, us
 from rs_timm.layers.selector import selectors_of
 from rs_timm.loss import MODES, dense_mred_loss, ensemble_weights, mred_loss
 
-from .cpu.activations import LeanActivations
-from .cpu.gradients import CPUGradients
+from .cpu.kernels import OwnKernels
 
 __all__ = ['MREDTask']
 
@@ -40,6 +39,7 @@ class MREDTask(TrainingTask):
         resolutions: sizes in pixels; only for a plain network, which does not know them.
         lean: keep the activations of the largest resolution alone, and compute those of the others again during the
             backward pass; the gradients stay the same.
+        own_kernels: `OwnKernels` where they are faster, or need less memory; else torch's alone.
         device, dtype, verbose: as in timm.
 
     Raises:
@@ -55,6 +55,7 @@ class MREDTask(TrainingTask):
             smoothing: float = 0.,
             resolutions: Optional[Iterable[int]] = None,
             lean: bool = False,
+            own_kernels: bool = True,
             device: Optional[torch.device] = None,
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
@@ -64,7 +65,7 @@ class MREDTask(TrainingTask):
             raise ValueError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}.")
         self.mode, self.smoothing = mode, smoothing
         self.resolutions = _resolutions(model, resolutions)
-        self.trainable_module = _Branches(model, len(self.resolutions), lean)
+        self.trainable_module = _Branches(model, len(self.resolutions), lean, own_kernels)
         for selector in selectors_of(model):
             selector.touch_idle = False  # a step uses every set
 
@@ -136,48 +137,44 @@ class MREDTask(TrainingTask):
         return getattr(module, 'module', module)  # out of DDP or ModelEmaV3
 
 
-class _OnCPU(CPUGradients):
-    table = LeanActivations.table
-
-
 class _Branches(nn.Module):
     """The network at all its resolutions, and alpha: what DDP wraps, so that a step is one call of it."""
 
-    def __init__(self, model: nn.Module, count: int, lean: bool) -> None:
+    def __init__(self, model: nn.Module, count: int, lean: bool, own_kernels: bool) -> None:
         super().__init__()
         self.model = model
         self.alpha = nn.Parameter(torch.zeros(count))
         self.lean = lean
         self._compiled: Any = None
-        self._has_lean_activations = LeanActivations.concerns(model)
+        self._own_kernels = own_kernels
+        self._has_relu6 = any(isinstance(m, nn.Hardtanh) and m.inplace for m in model.modules())
 
     def compile_runs(self, **kwargs: Any) -> None:
         self._compiled = torch.compile(self.model.forward, **kwargs)
 
     def forward(self, images: Dict[int, torch.Tensor]) -> Dict[int, torch.Tensor]:
         logits = {}
-        functions = self._functions(images[max(images)])
+        kernels = self._kernels(images[max(images)])
         # Autograd goes backward through the branch that ran last first. Running the largest one last lets the lean mode
         # free its activations before it makes those of the next one.
         for resolution in sorted(images):
-            run = partial(self._run, functions, resolution)
+            run = partial(self._run, kernels, resolution)
             if self.lean and resolution != max(images) and torch.is_grad_enabled():
                 run = partial(checkpoint, run, use_reentrant=False, context_fn=self._recompute_contexts)
             logits[resolution] = run(images[resolution])
         return {resolution: logits[resolution] for resolution in sorted(logits, reverse=True)}
 
-    def _run(self, functions: ContextManager, resolution: int, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, kernels: ContextManager, resolution: int, x: torch.Tensor) -> torch.Tensor:
         network = self._compiled or self.model
         switch = use_resolution(self.model, resolution) if is_switchable(self.model) else nullcontext()
-        with switch, functions:
+        with switch, kernels:
             return network(x)
 
-    def _functions(self, x: torch.Tensor) -> ContextManager:
-        if self._compiled is not None:
-            return nullcontext()
-        if x.device.type == 'cpu':
-            return _OnCPU(self.lean)
-        return LeanActivations() if self._has_lean_activations else nullcontext()
+    def _kernels(self, x: torch.Tensor) -> ContextManager:
+        on_cpu = x.device.type == 'cpu'
+        if self._own_kernels and self._compiled is None and (on_cpu or self._has_relu6):
+            return OwnKernels(self.lean, convolutions=on_cpu)
+        return nullcontext()
 
     def _recompute_contexts(self) -> Tuple[ContextManager, ContextManager]:
         return nullcontext(), _frozen_statistics(self.model)

@@ -1,6 +1,8 @@
 """`train`: a network, a folder of pictures and a recipe, in one call."""
 import json
 import logging
+import math
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -10,51 +12,55 @@ import torch.distributed as dist
 from timm.utils import random_seed
 from torch import nn
 
-from .build import build_model, check_start, create_optimizer, synchronized
-from .checkpoint import common_checkpoint, write_atomically
-from .evaluate import evaluate
-from .evaluate_masks import evaluate_masks
-from .loaders import Loaders
+from rs_timm.atomic import write_bytes
+
+from .build import build_model, check_start, synchronized
+from .checkpoint import common_checkpoint
 from .loop import Trainer
-from .mask_loaders import MaskLoaders
+from .optimization import create_optimizer, create_schedule
 from .processes import gather, is_first_process, join_processes, process_rank
-from .recipe import Recipe
+from .recipe import Recipe, document, setting
 from .report import Reporter, plot_curves
-from .schedule import create_schedule
 from .task import MREDTask
+from .tasks import TASKS
 
 __all__ = ['Options', 'Trained', 'train']
 
 _logger = logging.getLogger(__name__)
 
 
+def _default_workers() -> int:
+    """As many as the process has cores for itself, up to 16."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return max(1, min(16, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
+
+
+@document
 @dataclass(frozen=True)
 class Options:
     """Where and how a run takes place; unlike the recipe, free to change when it goes on, but for `splits`.
 
     Args:
-        device: cpu, cuda, or auto for CUDA if there is any
-        workers: processes that read pictures, per training process
-        splits: names of the splits to train and to evaluate on
-        checkpoint_minutes: time between checkpoints within an epoch
-        compile: use torch.compile
-        skip_corrupt: go on at pictures that cannot be read, and count them
-        tensorboard: write event files
-        progress: a bar on a terminal, else a line a minute
+
+    Raises:
+        ValueError: a value outside its range; the message names the field.
     """
 
-    device: str = 'auto'
-    workers: int = 4
-    splits: Tuple[str, ...] = ('train', 'val')
-    checkpoint_minutes: float = 5.
-    compile: bool = False
-    skip_corrupt: bool = False
-    tensorboard: bool = False
-    progress: bool = True
+    device: str = setting('auto', 'cpu, cuda, or auto for CUDA if there is any')
+    workers: int = setting(_default_workers, 'processes that read pictures, per training process')
+    splits: Tuple[str, ...] = setting(('train', 'val'), 'names of the splits to train and to evaluate on')
+    checkpoint_minutes: float = setting(5., 'time between checkpoints within an epoch')
+    compile: bool = setting(False, 'use torch.compile')
+    skip_corrupt: bool = setting(False, 'go on at pictures that cannot be read, and count them')
+    tensorboard: bool = setting(False, 'write event files')
+    progress: bool = setting(True, 'a bar on a terminal, else a line a minute')
 
     def __post_init__(self) -> None:
         if len(self.splits) != 2:
             raise ValueError(f'splits {self.splits}: name two, to train and to evaluate on.')
+        for name in ('workers', 'checkpoint_minutes'):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f'{name} {getattr(self, name)}: it must be in [0, inf).')
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def train(
         trainer = _create_trainer(model, data, recipe, folder, device, options, state)
         if is_first_process():
             settings = dict(model=model, **asdict(trainer.recipe))
-            write_atomically(folder / 'recipe.json', json.dumps(settings, indent=2).encode())
+            write_bytes(folder / 'recipe.json', json.dumps(settings, indent=2).encode())
         rows = trainer.fit()
         trained = Trained(_trained_model(trainer.task), rows, trainer.loaders.class_names)
         if is_first_process():
@@ -137,9 +143,8 @@ def _create_trainer(
         state: Optional[Dict[str, Any]],
 ) -> Trainer:
     """A new run, or one that is where the checkpoint `state` was, which has all weights."""
-    dense = recipe.task == 'segmentation'
-    make_loaders = MaskLoaders if dense else Loaders
-    loaders = make_loaders(data, recipe, options.splits, device, options.workers, options.skip_corrupt)
+    kind = TASKS[recipe.task]
+    loaders = kind.loaders(data, recipe, options.splits, device, options.workers, options.skip_corrupt)
     random_seed(recipe.seed)  # all processes start from the same weights ...
     task = _create_task(model, recipe if state is None else replace(recipe, init=''), len(loaders.class_names), device)
     random_seed(recipe.seed, process_rank())  # ... and each drops paths of its own
@@ -157,7 +162,7 @@ def _create_trainer(
         reporter = Reporter(folder, options.progress, options.tensorboard)
     trainer = Trainer(
         task, recipe, optimizer, schedule, loaders, folder, reporter, options.checkpoint_minutes,
-        measure=evaluate_masks if dense else evaluate)
+        measure=kind.measure)
     if state is not None:
         trainer.resume(state)
         _logger.info('going on in epoch %d, after update %d', trainer.position.epoch + 1, trainer.position.update)
@@ -171,7 +176,7 @@ def _create_task(name: str, recipe: Recipe, num_classes: int, device: torch.devi
     if recipe.sync_bn and dist.is_initialized():
         model = synchronized(model, device)
     resolutions = recipe.resolutions if recipe.shared_bn else None
-    task = MREDTask(model, recipe.mred, recipe.smoothing, resolutions, recipe.lean, device=device)
+    task = MREDTask(model, recipe.mred, recipe.smoothing, resolutions, recipe.lean, recipe.own_kernels, device=device)
     return task.to(device)
 
 

@@ -1,4 +1,4 @@
-"""Gradients of convolutions on CPUs, where oneDNN leaves the vector units idle.
+"""Gradients of convolutions that leave no vector units of a CPU idle, and ReLU6 in place that is in place.
 
 Weights: oneDNN sums over a feature map row by row. The last stages of a network see maps of 2 to 8 pixels at small
 resolutions: the weight gradient of a 3x3 convolution with 512 channels on maps of 4x4 takes three times as long as its
@@ -9,18 +9,24 @@ Inputs: in bfloat16 the input gradient of a depthwise convolution with a stride 
 to the output of stride 1, the gradient goes through the fast forward kernel: 14 to 60 times as fast, though three
 quarters of what it reads are zeros.
 
-`benchmarks/cpu_gradients.py` measures both.
+ReLU6: torch writes its gradient by the input, and therefore copies the input before it overwrites it: "in place" saves
+no memory and costs a copy. The gradient can as well be written by the output, which the next convolution keeps anyway:
+MobileNetV2 then keeps two tensors for each BatchNorm with its activation instead of three. Values and gradients are
+torch's, to the bit. SiLU and its like are copied for the same reason, but do need their input.
+
+The thresholds were measured with oneDNN 3.12.0, as torch 2.14.1 has it (`torch.__config__.show()` says which one yours
+has); `benchmarks/cpu_gradients.py` measures both gradients and the rules anew. `Recipe.own_kernels`, `--no-own-kernels`
+on the command line, turns all of this off.
 """
 from functools import partial
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
+from torch.overrides import TorchFunctionMode
 
-from .replaced import Replaced
-
-__all__ = ['CPUGradients', 'has_matrix_units', 'input_gradient', 'pays', 'spreads', 'weight_gradient']
+__all__ = ['OwnKernels', 'has_matrix_units', 'input_gradient', 'pays', 'spreads', 'weight_gradient']
 
 Pair = Tuple[int, int]
 
@@ -51,7 +57,7 @@ def weight_gradient(x: torch.Tensor, grad: torch.Tensor, kernel: Pair, stride: P
     n, out, h, w = grad.shape
     rows = x.permute(0, 2, 3, 1)
     if any(padding):
-        rows = pad(rows, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+        rows = F.pad(rows, (0, 0, padding[1], padding[1], padding[0], padding[0]))
     along_n, along_h, along_w, along_c = rows.stride()
     channels = x.shape[1]
     windows = rows.as_strided(
@@ -122,8 +128,8 @@ def spreads(
     return depthwise and inside and stride != (1, 1) and dtype is torch.bfloat16
 
 
-class _Kept:
-    """What a convolution keeps of its weight: a copy in the dtype it computes in, one for all resolutions.
+class _WeightCasts:
+    """What convolutions keep of a weight: a copy in the dtype they compute in, one for all resolutions.
 
     Lean: the weight itself, which the backward pass casts again. All copies at once are half the size of the gradients.
     """
@@ -146,7 +152,7 @@ class _Kept:
 
 
 def _convolve(
-        kept: Callable[[torch.Tensor, torch.dtype], torch.Tensor],
+        cast: Callable[[torch.Tensor, torch.dtype], torch.Tensor],
         input: torch.Tensor,
         weight: torch.Tensor,
         bias: Optional[torch.Tensor] = None,
@@ -160,7 +166,7 @@ def _convolve(
         stride, padding, dtype = _pair(stride), _pair(padding), _computed_in(input)
         by_product = groups == 1 and weight.requires_grad and pays(input, weight, stride, padding, dtype)
         if by_product or input.requires_grad and spreads(input, weight, stride, padding, groups, dtype):
-            return _Convolution.apply(input.to(dtype), weight, kept(weight, dtype), stride, padding, groups)
+            return _Convolution.apply(input.to(dtype), weight, cast(weight, dtype), stride, padding, groups)
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
 
@@ -212,22 +218,68 @@ class _Convolution(torch.autograd.Function):
         return grad_x, None if grad_weight is None else grad_weight.to(ctx.dtype), None, None, None, None
 
 
-class CPUGradients(Replaced):
-    """Within it, convolutions on a CPU compute their gradients in the faster of two ways.
+class _HardtanhInPlace(torch.autograd.Function):
 
-    Values and gradients are those of torch up to rounding. It obeys autocast. What has no faster way here (biases,
-    groups, dilation, other devices) is torch's own. Second derivatives are not supported: take them outside.
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        ctx.mark_dirty(x)
+        ctx.bounds = low, high
+        F.hardtanh(x, low, high, inplace=True)
+        ctx.save_for_backward(x)
+        return x
 
-    It may be entered several times, once for each resolution: weights are then cast to autocast's dtype once. `lean`
-    keeps no such copies for the backward pass.
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[Any, ...]:
+        y, = ctx.saved_tensors  # outside of the bounds exactly where the input was
+        return torch.ops.aten.hardtanh_backward(grad, y, *ctx.bounds), None, None
+
+
+def _hardtanh(input: torch.Tensor, min_val: float = -1., max_val: float = 1., inplace: bool = False) -> torch.Tensor:
+    if inplace and type(input) is torch.Tensor and torch.is_grad_enabled() and _is_intermediate(input):
+        return _HardtanhInPlace.apply(input, min_val, max_val)
+    return F.hardtanh(input, min_val, max_val, inplace)
+
+
+def _relu6(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
+    return _hardtanh(input, 0., 6., inplace)
+
+
+def _is_intermediate(x: torch.Tensor) -> bool:
+    return x.requires_grad and not x.is_leaf and not x._is_view()  # the others are torch's, with its errors
+
+
+class OwnKernels(TorchFunctionMode):
+    """Within it, convolutions on a CPU compute their gradients in the faster of two ways, and ReLU6 copies no input.
+
+    Values and gradients are those of torch, those of convolutions up to rounding. It obeys autocast. What has no faster
+    way here (biases, groups, dilation, other devices) is torch's own. It changes `torch.conv2d` and ReLU6 and Hardtanh
+    of `torch.nn.functional`, and the modules that call them. Second derivatives are not supported: take them outside.
+
+    It may be entered several times, once for each resolution: weights are then cast to autocast's dtype once.
 
     >>> conv = torch.nn.Conv2d(256, 512, 1, bias=False)
-    >>> with CPUGradients():
+    >>> with OwnKernels():
     ...     conv(torch.randn(2, 256, 4, 4)).sum().backward()
     >>> conv.weight.grad.shape
     torch.Size([512, 256, 1, 1])
+
+    Args:
+        lean: keep no copies of weights in autocast's dtype for the backward pass.
+        convolutions: leave those to torch if False.
     """
 
-    def __init__(self, lean: bool = False) -> None:
+    def __init__(self, lean: bool = False, convolutions: bool = True) -> None:
         super().__init__()
-        self.table = {**self.table, torch.conv2d: partial(_convolve, _Kept(lean))}
+        self.table: Mapping[Callable[..., Any], Callable[..., Any]] = {
+            F.hardtanh: _hardtanh, F.relu6: _relu6,
+            **({torch.conv2d: partial(_convolve, _WeightCasts(lean))} if convolutions else {})}
+
+    def __torch_function__(
+            self,
+            func: Callable[..., Any],
+            types: Any,
+            args: Tuple[Any, ...] = (),
+            kwargs: Optional[Dict[str, Any]] = None,
+    ) -> Any:
+        return self.table.get(func, func)(*args, **(kwargs or {}))

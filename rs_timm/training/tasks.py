@@ -1,21 +1,27 @@
-"""The loaders of a run, made from its recipe: one pair for each phase of progressive training."""
+"""What is learned, classification or segmentation: the loaders of a run, the measure, and the networks for it."""
 import os
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Dict, Iterable, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, Type
 
+import timm
 import torch
 from timm.data import Mixup
+from timm.models import model_entrypoint
+from torch import nn
 
-from rs_timm.data import MultiResLoader, create_multires_loader
+from rs_timm import segmentation
+from rs_timm.data import MultiResLoader, create_mask_loader, create_multires_loader
+from rs_timm.evaluation import evaluate, evaluate_masks
 
 from .processes import process_count, process_rank
 from .recipe import Recipe
 
-__all__ = ['Loaders']
+__all__ = ['TASKS', 'Loaders', 'MaskLoaders', 'Task', 'task_of']
 
 
 class Loaders:
-    """Training and evaluation loaders for the sizes of any epoch.
+    """Training and evaluation loaders for the sizes of any epoch: one pair for each phase of progressive training.
 
     Args:
         data: folder with a sub-folder for each split.
@@ -138,3 +144,73 @@ class Loaders:
 
     def _create(self, source: Any, sizes: Tuple[int, ...], **kwargs: Any) -> MultiResLoader:
         return create_multires_loader(source, sizes, channels=self.recipe.channels, **{**self.common, **kwargs})
+
+
+class MaskLoaders(Loaders):
+    """As `Loaders`, of pictures with masks: see `rs_timm.data.MaskFolder` for the folder's layout."""
+
+    def _class_names(self) -> List[str]:
+        for loader in (self.training(0), self.evaluation(self.recipe.resolutions)):  # both splits must be there
+            assert loader.dataset.classes == self.recipe.labels
+        return list(self.recipe.labels)
+
+    def _file_names(self) -> List[str]:
+        dataset: Any = self._made[True].dataset
+        return [file.name for pair in dataset.pairs for file in pair]
+
+    def training(self, epoch: int) -> MultiResLoader:
+        """The loader for the sizes of `epoch`; set its epoch before use."""
+        recipe = self.recipe
+        return self._loader(
+            True,
+            recipe.sizes(epoch).values(),
+            scale=recipe.crop_scale,
+            ratio=recipe.crop_ratio,
+            hflip=recipe.hflip,
+            color_jitter=recipe.color_jitter or None,
+        )
+
+    def evaluation(self, sizes: Iterable[int]) -> MultiResLoader:
+        """The loader of the pictures that the network is measured on."""
+        return self._loader(False, sizes)
+
+    def _create(self, source: Any, sizes: Tuple[int, ...], **kwargs: Any) -> MultiResLoader:
+        common = {key: value for key, value in self.common.items() if key != 'mode'}
+        labels, ignored = self.recipe.labels, self.recipe.ignore_label
+        return create_mask_loader(source, sizes, classes=labels, ignore_label=ignored, **common, **kwargs)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network is trained for."""
+
+    loaders: Type[Loaders]
+    measure: Callable[..., Any]  # (model, loader, alpha=..., limit_batches=...) -> {resolution: {column: value}}
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a network that is for another task.
+
+        Raises:
+            ValueError: its name, its task and the names of networks for this one.
+        """
+        if TASKS[task_of(model)] is not self:
+            (name,) = (name for name, task in TASKS.items() if task is self)
+            names = [known for known in timm.list_models('rs_*') if _task_of_name(known) == name]
+            raise ValueError(f'{type(model).__name__} is for {task_of(model)}, the recipe for {name}: take one of '
+                             f'{", ".join(names)}, or another recipe.')
+
+
+TASKS = {
+    'classification': Task(Loaders, evaluate),
+    'segmentation': Task(MaskLoaders, evaluate_masks),
+}
+
+
+def task_of(model: nn.Module) -> str:
+    """What a network is for: 'classification' or 'segmentation'."""
+    return getattr(model, 'task', 'classification')  # type: ignore[return-value]
+
+
+def _task_of_name(name: str) -> str:
+    dense = model_entrypoint(name).__module__.startswith(f'{segmentation.__name__}.')
+    return 'segmentation' if dense else 'classification'

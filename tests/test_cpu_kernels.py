@@ -1,12 +1,16 @@
-"""Gradients of convolutions on CPUs: the same as torch's, and ours only where they are said to be faster."""
+"""Our own kernels: torch's values and gradients, ours only where they are said to be faster, and no copy by ReLU6."""
+import math
+from contextlib import nullcontext
+
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rs_timm  # noqa: F401
-from rs_timm.training.cpu import gradients as cpu_gradients
-from rs_timm.training.cpu.gradients import CPUGradients, input_gradient, pays, weight_gradient
+from rs_timm.training.cpu import kernels
+from rs_timm.training.cpu.kernels import OwnKernels, input_gradient, pays, weight_gradient
 from rs_timm.training.task import MREDTask
 
 SHAPES = [  # kernel, stride, padding, input
@@ -22,7 +26,7 @@ def pair(value):
 @pytest.fixture
 def always(monkeypatch):
     """The product for every shape, as far as it is implemented."""
-    monkeypatch.setattr(cpu_gradients, 'pays', lambda *args: True)
+    monkeypatch.setattr(kernels, 'pays', lambda *args: True)
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
@@ -66,8 +70,8 @@ def test_depthwise_with_a_stride_in_bfloat16(monkeypatch):
     conv = nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False)
     x = torch.randn(4, 8, 9, 9, dtype=torch.bfloat16, requires_grad=True)
     called = []
-    monkeypatch.setattr(cpu_gradients, 'input_gradient', lambda *args: called.append(1) or input_gradient(*args))
-    with torch.autocast('cpu', torch.bfloat16), CPUGradients():
+    monkeypatch.setattr(kernels, 'input_gradient', lambda *args: called.append(1) or input_gradient(*args))
+    with torch.autocast('cpu', torch.bfloat16), OwnKernels():
         y = conv(x)
     y.sum().backward()
     exact_x, exact_weight = (t.detach().bfloat16().double().requires_grad_() for t in (x, conv.weight))
@@ -80,8 +84,8 @@ def test_depthwise_with_a_stride_in_bfloat16(monkeypatch):
 @pytest.mark.parametrize('name', ['rs_resnet18', 'rs_mobilenetv2'])
 def test_a_step_has_the_gradients_of_the_ordinary_one(name, monkeypatch):
     def gradients(rule):
-        monkeypatch.setattr(cpu_gradients, 'pays', rule)
-        monkeypatch.setattr(cpu_gradients, 'spreads',
+        monkeypatch.setattr(kernels, 'pays', rule)
+        monkeypatch.setattr(kernels, 'spreads',
                             lambda x, weight, stride, padding, groups, dtype: rule() and groups > 1 and stride > (1, 1))
         torch.manual_seed(0)
         task = MREDTask(timm.create_model(name, num_classes=4, resolutions=(64, 32)).double())
@@ -99,7 +103,7 @@ def test_it_obeys_autocast(always):
     x = torch.randn(2, 8, 6, 6)
     with torch.autocast('cpu', torch.bfloat16):
         expected = conv(x)
-        with CPUGradients():
+        with OwnKernels():
             y = conv(x)
     assert y.dtype is torch.bfloat16 and torch.equal(y, expected)
     y.float().sum().backward()
@@ -108,9 +112,9 @@ def test_it_obeys_autocast(always):
 
 def test_other_convolutions_share_the_cast_of_autocast(monkeypatch):
     """One cast of a weight serves all resolutions, so that one gradient comes back to it."""
-    monkeypatch.setattr(cpu_gradients, 'pays', lambda *args: False)
+    monkeypatch.setattr(kernels, 'pays', lambda *args: False)
     conv = nn.Conv2d(8, 4, 1, bias=False)
-    with torch.autocast('cpu', torch.bfloat16), CPUGradients():
+    with torch.autocast('cpu', torch.bfloat16), OwnKernels():
         first, second = (conv(torch.randn(2, 8, size, size)) for size in (6, 4))
     casts = {y.grad_fn.next_functions[1][0] for y in (first, second)}
     assert len(casts) == 1
@@ -135,7 +139,7 @@ def kept_weights(conv, functions, sizes=(6, 4)):
 
 def test_all_resolutions_keep_one_cast_of_a_weight(always):
     conv = nn.Conv2d(8, 4, 1, bias=False)
-    functions = CPUGradients()
+    functions = OwnKernels()
     kept, _ = kept_weights(conv, functions)
     assert len(kept) == 2 and len(set(kept)) == 1 and kept[0] != conv.weight.data_ptr()
     with torch.no_grad():
@@ -145,7 +149,7 @@ def test_all_resolutions_keep_one_cast_of_a_weight(always):
 
 def test_lean_keeps_the_weight_itself(always):
     conv = nn.Conv2d(8, 4, 1, bias=False)
-    kept, outputs = kept_weights(conv, CPUGradients(lean=True))
+    kept, outputs = kept_weights(conv, OwnKernels(lean=True))
     assert kept == 2 * [conv.weight.data_ptr()]
     sum(y.float().sum() for y in outputs).backward()
     assert torch.equal(conv.weight.grad, torch.full((4, 8, 1, 1), 2. * (36 + 16)))
@@ -154,7 +158,7 @@ def test_lean_keeps_the_weight_itself(always):
 def test_a_weight_that_is_computed_keeps_no_place_among_the_casts(always):
     conv = nn.Conv2d(8, 4, 1, bias=False)
     weight = conv.weight * 2
-    functions = CPUGradients()
+    functions = OwnKernels()
     with functions, torch.autocast('cpu', torch.bfloat16):
         y = torch.conv2d(torch.ones(2, 8, 4, 4), weight)
     assert not functions.table[torch.conv2d].args[0]._copies
@@ -170,7 +174,7 @@ def test_the_gradients_of_all_resolutions_are_summed_in_float32(lean, always):
     batch = [torch.randn(2, 8, size, size) for size in (6, 4)]
 
     def gradient(*inputs):
-        functions, conv.weight.grad = CPUGradients(lean), None
+        functions, conv.weight.grad = OwnKernels(lean), None
         with torch.autocast('cpu', torch.bfloat16):
             loss = 0.
             for x in inputs:
@@ -185,7 +189,7 @@ def test_the_gradients_of_all_resolutions_are_summed_in_float32(lean, always):
 
 def test_autocast_leaves_float64_alone(always):
     conv = nn.Conv2d(8, 4, 1, bias=False).double()
-    with torch.autocast('cpu', torch.bfloat16), CPUGradients():
+    with torch.autocast('cpu', torch.bfloat16), OwnKernels():
         assert conv(torch.randn(2, 8, 6, 6, dtype=torch.float64)).dtype is torch.float64
 
 
@@ -194,24 +198,24 @@ def test_autocast_leaves_float64_alone(always):
     nn.Conv2d(8, 8, 3, padding='same', bias=False),
 ], ids=['groups', 'dilation', 'bias', 'padding by name'])
 def test_other_convolutions_stay_with_torch(conv, monkeypatch):
-    monkeypatch.setattr(cpu_gradients, 'pays', lambda *args: pytest.fail('it was considered'))
-    with CPUGradients():
+    monkeypatch.setattr(kernels, 'pays', lambda *args: pytest.fail('it was considered'))
+    with OwnKernels():
         conv(torch.randn(1, 8, 8, 8)).sum().backward()
     assert conv.weight.grad is not None
 
 
 def test_what_needs_no_weight_gradient_stays_with_torch(monkeypatch):
-    monkeypatch.setattr(cpu_gradients, 'pays', lambda *args: pytest.fail('it was considered'))
+    monkeypatch.setattr(kernels, 'pays', lambda *args: pytest.fail('it was considered'))
     conv = nn.Conv2d(8, 8, 1, bias=False)
-    with CPUGradients(), torch.no_grad():
+    with OwnKernels(), torch.no_grad():
         conv(torch.randn(1, 8, 4, 4))
     conv.requires_grad_(False)
-    with CPUGradients():
+    with OwnKernels():
         conv(torch.randn(1, 8, 4, 4, requires_grad=True)).sum().backward()
 
 
 def test_a_shape_that_is_no_picture_has_torchs_error():
-    with pytest.raises(RuntimeError, match='channels'), CPUGradients():
+    with pytest.raises(RuntimeError, match='channels'), OwnKernels():
         nn.Conv2d(8, 8, 1, bias=False)(torch.randn(1, 4, 4, 4))
 
 
@@ -235,3 +239,109 @@ def test_matrix_units_make_it_pay_sooner(monkeypatch):
         monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda there=there: there)
         chosen[there] = tuple(pays(x, weight, (1, 1), (1, 1), dtype) for dtype in (torch.bfloat16, torch.float32))
     assert chosen == {False: (False, False), True: (True, False)}
+
+
+# ReLU6 in place
+
+IN_PLACE = [nn.ReLU6(inplace=True), nn.Hardtanh(-2., 3., inplace=True)]
+VALUES = [-math.inf, -7., -3., -2., -1., 0., 0.5, 3., 5.9, 6., 7., math.inf, math.nan]
+
+
+class Copies(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.clone.default
+        return func(*args, **(kwargs or {}))
+
+
+def forward_backward(act, dtype):
+    x = torch.tensor(VALUES, dtype=dtype, requires_grad=True)
+    with Copies() as copies:
+        before = x * 1
+        y = act(before)
+    y.backward(torch.arange(1., len(VALUES) + 1, dtype=dtype))
+    return y.detach(), x.grad, copies.count, y.data_ptr() == before.data_ptr()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('act', IN_PLACE, ids=str)
+def test_values_and_gradients_are_torchs_without_its_copy(act, dtype):
+    y, grad, copies, in_place = forward_backward(act, dtype)
+    assert copies == 1 and in_place
+    with OwnKernels():
+        ours, our_grad, copies, in_place = forward_backward(act, dtype)
+    assert copies == 0 and in_place
+    torch.testing.assert_close(ours, y, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(our_grad, grad, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize('act', IN_PLACE, ids=str)
+def test_what_needs_no_gradient_is_in_place_as_before(act):
+    with OwnKernels():
+        x = torch.randn(4)
+        assert act(x) is x
+        with torch.no_grad():
+            x = torch.randn(4, requires_grad=True) * 1
+            assert act(x) is x
+        with pytest.raises(RuntimeError, match='leaf'):
+            act(torch.randn(4, requires_grad=True))
+
+
+@pytest.mark.parametrize('act', IN_PLACE, ids=str)
+def test_a_part_of_a_tensor_is_left_to_torch(act):
+    def gradients():
+        x = torch.linspace(-3., 9., 12, requires_grad=True)
+        whole = x * 1
+        act(whole[2:7])
+        whole.pow(2).sum().backward()
+        return whole.detach(), x.grad
+
+    expected = gradients()
+    with OwnKernels():
+        ours = gradients()
+    assert all(map(torch.equal, ours, expected))
+
+
+@pytest.mark.parametrize('act', [nn.ReLU6(), nn.Hardtanh()], ids=str)
+def test_what_is_not_in_place_keeps_its_input(act):
+    x = torch.randn(4, requires_grad=True) * 9
+    before = x.detach().clone()
+    with OwnKernels():
+        assert act(x) is not x
+    assert torch.equal(x, before)
+
+
+def test_beside_cpus_only_networks_with_relu6_in_place_pay_for_it():
+    for network, expected in ((timm.create_model('rs_mobilenetv2', num_classes=3, resolutions=(64, 32)), OwnKernels),
+                              (rs_timm.switchable('test_resnet', (64, 32), num_classes=3), nullcontext)):
+        branches = MREDTask(network).trainable_module
+        assert type(branches._kernels(torch.empty(1, device='meta'))) is expected
+        assert type(branches._kernels(torch.empty(1))) is OwnKernels
+        assert type(MREDTask(network, own_kernels=False).trainable_module._kernels(torch.empty(1))) is nullcontext
+
+
+def step(**options):
+    """Gradients of a step of MRED, and the bytes that its forward pass keeps for the backward pass."""
+    torch.manual_seed(0)
+    model = timm.create_model('rs_mobilenetv2', num_classes=3, resolutions=(64, 32))
+    training = MREDTask(model, **options).train()
+    kept = {}
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = training({r: torch.randn(4, 3, r, r) for r in (64, 32)}, torch.tensor([0, 1, 2, 1]))['loss']
+    loss.backward()
+    return {name: p.grad for name, p in training.named_parameters()}, sum(kept.values())
+
+
+def test_a_step_of_mobilenetv2_has_the_same_gradients_and_keeps_a_quarter_less():
+    (ours, less), (again, _), (expected, more) = step(), step(lean=True), step(own_kernels=False)
+    weights = sum(p.numel() for p in timm.create_model('rs_mobilenetv2', num_classes=3).parameters()) * 4
+    assert less - weights < 0.78 * (more - weights)
+    for name, grad in expected.items():
+        torch.testing.assert_close(ours[name], grad, rtol=1e-3, atol=1e-5 + 1e-4 * float(grad.abs().max()))
+        assert torch.equal(again[name], ours[name]), name
