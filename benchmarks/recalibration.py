@@ -30,7 +30,13 @@ from torchvision import transforms
 
 import rs_timm
 from benchmarks.environment import RESULTS, describe
-from rs_timm.calibration.recalibration import blend, measure, sets_of, statistics_of, write_statistics
+from rs_timm.calibration.recalibration import (
+    collect_moments,
+    pool_statistics,
+    sets_of,
+    statistics_of,
+    write_statistics,
+)
 from rs_timm.data import image_transform, open_image
 
 MODEL = 'tf_efficientnet_lite0'
@@ -128,10 +134,10 @@ def measure_rows(model: nn.Module, args: argparse.Namespace, resolution: int, do
     seen, moments = 0, {}
     for count, prior, row in rows:
         if count > seen:
-            new, _ = measure(model, source.batches(seen, count), resolution)
+            new, _ = collect_moments(model, source.batches(seen, count), resolution)
             moments = {name: moments[name].pooled(m) if moments else m for name, m in new.items()}
             seen = count
-        write_statistics(sets, blend(old, moments, prior / count) if count else old)
+        write_statistics(sets, pool_statistics(old, moments, prior / count) if count else old)
         yield {**row, **test(model, tests, resolution), **describe(dtype=args.dtype)}
     write_statistics(sets, old)
 

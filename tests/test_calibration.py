@@ -14,7 +14,7 @@ import rs_timm
 from benchmarks.environment import RESULTS
 from benchmarks.recalibration import expectations, read_table
 from rs_timm.calibration import add_resolution, recalibrate
-from rs_timm.calibration.moments import moments_of
+from rs_timm.calibration.recalibration import moments_of
 from rs_timm.layers import switchable_layers
 
 RESOLUTIONS = (64, 48, 32)

@@ -1,7 +1,9 @@
 """BatchNorm statistics from pictures, for the resolutions that a network was not trained at."""
+import random
 import warnings
-from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, Optional, Tuple
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, Mapping, Optional, Tuple
 
 import torch
 from torch import nn
@@ -15,17 +17,51 @@ from rs_timm.layers import (
     use_resolution,
 )
 
-from .images import Images, pictures, rebatch
-from .moments import Moments, moments_of
-from .undisturbed import eager, evaluating, random_state_kept
+from .batches import Images, pictures, rebatch
 
-__all__ = ['add_resolution', 'recalibrate']
+__all__ = [
+    'Moments', 'add_resolution', 'collect_moments', 'moments_of', 'pool_statistics', 'recalibrate', 'sets_of',
+    'statistics_of', 'write_statistics']
 
 Sets = Dict[str, nn.Module]  # name of the layer -> its BatchNorm for one resolution
 Statistics = Dict[str, Tuple[torch.Tensor, torch.Tensor]]  # name of the layer -> mean and variance, each [C], float64
 
 FEW_IMAGES = 1000  # fewer, with more than the share below: a warning
 SAFE_SHARE = 0.05  # of new statistics in the blend
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number of values per channel, their mean [C], and their sum of squared deviations from it [C]; float64."""
+
+    count: float
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def pooled(self, other: 'Moments') -> 'Moments':
+        """The moments of both collections as one (Chan, Golub and LeVeque, 1983)."""
+        count = self.count + other.count
+        share = other.count / count
+        delta = other.mean - self.mean
+        between = self.count * share * delta.square()
+        return Moments(count, self.mean + share * delta, self.deviation + other.deviation + between)
+
+    @property
+    def unbiased(self) -> torch.Tensor:
+        """The variance [C] that torch keeps in `running_var`."""
+        return self.deviation / max(self.count - 1, 1)
+
+
+def moments_of(x: torch.Tensor) -> Moments:
+    """The moments of `x`, [N, C] or [N, C, ...], over all dimensions but the second."""
+    x = x.detach() if x.dtype == torch.float64 else x.detach().float()
+    dims = [d for d in range(x.ndim) if d != 1]
+    mean = x.mean(dims, keepdim=True)
+    x = x - mean  # squares of deviations: no cancellation where the mean is large
+    rounding = x.mean(dims)
+    mean, rounding, square = torch.stack([mean.flatten(), rounding, x.square().mean(dims)]).cpu().double()
+    count = x.numel() // x.shape[1]
+    return Moments(count, mean + rounding, count * (square - rounding.square()))
 
 
 def recalibrate(
@@ -106,13 +142,13 @@ def recalibrate(
             'list, a DataLoader, a tensor, or a function resolution -> batches.')
     before = {resolution: statistics_of(sets_of(model, resolution)) for resolution in wanted}
     used: Dict[int, int] = {}
-    with _undo_on_error(model, before), evaluating(model), torch.no_grad():
+    with _undo_on_error(model, before), _evaluating(model), torch.no_grad():
         for resolution in wanted:
-            with random_state_kept(model):
+            with _random_state_kept(model):
                 batches = rebatch(pictures(images, resolution, num_images), batch_size)
-                moments, used[resolution] = measure(model, batches, resolution)
+                moments, used[resolution] = collect_moments(model, batches, resolution)
             prior = prior_images / used[resolution]
-            write_statistics(sets_of(model, resolution), blend(before[resolution], moments, prior))
+            write_statistics(sets_of(model, resolution), pool_statistics(before[resolution], moments, prior))
     _warn_if_few(used, prior_images)
     return used
 
@@ -147,12 +183,12 @@ def add_resolution(model: nn.Module, resolution: int, images: Optional[Images] =
         raise
 
 
-def measure(
+def collect_moments(
         model: nn.Module,
         batches: Iterable[torch.Tensor],
         resolution: int,
 ) -> Tuple[Dict[str, Moments], int]:
-    """The moments of the input of each BatchNorm over `batches` at `resolution`, and the number of pictures.
+    """Return the moments of the input of each BatchNorm over `batches` at `resolution`, and the number of pictures.
 
     The running statistics are left at those of the last batch: the caller puts them in order.
     """
@@ -171,7 +207,7 @@ def measure(
     handles = [bn.register_forward_pre_hook(collect(name)) for name, bn in sets.items()]
     count = 0
     try:
-        with use_resolution(model, resolution), eager():
+        with use_resolution(model, resolution), _eager():
             for x in batches:
                 _check_channels(model, x)
                 model(x.to(where.device, where.dtype))
@@ -187,7 +223,7 @@ def measure(
     return moments, count
 
 
-def blend(old: Statistics, moments: Mapping[str, Moments], prior: float) -> Statistics:
+def pool_statistics(old: Statistics, moments: Mapping[str, Moments], prior: float) -> Statistics:
     """The statistics of every layer, old and measured ones pooled; `prior` is the old count relative to the new one.
 
     A layer that has not run keeps its old statistics.
@@ -270,10 +306,40 @@ def _check_channels(model: nn.Module, x: torch.Tensor) -> None:
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
-    """The network itself: one copy, on one device, collects."""
+    """Return the network itself, since one copy, on one device, collects."""
     while isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         model = model.module
     return getattr(model, '_orig_mod', model)  # torch.compile
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn dropout and stochastic depth off in the block; every module gets back the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _eager() -> ContextManager[Any]:
+    """Run compiled networks eagerly in the block: a graph that was compiled before knows nothing of our hooks."""
+    set_stance = getattr(torch.compiler, 'set_stance', None)  # torch 2.6
+    return set_stance('force_eager') if set_stance else nullcontext()
+
+
+@contextmanager
+def _random_state_kept(model: nn.Module) -> Iterator[None]:
+    """Restore the random state, which loaders that shuffle move: every resolution starts from the same one."""
+    device = next(model.parameters()).device
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+            yield
+    finally:
+        random.setstate(state)
 
 
 @contextmanager

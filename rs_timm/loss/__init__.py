@@ -1,8 +1,9 @@
 """Multi-resolution ensemble distillation as pure functions of `{resolution: logits}`."""
-from .dense import IGNORED, dense_mred_loss
 from .mred import (
+    IGNORED,
     MODES,
     classification_loss,
+    dense_mred_loss,
     distillation_loss,
     ensemble_logits,
     ensemble_loss,

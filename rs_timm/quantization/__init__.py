@@ -1,8 +1,8 @@
 """Quantised networks with learned levels: LQ-Nets (Zhang et al., ECCV 2018), as in Table 3 of the paper."""
 from .conv import LQConv2d
 from .convert import LQConfig, dequantize, quantize_, quantized_layers
+from .lq import quantize_activation, quantize_weight
 from .packing import load_packed, pack_weights, packed_state_dict, unpack_weights
-from .tensors import quantize_activation, quantize_weight
 
 __all__ = [
     'LQConfig',

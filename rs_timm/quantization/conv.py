@@ -1,16 +1,66 @@
-"""`LQConv2d`: a convolution whose weights, and input if wanted, are quantised with learned levels."""
+"""`LQConv2d`: a convolution whose weights, and input if wanted, are quantised with learned levels.
+
+The bases move with the step of the optimizer that moves their weights. The forward passes of a step, at all resolutions
+and in all parts of an accumulated batch, add up the normal equations of the least-squares problem; after
+`optimizer.step()` each basis goes a tenth of the way to the solution. So all passes of a step, those that activation
+checkpointing runs again included, see the same levels; a step that is skipped moves no basis; and processes that train
+together add up their equations in one reduction, so that they agree.
+"""
+from functools import cache
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from weakref import WeakSet
 
 import torch
+import torch.distributed as dist
 from timm.layers import register_notrace_module
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .lq import activation_basis, check_bits, fit_basis, look_up, nearest, normal_equations, sorted_levels, weight_basis
-from .step import Equations, Pending, watch
-from .straight_through import ClippedStraightThrough, StraightThrough
-from .tensors import quantize_activation, quantize_weight, rows_of, shaped_as, traced_activation, untraced, wide
+from .lq import (
+    ClippedStraightThrough,
+    StraightThrough,
+    activation_basis,
+    check_bits,
+    fit_basis,
+    look_up,
+    nearest,
+    normal_equations,
+    quantize_activation,
+    quantize_weight,
+    rows_of,
+    shaped_as,
+    solve_basis,
+    sorted_levels,
+    traced_activation,
+    untraced,
+    weight_basis,
+    wide,
+)
 
 __all__ = ['LQConv2d']
+
+MOMENTUM = 0.9  # of the moving average
+
+Equations = Tuple[torch.Tensor, torch.Tensor]
+
+# torch knows no way from an optimizer, which holds parameters, to the layers that they belong to
+_LAYERS: 'WeakSet[LQConv2d]' = WeakSet()
+
+
+class Pending:
+    """Normal equations (B^T B [R, b, b], B^T x [R, b]), summed since the last step."""
+
+    def __init__(self) -> None:
+        self.equations: Optional[Equations] = None
+
+    def add(self, gram: torch.Tensor, moment: torch.Tensor) -> None:
+        if self.equations is not None:
+            gram, moment = gram + self.equations[0], moment + self.equations[1]
+        self.equations = gram, moment
+
+    def take(self) -> Optional[Equations]:
+        equations, self.equations = self.equations, None
+        return equations
 
 
 def _version(x: torch.Tensor) -> int:
@@ -35,7 +85,7 @@ class LQConv2d(nn.Conv2d):
 
     A basis for each output channel (`weight_basis`) and, with `act_bits`, one for the input (`act_basis`) are buffers.
     In training mode the forward pass notes what the best bases for its values would be, and the step of the optimizer
-    that moves `weight` moves the bases towards them (see `rs_timm.quantization.step`); between two steps they stand
+    that moves `weight` moves the bases towards them (see the module); between two steps they stand
     still, so that all resolutions of a step see the same network. Frozen weights have frozen bases.
 
     Quantised weights are made once for each version of the weights, however many forward passes use them.
@@ -90,7 +140,7 @@ class LQConv2d(nn.Conv2d):
         self.register_buffer('weight_basis', basis.to(**like))
         self.register_buffer('act_basis', None if act_bits is None else activation_basis(act_bits).to(**like))
         self._forget()
-        watch(self)
+        _watch(self)
 
     def _forget(self) -> None:
         self._quantized: Optional[_Quantized] = None
@@ -179,7 +229,7 @@ class LQConv2d(nn.Conv2d):
                 self.act_basis.copy_(act_basis)
 
     def train(self, mode: bool = True) -> nn.Module:
-        """As in torch; also has the weights quantised anew: some writes leave no trace (`p.data.copy_()`)."""
+        """Set the mode, and have the weights quantised anew: some writes leave no trace (`p.data.copy_()`)."""
         self.forget_quantized()
         return super().train(mode)
 
@@ -188,7 +238,7 @@ class LQConv2d(nn.Conv2d):
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
-        """As in torch; to the weights of a plain convolution a basis is fitted, the input's starts anew."""
+        """Load as torch does; to the weights of a plain convolution a basis is fitted, the input's starts anew."""
         weight = state_dict.get(f'{prefix}weight')
         plain = f'{prefix}weight_basis' not in state_dict and weight is not None and weight.shape == self.weight.shape
         if plain:
@@ -212,8 +262,60 @@ class LQConv2d(nn.Conv2d):
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
         self._forget()
-        watch(self)
+        _watch(self)
 
     def extra_repr(self) -> str:
         inputs = '' if self.act_basis is None else f', act_bits={len(self.act_basis)}'
         return f'{super().extra_repr()}, weight_bits={self.weight_basis.shape[1]}{inputs}'
+
+
+def _watch(layer: LQConv2d) -> None:
+    """Have optimizers move the bases of `layer` with its weights from now on."""
+    _LAYERS.add(layer)
+    _install_hook()
+
+
+@cache
+def _install_hook() -> None:
+    """Register the hook, once per process, with the first quantised layer; it is inert for all other parameters."""
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    owners = {id(layer.weight): layer for layer in _LAYERS}
+    # the optimizer's order is the same in all processes
+    layers = [owners[id(p)] for group in optimizer.param_groups for p in group['params'] if id(p) in owners]
+    for layer in layers:
+        layer.forget_quantized()  # fused optimizers write without raising a tensor's version
+    layers = [layer for layer in layers if layer.pending()]
+    equations = _summed([layer.take_pending() for layer in layers])
+    for layer, (weight, act) in zip(layers, equations):
+        bases = layer.weight_basis, None if layer.act_basis is None else layer.act_basis.unsqueeze(0)
+        new_weight, new_act = (_moved(basis, terms) for basis, terms in zip(bases, (weight, act)))
+        layer.move_bases(new_weight, None if new_act is None else new_act[0])
+
+
+def _moved(basis: Optional[torch.Tensor], equations: Optional[Equations]) -> Optional[torch.Tensor]:
+    """The moving average of `basis` [R, b] and the solution."""
+    if basis is None or equations is None:
+        return None
+    return MOMENTUM * basis + (1 - MOMENTUM) * solve_basis(*equations, basis)
+
+
+def _summed(
+        pairs: List[Tuple[Optional[Equations], Optional[Equations]]],
+) -> List[Tuple[Optional[Equations], Optional[Equations]]]:
+    """Add the equations up over the processes; there must be the same layers in each."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return pairs
+    tensors = [tensor for pair in pairs for equations in pair if equations is not None for tensor in equations]
+    if not tensors:
+        return pairs
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = iter(flat.split([tensor.numel() for tensor in tensors]))
+
+    def summed(equations: Optional[Equations]) -> Optional[Equations]:
+        return None if equations is None else (next(parts).view_as(equations[0]), next(parts).view_as(equations[1]))
+
+    return [(summed(weight), summed(act)) for weight, act in pairs]

@@ -16,7 +16,7 @@ Filter = Callable[[str, nn.Module], bool]
 
 @dataclass(frozen=True)
 class LQConfig:
-    """How many bits.
+    """The numbers of bits of a quantised network.
 
     >>> LQConfig(weight_bits=2, act_bits=None)
     LQConfig(weight_bits=2, act_bits=None)
@@ -120,7 +120,7 @@ def _chosen(model: nn.Module, filter_fn: Filter) -> List[nn.Conv2d]:
 
 
 def _default_filter(model: nn.Module) -> Filter:
-    """All but the first convolution and those in the classifier."""
+    """Choose all convolutions but the first one and those in the classifier."""
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     get_classifier: Any = getattr(model, 'get_classifier', None)
     heads = get_classifier() if get_classifier else ()

@@ -1,17 +1,20 @@
-"""Learned quantisation as functions of tensors: nearest levels, and the basis that fits best.
+"""Learned quantisation as functions of tensors: nearest levels, the basis that fits best, gradients past both.
 
 Values come in rows [R, n]. A row has a basis v of b scalars; its levels are the 2^b sums v . c over the codes c, which
 are -1/1 for weights and 0/1 for activations. Code number i has the bits of i, the lowest first.
 
 Source: LQ-Nets (Zhang et al., ECCV 2018), Section 3; the paper uses it for its Table 3.
 """
-from typing import Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, Iterator, Optional, Tuple
 
 import torch
 
 __all__ = [
     'BITS',
     'REGULARISATION',
+    'ClippedStraightThrough',
+    'StraightThrough',
     'activation_basis',
     'check_bits',
     'code_table',
@@ -19,10 +22,17 @@ __all__ = [
     'look_up',
     'nearest',
     'normal_equations',
+    'quantize_activation',
     'quantize_rows',
+    'quantize_weight',
+    'rows_of',
+    'shaped_as',
     'solve_basis',
     'sorted_levels',
+    'traced_activation',
+    'untraced',
     'weight_basis',
+    'wide',
 ]
 
 BITS = range(1, 9)
@@ -39,7 +49,7 @@ def check_bits(name: str, bits: int) -> None:
 
 
 def weight_basis(bits: int, kernel_area: int, out_channels: int) -> torch.Tensor:
-    """Where the basis [bits] of weights with He's initialisation starts.
+    """The initial basis [bits] of weights with He's initialisation.
 
     >>> weight_basis(2, 9, 2)
     tensor([0.1124, 0.2248])
@@ -49,7 +59,7 @@ def weight_basis(bits: int, kernel_area: int, out_channels: int) -> torch.Tensor
 
 
 def activation_basis(bits: int) -> torch.Tensor:
-    """Where the basis [bits] of normalised, rectified activations starts.
+    """The initial basis [bits] of normalised, rectified activations.
 
     >>> activation_basis(2)
     tensor([0.4497, 0.8993])
@@ -154,3 +164,92 @@ def fit_basis(x: torch.Tensor, bits: int, steps: int = 10) -> torch.Tensor:
     for _ in range(steps):
         basis = solve_basis(*normal_equations(x, basis, signed=True), basis)
     return basis
+
+
+def quantize_weight(weight: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """`weight` [out, ...] with each value replaced by the nearest level of its output channel; `basis` is [out, b].
+
+    >>> quantize_weight(torch.tensor([[[[0.4]], [[-3.]]]]), torch.tensor([[1., 2.]])).flatten()
+    tensor([ 1., -3.])
+    """
+    return shaped_as(quantize_rows(rows_of(weight, len(weight)), wide(basis), True), weight)
+
+
+def quantize_activation(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """`x` of any shape with each value replaced by the nearest level of the one `basis` [b].
+
+    >>> quantize_activation(torch.tensor([0.4, 1.6, 7.]), torch.tensor([1., 2.]))
+    tensor([0., 2., 3.])
+    """
+    return shaped_as(quantize_rows(rows_of(x, 1), wide(basis).unsqueeze(0), False), x)
+
+
+def _is_nhwc(x: torch.Tensor) -> bool:
+    """Whether `x` is channels last; a 1 x 1 kernel, which is both, must not become so, nor its output."""
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def rows_of(x: torch.Tensor, count: int) -> torch.Tensor:
+    """The values of `x` in rows [count, n], as they lie in memory."""
+    return wide(x.permute(0, 2, 3, 1) if _is_nhwc(x) else x).reshape(count, -1)
+
+
+def shaped_as(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Undo `rows_of`: the `rows` in the shape and memory format of `x`."""
+    rows = rows.to(x.dtype)
+    if _is_nhwc(x):
+        return rows.reshape(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+    return rows.reshape(x.shape)
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """Return `x` in float32 at least: levels and thresholds are compared there."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Keep what is computed in the block, from buffers and weights, a constant of the graph that is being traced."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)  # type: ignore[arg-type]
+
+
+def traced_activation(x: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """`quantize_activation` in comparisons with constants, which every exporter knows."""
+    with untraced():
+        levels = sorted_levels(wide(basis.detach()).unsqueeze(0), signed=False)[0][0]
+        thresholds, values = ((levels[1:] + levels[:-1]) / 2).tolist(), levels.tolist()
+    quantized = torch.full_like(x, values[0])
+    for threshold, value in zip(thresholds, values[1:]):
+        quantized = torch.where(x > threshold, value, quantized)
+    return quantized
+
+
+class StraightThrough(torch.autograd.Function):
+    """The value `quantized`, whose gradient goes to `x` as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[torch.Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+class ClippedStraightThrough(torch.autograd.Function):
+    """The value `quantized`, whose gradient goes to `x` where that is in [0, top]; what is clipped gets none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, quantized: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward((x >= 0) & (x <= top))
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None, None

@@ -152,7 +152,7 @@ def _decoded(packed: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
 
 
 def _to_int8(weight: torch.Tensor) -> Any:
-    """int8 [K, ...] and a scale for each row [K]. The scale has few digits, so that the product is exact."""
+    """Return int8 [K, ...] and a scale for each row [K], which has few digits, so that the product is exact."""
     largest = weight.reshape(len(weight), -1).abs().amax(1)
     scale = torch.where(largest > 0, largest / 127, torch.ones_like(largest)).bfloat16()
     rows = weight.float() / scale.float().view(-1, *[1] * (weight.ndim - 1))

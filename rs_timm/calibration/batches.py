@@ -1,4 +1,4 @@
-"""The pictures for a recalibration, in whatever form they come, as batches of one resolution."""
+"""Pictures in whatever form they come -> batches of one resolution."""
 from typing import Any, Callable, Iterable, Iterator, List, Mapping, Optional, Union
 
 import torch
@@ -68,7 +68,7 @@ def _fit(x: torch.Tensor, resolution: int) -> torch.Tensor:
 
 
 def rebatch(batches: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
-    """The same pictures, `size` at a time: the result must not depend on the loader. The last batch takes the rest."""
+    """Join and cut `batches` to `size` pictures, so that the result is not the loader's; the last has the rest."""
     waiting: List[torch.Tensor] = []
     for x in batches:
         if waiting and x.shape[1:] != waiting[0].shape[1:]:
