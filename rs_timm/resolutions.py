@@ -2,7 +2,9 @@
 import math
 from typing import Any, Iterable, Tuple
 
-__all__ = ['check_resolutions', 'input_resolution']
+__all__ = ['MAX_RESOLUTIONS', 'check_resolutions', 'input_resolution']
+
+MAX_RESOLUTIONS = 64  # BatchNorm sets of one network
 
 
 def check_resolutions(resolutions: Iterable[int]) -> Tuple[int, ...]:

@@ -13,8 +13,9 @@ from timm.data import resolve_data_config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import rs_timm
 from rs_timm.layers import switchable_layers
-from rs_timm.models import _manifest
+from rs_timm.models import _manifest, check_model_args
 
 SIZES = (64, 48, 32)
 PAPER_SIZES = (224, 192, 160, 128, 96)
@@ -413,6 +414,60 @@ def test_a_wrong_argument_is_not_blamed_on_the_file(tmp_path, random_statistics)
     assert 'weights.pth' not in str(raised.value)
 
 
+@pytest.mark.parametrize('key, spoil, message', [
+    ('conv1.weight', lambda t: t.to(torch.int8), r'conv1\.weight is stored as torch\.int8'),
+    ('conv1.weight', lambda t: t > 0, r'stored as torch\.bool'),
+    ('bn1.48.num_batches_tracked', lambda t: t.double(), 'num_batches_tracked is stored as torch.float64'),
+    ('layer1.0.conv1.weight', lambda t: t * float('nan'), r'layer1\.0\.conv1\.weight has values that are not finite'),
+    ('bn1.32.running_var', lambda t: -t, 'negative variances'),
+])
+def test_weights_of_another_kind_are_refused(key, spoil, message, tmp_path):
+    state = timm.create_model('rs_resnet18', resolutions=SIZES).state_dict()
+    torch.save(dict(state, **{key: spoil(state[key])}), tmp_path / 'weights.pth')
+    with pytest.raises(ValueError, match=message):
+        load('rs_resnet18', tmp_path / 'weights.pth', resolutions=SIZES)
+
+
+def test_a_folder_that_lacks_a_set_is_damaged_unless_the_user_does_without(tmp_path):
+    model = rs_timm.switchable('test_resnet', SIZES)
+    timm.models.save_for_hf(model, tmp_path, model_args=model._model_args)
+    state = {key: value for key, value in model.state_dict().items() if '.48.' not in key}
+    save_file(state, tmp_path / 'model.safetensors')
+    (tmp_path / 'pytorch_model.bin').unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r'lacks the BatchNorm set for 48 px.*resolutions=\(64, 32\) does without'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert timm.create_model(f'local-dir:{tmp_path}', pretrained=True, resolutions=(64, 32)).resolutions == (64, 32)
+    with pytest.warns(UserWarning, match='interpolated'):
+        timm.create_model(f'local-dir:{tmp_path}', pretrained=True, resolutions=(64, 56, 32))
+
+
+@pytest.mark.parametrize('args, message', [
+    (dict(base='hf-hub:someone/else'), r"model_args\.base is 'hf-hub:someone/else'"), (dict(base='../x'), 'base is'),
+    (dict(base='rs_resnet18'), 'a network of timm itself'), (dict(base=['resnet18']), 'base is'),
+    (dict(encoder='resnet18'), r'model_args\.encoder .* rs_\* classifier'),
+    (dict(checkpoint_path='/etc/passwd'), r'model_args\.checkpoint_path is no argument of a network'),
+    (dict(pretrained_cfg_overlay={}), 'pretrained_cfg_overlay is no'), ({'a b': 1}, 'no argument'), ([], 'is a list'),
+    (dict(resolutions=list(range(1, 66))), 'at most 64'), (dict(resolutions=64), 'must be a list'),
+    (dict(resolutions=[64, '32']), r"model_args\.resolutions: resolution '32'"),
+    (dict(interpolation='cubic'), 'params, affine, nearest'), (dict(num_classes=10 ** 9), 'no larger than'),
+    (dict(drop_rate=float('nan')), 'must be finite'), (dict(block={}), 'has a dict'),
+    (dict(act_layer='x' * 101), 'short text'),
+])
+def test_what_a_config_may_not_ask_for(args, message):
+    with pytest.raises(ValueError, match=message):
+        check_model_args('rs_switchable', args)
+
+
+def test_a_config_is_not_obeyed_by_timm_either(tmp_path):
+    model = rs_timm.switchable('test_resnet', SIZES)
+    for args in (dict(base='hf-hub:someone/else'), dict(base='rs_switchable'), dict(checkpoint_path='/etc/passwd')):
+        timm.models.save_for_hf(model, tmp_path, model_args={**model._model_args, **args})
+        with pytest.raises(ValueError, match=f"^{next(iter(args))} is"):
+            timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    with pytest.raises(ValueError, match="^encoder is 'hf-hub:a/b'"):
+        timm.create_model('rs_refinenet_resnet18', encoder='hf-hub:a/b')
+
+
 # The manifest
 
 def test_a_shipped_file_with_another_hash_is_refused(tmp_path, monkeypatch):
@@ -443,6 +498,14 @@ def test_tags_tell_the_truth():
     assert not [name for name in listed if name.endswith('orig_in1k')]
     assert {'rs_resnet18.orig_in1k', 'rs_resnet50.orig_in1k', 'rs_mobilenetv2.orig_in1k'} <= set(
         timm.list_models('rs_*', include_tags=True))
+
+
+def test_a_name_alone_says_that_it_knows_other_classes_than_imagenet():
+    with pytest.warns(UserWarning, match=r'loads rs_resnet18\.mred_imagenette, which knows 10 .*rs_resnet18\.a1_in1k'):
+        timm.create_model('rs_resnet18', pretrained=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        timm.create_model('rs_resnet18.mred_imagenette', pretrained=True)
 
 
 @pytest.mark.parametrize('name', ['rs_resnet18', 'rs_resnet50', 'rs_mobilenetv2'])

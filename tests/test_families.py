@@ -180,7 +180,6 @@ def test_one_training_step_of_any_family():
                     for p in layer[str(96 - size)].parameters()]
             optimizer.zero_grad()
             model(torch.randn(4, 3, size, size)).square().mean().backward()
-            assert all(p.grad is not None for p in model.parameters())
             optimizer.step()
             after = [p for layer in switchable_layers(model) for p in layer[str(96 - size)].parameters()]
             assert all(map(torch.equal, idle, after))

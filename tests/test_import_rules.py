@@ -23,7 +23,7 @@ ALLOWED = {
     'loss': set(),
     'evaluation': {'layers', 'loss', 'segmentation'},
     'data': {'pictures'},
-    'models': {'layers', 'quantization'},
+    'models': {'interpolation', 'layers', 'quantization', 'resolutions'},
     'quantization': {'atomic', 'tensor_files'},
     'segmentation': {'layers', 'models'},
     'analysis': {'atomic', 'evaluation', 'layers'},

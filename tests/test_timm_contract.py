@@ -1,9 +1,11 @@
 """rs_* models are timm models: what timm asks of a model, with the stock network that `extract` gives as the oracle."""
 import inspect
+import warnings
 
 import pytest
 import timm
 import torch
+import torch.fx.experimental.optimization
 from timm.models import FeatureInfo, get_pretrained_cfg, group_parameters
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm_version import OLD_TIMM
@@ -240,6 +242,79 @@ def test_idle_sets_when_the_step_runs_a_closure(keyword):
         assert moved(before, sets_of(model)) == {size}
 
 
+def test_a_closure_adds_to_gradients_that_are_there():
+    """As Lightning steps while it accumulates: every set that had a gradient since the last step moves."""
+    model = create().train()
+    for optimizer in (sgd(model), torch.optim.LBFGS(model.parameters(), lr=0.01, max_iter=2)):
+        before = sets_of(model)
+        optimizer.zero_grad()
+        backward(model, 64)
+        optimizer.step(lambda: backward(model, 48) or torch.zeros(()))
+        assert moved(before, sets_of(model)) >= {64, 48}
+        assert 32 not in moved(before, sets_of(model))
+
+
+class Adam:
+    """An optimizer that is none of torch's, and so runs no hooks; gradients stay, as zeros, as in fastai."""
+
+    def __init__(self, model):
+        self.state = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in model.parameters()}
+
+    @torch.no_grad()
+    def step(self):
+        for p, (mean, square) in self.state.items():
+            if p.grad is not None:
+                mean.lerp_(p.grad, 0.1)
+                square.lerp_(p.grad.square(), 0.01)
+                p.mul_(0.999).sub_(0.01 * mean / (square.sqrt() + 1e-5))
+
+    def zero_grad(self):
+        for p in self.state:
+            if p.grad is not None:
+                p.grad.zero_()
+
+
+def test_idle_sets_hold_still_under_optimizers_without_hooks():
+    model = create().train()
+    rs_timm.layers.set_idle_gradients(model, 'none')  # 'auto' gives zeros in the first backward pass
+    optimizer = Adam(model)
+    for sizes in ((64,), (64,), (48,), (32, 64), (48,)):
+        before = sets_of(model)
+        for size in sizes:
+            backward(model, size)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert moved(before, sets_of(model)) == set(sizes)
+
+
+@pytest.mark.parametrize('idle_gradients, without', [('auto', (0, 2)), ('none', (2, 2)), ('zero', (0, 0))])
+def test_who_gets_a_gradient_is_a_choice(idle_gradients, without):
+    model = create().train()
+    rs_timm.layers.set_idle_gradients(model, idle_gradients)
+    for sets in without:  # after the first backward pass, and a later one
+        model.zero_grad()
+        backward(model, 48)
+        missing = [key for key, p in model.named_parameters() if p.grad is None]
+        assert len(missing) == sets * 2 * len(switchable_layers(model))
+    with pytest.raises(ValueError, match='auto, none, zero'):
+        rs_timm.layers.set_idle_gradients(model, 'some')
+
+
+def test_two_optimizers_step_what_is_theirs():
+    model = create().train()
+    norms = {p for layer in switchable_layers(model) for p in layer.parameters()}
+    optimizers = (torch.optim.SGD(norms, 0.1, 0.9, weight_decay=0.1),
+                  torch.optim.AdamW([p for p in model.parameters() if p not in norms], 0.01))
+    for sizes in ((64,), (32, 48), (64,)):
+        before, shared = sets_of(model), model.conv1.weight.detach().clone()
+        for size in sizes:
+            backward(model, size)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+        assert moved(before, sets_of(model)) == set(sizes) and not torch.equal(shared, model.conv1.weight)
+
+
 def test_other_parameters_of_the_optimizer_are_not_touched():
     model, other = create().train(), nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([*model.parameters(), other], lr=0.1, weight_decay=0.5)
@@ -426,7 +501,7 @@ def test_features_only(name, kwargs, random_statistics):
     assert features.feature_info.module_name() == stock.feature_info.module_name()
     fx = kwargs.get('feature_cls') == 'fx'
     for size in (64, 32, 40):
-        rs_timm.set_resolution(features, size if fx else None)  # a traced network keeps the choice of a leaf: pin it
+        rs_timm.set_resolution(features, None)
         x = image(size)
         extracted = rs_timm.extract(features, size).state_dict() if not fx else plain_state(features, size)
         stock.load_state_dict(extracted, strict=True)
@@ -454,7 +529,6 @@ def plain_state(model, resolution):
 @pytest.mark.parametrize('name, kwargs', FEATURES, ids=str)
 def test_features_train(name, kwargs):
     features = timm.create_model(name, features_only=True, resolutions=SIZES, **kwargs).train()
-    rs_timm.set_resolution(features, 48 if kwargs.get('feature_cls') == 'fx' else None)
     out = features(image(48, batch=4))
     out = list(out.values()) if isinstance(out, dict) else out
     sum(o.square().mean() for o in out).backward()
@@ -520,13 +594,38 @@ def test_fx_forward_and_backward(name, random_statistics):
     assert [key for key, p in traced.named_parameters() if p.grad is None] == []
 
 
-def test_an_fx_extractor_switches(random_statistics):
+@pytest.mark.parametrize('trace', [
+    lambda model: create_feature_extractor(model, {'fc': 'logits'}),
+    lambda model: create_feature_extractor(model, {'fc': 'logits'}, tracer_kwargs=TRACER),
+    torch.fx.symbolic_trace,
+    torch.fx.experimental.optimization.fuse,
+], ids=['torchvision', 'torchvision-leaf', 'torch.fx', 'fuse'])
+def test_a_traced_graph_goes_on_switching(trace, random_statistics):
     model = random_statistics(create())
-    traced = create_feature_extractor(model, ['layer2', 'fc'], tracer_kwargs=TRACER)
-    for r in (64, 40, 32):
-        rs_timm.set_resolution(traced, r)
+    traced = trace(model)
+    for r, pin in ((64, None), (40, None), (32, None), (40, 40), (64, 32)):
+        rs_timm.set_resolution(traced, pin)
         x = image(r)
-        assert torch.equal(traced(x)['fc'], rs_timm.extract(model, r)(x))
+        y = traced(x)
+        assert torch.equal(y['logits'] if isinstance(y, dict) else y, rs_timm.extract(model, pin or r)(x))
+
+
+def test_what_freezes_one_size_says_which(random_statistics):
+    model = random_statistics(create())
+    with torch.no_grad():
+        model(image(48))
+        for trace in (torch.jit.script, lambda m: torch.jit.trace(m, image(48), check_trace=False)):
+            with pytest.warns(UserWarning, match='torch.jit.* keeps the BatchNorm sets for 48 px'):
+                frozen = trace(model)
+        with pytest.raises(ValueError, match='torch.jit.trace keeps the set of one size'):
+            rs_timm.set_resolution(frozen, 32)
+        model.set_resolution(48)  # chosen by the user: nothing to say
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', UserWarning)
+            torch.jit.trace(model, image(48), check_trace=False)
+    plain = torch.fx.symbolic_trace(rs_timm.extract(model, 48))
+    with pytest.raises(ValueError, match='a graph keeps the set of the size it was traced at'):
+        rs_timm.set_resolution(plain, 32)
 
 
 @pytest.mark.parametrize('name', MODELS)

@@ -3,12 +3,14 @@ import copy
 import io
 import pickle
 import threading
+import warnings
 from contextlib import nullcontext
 
 import pytest
 import timm
 import torch
 import torch.distributed as dist
+import torch.distributed.fsdp
 import torch.multiprocessing as mp
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV2, ModelEmaV3
@@ -121,6 +123,18 @@ def test_an_average_sees_new_weights_at_unseen_sizes_too(update, model, random_s
             assert torch.equal(network(x), reference(x))
 
 
+def test_statistics_made_anew_for_one_size_are_missed_at_the_others():
+    model = create()
+    loader = [image(48) for _ in range(2)]
+    torch.optim.swa_utils.update_bn(loader, model.train())
+    with pytest.warns(UserWarning, match='for 64, 32 px got no picture.*recalibrate'):
+        model.eval()
+    torch.optim.swa_utils.update_bn([image(size) for size in SIZES], model.train())
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model.eval()
+
+
 def test_a_fresh_average_equals_its_source(model):
     ema = ModelEmaV3(model)
     follows(ema, model)
@@ -199,6 +213,25 @@ def test_ddp(tmp_path):
                 assert torch.equal(value, second[name]['parameters'][key]), (name, key)
 
 
+def test_fully_sharded(tmp_path):
+    """FSDP2 steps parameters of its own, which no mark reaches: idle sets must have no gradient at all."""
+    fully_shard = getattr(torch.distributed.fsdp, 'fully_shard', None) or pytest.skip('torch 2.6')
+    dist.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        model = rs_timm.switchable('test_resnet', SIZES).train()
+        fully_shard(model, mesh=dist.device_mesh.init_device_mesh('cpu', (1,)))
+        optimizer = torch.optim.AdamW(model.parameters(), 0.01, weight_decay=0.1)
+        for size in (64, 32, 64):
+            before = {key: p.full_tensor().detach().clone() for key, p in model.named_parameters()}
+            optimizer.zero_grad()
+            model(image(size)).square().mean().backward()
+            optimizer.step()
+            changed = {key for key, p in model.named_parameters() if not torch.equal(p.full_tensor(), before[key])}
+            assert {int(r) for r in map(str, SIZES) if any(f'.{r}.' in key for key in changed)} == {size}
+    finally:
+        dist.destroy_process_group()
+
+
 def test_data_parallel_replicas(model):
     """DataParallel needs CUDA; what it does is replicate modules by this hook, and run the copies in threads."""
     model(image(40))
@@ -229,6 +262,19 @@ def test_data_parallel_replicas(model):
     assert errors == []
     rs_timm.set_resolution(nn.DataParallel(model), 32)
     assert model.get_resolution() == 32
+
+
+def test_data_parallel_gives_zeros_and_they_are_taken_away():
+    model = create().train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+    before = copy.deepcopy(model.state_dict())
+    for layer in switchable_layers(model):
+        layer._replicate_for_data_parallel()
+    for key, p in model.named_parameters():
+        p.grad = torch.zeros_like(p) if '.48.' in key or '.32.' in key else torch.ones_like(p)
+    optimizer.step()
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {key for key, _ in model.named_parameters() if '.48.' not in key and '.32.' not in key}
 
 
 @pytest.mark.parametrize('name, convert', [

@@ -9,8 +9,7 @@ from torch import nn
 from rs_timm.analysis import madds
 from rs_timm.analysis.cost import image_channels
 from rs_timm.format.info import ModelInfo
-from rs_timm.layers import extract, get_resolutions
-from rs_timm.layers.selector import selectors_of
+from rs_timm.layers import extract, get_interpolation, get_resolutions
 
 from .probe import probe
 
@@ -49,7 +48,7 @@ def describe(model: nn.Module, channels: int, outputs: Sequence[torch.Tensor], c
     return ModelInfo(
         name=_name(model, cfg, pretrained),
         resolutions=get_resolutions(model),
-        interpolation=selectors_of(model)[0].interpolation,
+        interpolation=get_interpolation(model),
         choice=choice,
         task=task,
         channels=channels,

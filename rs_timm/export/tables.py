@@ -6,8 +6,7 @@ import numpy as np
 from torch import nn
 
 from rs_timm.interpolation import scale_and_shift
-from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions
-from rs_timm.layers.selector import selectors_of
+from rs_timm.layers import SwitchableBatchNorm2d, get_interpolation, get_resolutions
 
 __all__ = ['Tables', 'make_tables']
 
@@ -39,7 +38,7 @@ def make_tables(model: nn.Module) -> Tables:
         ValueError: a BatchNorm without running statistics, with a variance of 0 and no eps, or one whose interpolation
             has no closed form.
     """
-    resolutions, interpolation = get_resolutions(model), selectors_of(model)[0].interpolation
+    resolutions, interpolation = get_resolutions(model), get_interpolation(model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SwitchableBatchNorm2d)}
     columns: Dict[str, List[np.ndarray]] = {}
     for name, layer in layers.items():

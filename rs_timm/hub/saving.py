@@ -16,8 +16,7 @@ from torch import nn
 
 from rs_timm.atomic import replacing_folder
 from rs_timm.card import CardData, model_card
-from rs_timm.layers import get_resolutions, is_switchable
-from rs_timm.layers.selector import selectors_of
+from rs_timm.layers import get_interpolation, get_resolutions, is_switchable
 from rs_timm.models import OWN_ARGUMENTS
 from rs_timm.quantization import pack_weights, unpack_weights
 from rs_timm.tensor_files import save_tensors
@@ -228,7 +227,7 @@ def _constructor_arguments(network: nn.Module) -> Dict[str, Any]:
     """The arguments that timm before 1.0.31 does not record by itself, as far as the network tells."""
     args: Dict[str, Any] = dict(
         resolutions=get_resolutions(network),
-        interpolation=selectors_of(network)[0].interpolation,
+        interpolation=get_interpolation(network),
     )
     if network.pretrained_cfg['architecture'] == 'rs_switchable':  # type: ignore[index]
         args['base'] = network.stock_architecture

@@ -4,11 +4,13 @@ from rs_timm.resolutions import check_resolutions, input_resolution
 
 from ._state_dict import PAPER_RESOLUTIONS
 from .convert import convert_switchable_bn, extract, insert_resolution, pack, remove_resolution
-from .selector import ResolutionSelector
 from .switch import (
+    ResolutionSelector,
+    get_interpolation,
     get_resolution,
     get_resolutions,
     is_switchable,
+    set_idle_gradients,
     set_interpolation,
     set_resolution,
     use_resolution,
@@ -25,6 +27,7 @@ __all__ = [
     'check_resolutions',
     'convert_switchable_bn',
     'extract',
+    'get_interpolation',
     'get_resolution',
     'get_resolutions',
     'input_resolution',
@@ -33,6 +36,7 @@ __all__ = [
     'is_switchable',
     'pack',
     'remove_resolution',
+    'set_idle_gradients',
     'set_interpolation',
     'set_resolution',
     'switchable_layers',

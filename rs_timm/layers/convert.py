@@ -8,8 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rs_timm.resolutions import check_resolutions
 
-from .selector import ResolutionSelector, follow_input, selectors_of
-from .switch import get_resolutions
+from .switch import ResolutionSelector, follow_input, get_resolutions, selectors_of
 from .switchable_bn import SwitchableBatchNorm2d, switchable_layers
 
 __all__ = ['convert_switchable_bn', 'extract', 'insert_resolution', 'pack', 'remove_resolution']
@@ -158,7 +157,7 @@ def _thaw(bn: nn.Module, layer: SwitchableBatchNorm2d) -> nn.Module:
 
 
 def _rename_architecture(plain: nn.Module, model: nn.Module) -> None:
-    """The cfg of an extracted model names the stock architecture, and no weights of the switchable one."""
+    """Name the stock architecture in the cfg of an extracted model, and no weights of the switchable one."""
     args = plain.__dict__.get('_model_args')
     if args is not None:
         own = ('resolutions', 'interpolation', 'base')

@@ -2,7 +2,8 @@
 import warnings
 from collections import deque
 from copy import deepcopy
-from typing import Any, Dict, Hashable, List, Mapping, Optional, Tuple
+from inspect import signature
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from timm.layers import register_notrace_module
@@ -13,28 +14,25 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from rs_timm.interpolation import BN_TENSORS, bracket, interpolate_bn
 
 from ._state_dict import adapt_bn_keys
-from .idle import install_step_hook, touch_idle
-from .selector import ResolutionSelector
+from .idle import install_step_hook, mark_idle, watch_idle
+from .switch import ResolutionSelector
 
-__all__ = ['SwitchableBatchNorm2d', 'bn_state']
+__all__ = ['SwitchableBatchNorm2d', 'switchable_layers']
 
 _NODE_KEY = 'rs_timm.resolution'
+_REASON = {} if 'reason' not in signature(torch.compiler.disable).parameters else dict(  # it came with torch 2.8
+    reason='the BatchNorm set of a size that was not trained is made outside the graph, at the first use: '
+           'set_resolution(model, size) makes it beforehand')
 
 
-def bn_state(bn: nn.Module) -> Dict[str, torch.Tensor]:
-    """The tensors of a BatchNorm, each [C], detached; those that it lacks are left out."""
-    tensors = {name: getattr(bn, name, None) for name in BN_TENSORS}
-    return {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
-
-
-def _signature(bn: nn.Module) -> Tuple[Tuple[int, int], ...]:
-    """Changes whenever a tensor of `bn` is written in place or replaced."""
+def _versions(bn: nn.Module) -> Tuple[Tuple[int, int], ...]:
+    """A value that changes whenever a tensor of `bn` is written in place or replaced."""
     tensors = [getattr(bn, name) for name in BN_TENSORS]
     return tuple((id(t), 0 if t.is_inference() else t._version) for t in tensors if t is not None)
 
 
 def _forward_resolution() -> Optional[int]:
-    """While a checkpointed block is re-run inside backward: the resolution that its forward pass had.
+    """The resolution that a checkpointed block had in its forward pass, while backward re-runs it.
 
     Every call notes its resolution on the autograd node of its output; the nearest note upstream of the node that
     triggered the re-run belongs to the same forward pass.
@@ -98,8 +96,9 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
         return self._made_set(resolution) if bn is None else bn
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """As in torch. In inference, with no hook to run, it goes straight to the set: that saves two calls a layer."""
-        if type(x) is torch.Tensor and not (torch.is_grad_enabled() or torch._C._get_tracing_state()):
+        """Call as torch does; in inference without hooks go straight to the set, which saves two calls a layer."""
+        if type(x) is torch.Tensor and not (
+                self.training or torch.is_grad_enabled() or torch._C._get_tracing_state()):
             selector = self.selector
             resolution = selector.pinned or selector.followed.resolution or selector.resolutions[0]
             bn = self._modules.get(str(resolution))
@@ -122,35 +121,32 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
     def _switch(self, x: torch.Tensor) -> torch.Tensor:
         selector = self.selector
         resolution = selector.pinned or selector.followed.resolution or selector.resolutions[0]
-        if not isinstance(x, torch.Tensor):
-            return self._symbolic(x, resolution)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self._switch_with_grad(x, resolution)
-        bn = self._modules.get(str(resolution))
-        if bn is None:
-            bn = self._unseen_set(resolution)
-        return bn(x)
-
-    def _symbolic(self, x: Any, resolution: int) -> Any:
-        """One set for good: `x` is a torch.fx.Proxy, and a graph module holds none but registered modules."""
-        return self._modules[self._frozen_name(resolution, 'a torch.fx graph', 'trace')](x)
+        if isinstance(x, torch.fx.Proxy):  # a graph of any tracer calls the layer as a whole, and so goes on switching
+            return x.tracer.create_proxy('call_module', x.tracer.path_of_module(self), (x,), {})
+        if not torch.compiler.is_compiling():
+            if torch.jit.is_tracing():
+                self._warn_frozen(resolution, 'torch.jit.trace')
+            if torch.is_grad_enabled():
+                return self._switch_with_grad(x, resolution)
+        return self._set_in_use(resolution)(x)
 
     def _switch_with_grad(self, x: torch.Tensor, resolution: int) -> torch.Tensor:
         if torch._C._current_graph_task_id() != -1:
             resolution = _forward_resolution() or resolution
-        bn = self._modules.get(str(resolution))
-        if bn is None:
-            bn = self._unseen_set(resolution)
-        if self.training and self.selector.touch_idle and len(self) > 1:
-            idle: Dict[Hashable, Any] = {
-                (id(self.selector), name): other.parameters() for name, other in self.items() if other is not bn}
-            x = touch_idle(x, bn.parameters(), idle)
+        bn = self._set_in_use(resolution)
+        if self.training and len(self) > 1:
+            x = watch_idle(x, self.selector, bn, self.items())
         x = bn(x)
         if x.grad_fn is not None:
             x.grad_fn.metadata[_NODE_KEY] = resolution
         return x
 
-    def _unseen_set(self, resolution: int) -> nn.Module:
+    def _set_in_use(self, resolution: int) -> nn.Module:
+        bn = self._modules.get(str(resolution))
+        if bn is not None:
+            if self.training and bn.momentum is None and not torch.compiler.is_compiling():
+                self.selector.remade = True
+            return bn
         if self.training:
             raise ValueError(
                 f'resolution {resolution} has no BatchNorm set of its own, and training needs one: use an input of '
@@ -169,33 +165,40 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
 
     def _made_afresh(self, key: Tuple[int, str]) -> nn.Module:
         upper, lower, _ = bracket(self.selector.resolutions, key[0])
-        signature = _signature(self._modules[str(upper)]) + _signature(self._modules[str(lower)])
-        if key not in self._made or self._made[key][0] != signature:
-            self._make(key, signature)
+        versions = _versions(self._modules[str(upper)]) + _versions(self._modules[str(lower)])
+        if key not in self._made or self._made[key][0] != versions:
+            self._make(key, versions)
         return self._made[key][1]
 
-    _made_outside_the_graph = torch.compiler.disable(
-        _made_afresh,
-        reason='the BatchNorm set of a size that was not trained is made outside the graph, at the first use: '
-               'set_resolution(model, size) makes it beforehand',
-    )
+    _made_outside_the_graph = torch.compiler.disable(_made_afresh, **_REASON)
 
-    def _make(self, key: Tuple[int, str], signature: Any) -> None:
+    def _make(self, key: Tuple[int, str], versions: Any) -> None:
         resolution, interpolation = key
         upper, lower, t = bracket(self.selector.resolutions, resolution)
         bn = _blend(self._modules[str(upper)], self._modules[str(lower)], t, interpolation)
         if key in self._made:  # renewed in place, since a compiled graph may hold it
             self._made[key][1].load_state_dict(bn.state_dict())
             bn = self._made[key][1]
-        self._made[key] = signature, bn
+        self._made[key] = versions, bn
 
     def train(self, mode: bool = True) -> nn.Module:
-        """As in torch; `eval()` also renews the interpolated sets: some writes leave no trace (`p.data.copy_()`)."""
+        """Set the mode; `eval()` also renews the interpolated sets: some writes leave no trace (`p.data.copy_()`)."""
         super().train(mode)
         if not mode:
-            for key, (signature, _) in list(self._made.items()):
-                self._make(key, signature)
+            if self.selector.remade:
+                self._warn_unfed()
+            for key, (versions, _) in list(self._made.items()):
+                self._make(key, versions)
         return self
+
+    def _warn_unfed(self) -> None:
+        self.selector.remade = False  # one warning, not one a layer
+        unfed = [name for name, bn in self.items() if bn.num_batches_tracked is not None and not bn.num_batches_tracked]
+        if unfed:
+            warnings.warn(
+                f'BatchNorm statistics were made anew (update_bn, stochastic weight averaging), and the sets for '
+                f"{', '.join(unfed)} px got no picture: they have mean 0 and variance 1 now. Feed every size, or use "
+                'rs_timm.recalibrate(model, images, prior_images=0).', stacklevel=3)
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
         self._made.clear()
@@ -212,26 +215,34 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
             *args: Any,
     ) -> None:
         warning = adapt_bn_keys(state_dict, prefix, self.selector.resolutions)
-        if warning and self.selector.warned_load is not missing_keys:  # the list that all layers of one load share
-            self.selector.warned_load = missing_keys
+        if warning and self.selector.warned.get('load') is not missing_keys:  # a list that all layers of a load share
+            self.selector.warned['load'] = missing_keys
             warnings.warn(warning, stacklevel=2)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, *args)
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         replica = super()._replicate_for_data_parallel()
         replica._made = {}  # the cache holds tensors of the original's device
+        if self.training:
+            mark_idle(self.selector, self.items())
         return replica
 
     def __prepare_scriptable__(self) -> nn.Module:
-        self.scripted_set = self._frozen_name(self.selector.current(), 'TorchScript', 'script')
-        return self
-
-    def _frozen_name(self, resolution: int, holder: str, verb: str) -> str:
+        resolution = self.selector.current()
         upper, lower, _ = bracket(self.selector.resolutions, resolution)
         if upper != lower:
-            raise ValueError(f'{holder} holds the private sets {self.selector.resolutions} alone: set_resolution() '
-                             f'to one of them, or {verb} extract(model, {resolution}).')
-        return str(upper)
+            raise ValueError(f'TorchScript holds the private sets {self.selector.resolutions} alone: set_resolution() '
+                             f'to one of them, or script extract(model, {resolution}).')
+        self.scripted_set = str(upper)
+        self._warn_frozen(upper, 'torch.jit.script')
+        return self
+
+    def _warn_frozen(self, resolution: int, tracer: str) -> None:
+        if self.selector.pinned is None and self.selector.warned.get('frozen') != (tracer, resolution):
+            self.selector.warned['frozen'] = tracer, resolution
+            warnings.warn(
+                f'{tracer} keeps the BatchNorm sets for {resolution} px: the result does not follow its input. '
+                'set_resolution(model, size) beforehand says that this is meant, and for which size.', stacklevel=2)
 
     def __getstate__(self) -> Dict[str, Any]:
         return dict(self.__dict__, _made={})
@@ -246,8 +257,11 @@ class SwitchableBatchNorm2d(nn.ModuleDict):
 
 def _blend(upper: nn.Module, lower: nn.Module, t: float, mode: str) -> nn.Module:
     """A frozen BatchNorm between two sets, in eval mode."""
+    first, second = (
+        {name: tensor.detach() for name in BN_TENSORS if (tensor := getattr(bn, name, None)) is not None}
+        for bn in (upper, lower))
     with torch.inference_mode(False), torch.no_grad():  # it outlives the inference mode in which it may be made
-        state = interpolate_bn(bn_state(upper), bn_state(lower), t, mode, eps=upper.eps)
+        state = interpolate_bn(first, second, t, mode, eps=upper.eps)
         bn = deepcopy(upper if t <= 0.5 else lower).eval().requires_grad_(False)
         for name, value in state.items():
             getattr(bn, name).copy_(value)

@@ -1,5 +1,6 @@
 """Registered models, and the way to make any timm network one. Importing this registers them."""
 from . import rs_mobilenetv2, rs_resnet, rs_resnet_lq, rs_switchable
+from ._arguments import check_model_args
 from ._builder import OWN_ARGUMENTS, build_switchable
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, is_paper_layout
 from ._manifest import file_sha256, manifest, manifest_cfgs, weights_dir
@@ -11,6 +12,7 @@ __all__ = [
     'PAPER_PREPROCESSING',
     'SwitchableMixin',
     'build_switchable',
+    'check_model_args',
     'checkpoint_filter_fn',
     'file_sha256',
     'is_paper_layout',

@@ -1,26 +1,31 @@
 """Build a registered model through timm's own builder, with the checks that timm leaves to its hub."""
+import json
 import traceback
+import warnings
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Mapping, Optional
 
 import timm
+import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from timm.models import build_model_with_cfg, generate_default_cfgs, resolve_pretrained_cfg
 from torch import nn
 
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions
 
+from ._arguments import check_part
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, weights_origin
 from ._manifest import file_sha256, manifest, manifest_cfgs, manifest_entry_of_file
-from ._saved import saved_metadata
 
 __all__ = ['OWN_ARGUMENTS', 'build_switchable', 'switchable_cfgs']
 
 # of networks that timm does not have; timm before 1.0.31 records no arguments by itself
 OWN_ARGUMENTS = ('encoder', 'features', 'weight_bits', 'act_bits')
 _SOURCES = frozenset(('file', 'url', 'hf_hub_id', 'state_dict'))
+_CONFIG = 'config.json'
 _PAPER_CODE = 'https://github.com/yikaiw/RS-Nets'
 
 
@@ -73,9 +78,16 @@ def build_switchable(
         **kwargs: Any,
 ) -> nn.Module:
     """`timm.models.build_model_with_cfg`, with checkpoint filter, hash check and errors that name the file."""
-    if pretrained_cfg is None and not (pretrained and _SOURCES.isdisjoint(pretrained_cfg_overlay or {})):
+    if 'checkpoint_path' in kwargs:  # timm.create_model takes it for itself: this one comes out of a config.json
+        raise ValueError(f'checkpoint_path is no argument of {variant}: give it to timm.create_model.')
+    if 'encoder' in kwargs:
+        check_part('encoder', kwargs['encoder'], switchable=True)
+    default = pretrained_cfg is None
+    if default and not (pretrained and _SOURCES.isdisjoint(pretrained_cfg_overlay or {})):
         pretrained_cfg = _imagenet_tag(variant)
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, dict(pretrained_cfg_overlay or {}))
+    if default and pretrained_cfg is None:
+        _warn_of_other_classes(variant, cfg)
     if pretrained:
         _check_source(variant, cfg)
     try:
@@ -85,7 +97,9 @@ def build_switchable(
             pretrained,
             pretrained_cfg=pretrained_cfg,
             pretrained_cfg_overlay=pretrained_cfg_overlay,
-            pretrained_filter_fn=partial(_filter_and_check, strict=kwargs.get('pretrained_strict', True)),
+            pretrained_filter_fn=partial(
+                _filter_and_check, strict=kwargs.get('pretrained_strict', True),
+                saved=_saved_config(cfg, kwargs.get('cache_dir')) if pretrained else {}),
             **kwargs,
         )
     except Exception as error:
@@ -113,6 +127,15 @@ def _imagenet_tag(variant: str) -> str:
     return next(name.partition('.')[2] for name in names if name not in manifest())
 
 
+def _warn_of_other_classes(variant: str, cfg: Any) -> None:
+    cfgs = timm.models.get_arch_pretrained_cfgs(variant)
+    names = [name for name, other in cfgs.items() if other.num_classes == 1000 and other.has_weights]
+    if names and cfg.num_classes != 1000:
+        warnings.warn(
+            f'{variant} without a tag loads {variant}.{cfg.tag}, which knows {cfg.num_classes} classes. With the 1000 '
+            f"of ImageNet there are {', '.join(names)}. Name a tag to choose.", stacklevel=6)
+
+
 def _restore_metadata(model: nn.Module, cache_dir: Optional[str]) -> None:
     """Origin, and ensemble weights where `evaluate` looks for them: of the manifest, or of a saved config.json.
 
@@ -120,7 +143,8 @@ def _restore_metadata(model: nn.Module, cache_dir: Optional[str]) -> None:
     """
     cfg = model.pretrained_cfg
     file = cfg.get('file')  # type: ignore[operator]
-    found = (manifest_entry_of_file(Path(file)) if file else None) or saved_metadata(cfg, cache_dir)  # type: ignore
+    found = (manifest_entry_of_file(Path(file)) if file else None) or _saved_config(
+        cfg, cache_dir).get('rs_timm', {})  # type: ignore[arg-type]
     if file and 'derived_from' in found:
         model.derived_from = found['derived_from']
     alpha = {int(resolution): weight for resolution, weight in found.get('alpha', {}).items()}  # JSON has no int keys
@@ -128,24 +152,80 @@ def _restore_metadata(model: nn.Module, cache_dir: Optional[str]) -> None:
         model.checkpoint_metadata = {'alpha': alpha}  # type: ignore[assignment]
 
 
+def _saved_config(cfg: Any, cache_dir: Optional[str] = None) -> Dict[str, Any]:
+    """The config.json that `cfg` came from, a folder's or the hub's; empty if there is none.
+
+    Nothing is downloaded: timm has just read the file. Its 'model_args' and 'rs_timm' are objects.
+    """
+    path = _config_of(cfg if isinstance(cfg, dict) else cfg.to_dict(), cache_dir)
+    if path is None:
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+        return {key: value for key, value in config.items() if isinstance(value, dict)}
+    except (OSError, ValueError, AttributeError):  # timm has read it, or says what is wrong with it
+        return {}
+
+
+def _config_of(cfg: Mapping[str, Any], cache_dir: Optional[str]) -> Optional[Path]:
+    if cfg.get('source') == 'local-dir' and cfg.get('file'):
+        path = Path(cfg['file'])  # timm has the folder here
+        return path / _CONFIG if path.is_dir() else path.with_name(_CONFIG)
+    if cfg.get('source') == 'hf-hub' and cfg.get('hf_hub_id'):
+        repo_id, _, revision = cfg['hf_hub_id'].partition('@')
+        cached = try_to_load_from_cache(repo_id, _CONFIG, cache_dir=cache_dir, revision=revision or None)
+        return Path(cached) if isinstance(cached, str) else None
+    return None
+
+
 def _while_loading(error: Exception) -> bool:
-    """Whether it came up in timm's `load_pretrained`, and not in the constructor or the feature wrapper."""
+    """Whether `error` came up in timm's `load_pretrained`, and not in the constructor or the feature wrapper."""
     return any(frame.f_code.co_name == 'load_pretrained' for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def _filter_and_check(state_dict: Dict[str, Any], model: nn.Module, strict: bool = True) -> Dict[str, Any]:
-    """`checkpoint_filter_fn`; a file with other layers is refused, also where timm loads loosely for a new head."""
+def _filter_and_check(
+        state_dict: Dict[str, Any], model: nn.Module, strict: bool = True, saved: Mapping[str, Any] = {},
+) -> Dict[str, Any]:
+    """Apply `checkpoint_filter_fn`, and refuse other layers, also where timm loads loosely for a new head.
+
+    Refused as well are tensors of another kind, values that are not finite, and a file that lacks BatchNorm sets which
+    the config.json beside it, `saved`, promises and the user has not asked to do without.
+    """
     state_dict = checkpoint_filter_fn(state_dict, model)
-    classifier = model.pretrained_cfg.get('classifier') or ()
+    classifier = model.pretrained_cfg.get('classifier') or ()  # type: ignore[operator]
     heads = {classifier} if isinstance(classifier, str) else set(classifier)
-    own, given = _layer_names(model.state_dict(), model), _layer_names(state_dict, model)
+    wanted = model.state_dict()
+    own, given = _layer_names(wanted, model), _layer_names(state_dict, model)
     missing = [name for name in own if name not in given and name not in heads]
     unknown = [name for name in given if name not in own and name not in heads]
     if missing:
         raise ValueError(f'{len(missing)} of the {len(own)} layers are not in it, such as {missing[0]}')
     if unknown and strict:
         raise ValueError(f'{len(unknown)} layers in it are not in the model, such as {unknown[0]}')
+    for key, tensor in state_dict.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f'{key} is a {type(tensor).__name__}, not a tensor')
+        if key in wanted and tensor.is_floating_point() != wanted[key].is_floating_point():
+            raise ValueError(f'{key} is stored as {tensor.dtype}, and {wanted[key].dtype} is meant')
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f'{key} has values that are not finite')
+        if key.endswith('.running_var') and (tensor < 0).any():
+            raise ValueError(f'{key} has negative variances')
+    _check_sets(state_dict, model, saved)
     return state_dict
+
+
+def _check_sets(state_dict: Mapping[str, Any], model: nn.Module, saved: Mapping[str, Any]) -> None:
+    promised = saved.get('model_args', {}).get('resolutions')
+    if not isinstance(promised, list) or sorted(promised, reverse=True) != list(get_resolutions(model)):
+        return  # the user has asked for other sizes
+    for name, module in model.named_modules():
+        if isinstance(module, SwitchableBatchNorm2d):
+            there = {r for r in promised if any(key.startswith(f'{name}.{r}.') for key in state_dict)}
+            if there and len(there) < len(promised):
+                raise ValueError(
+                    f'{name} lacks the BatchNorm set for {min(set(promised) - there)} px that config.json names; '
+                    f'resolutions={tuple(sorted(there, reverse=True))} does without')
 
 
 def _layer_names(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, None]:

@@ -72,7 +72,7 @@ def _keep_alpha(alpha: Optional[torch.Tensor], model: nn.Module) -> None:
 
 
 def _set_paper_preprocessing(model: nn.Module) -> None:
-    """Write it into the model's cfg, but for the entries that the user set (those that differ from the tag's)."""
+    """Write it into the model's cfg but for what the user set (the entries that differ from the tag's)."""
     cfg = getattr(model, 'pretrained_cfg', None)
     if not isinstance(cfg, dict):
         return
@@ -90,7 +90,7 @@ _INVERTED = ('conv_pw', 'bn1', 'conv_dw', 'bn2', 'conv_pwl', 'bn3')
 
 
 def _mobilenetv2_names(separable: Sequence[str], inverted: Sequence[str], ends: Mapping[str, str]) -> Dict[str, str]:
-    """Names there -> names in timm, from the positions of conv and BN within a block."""
+    """The names of another layout -> those of timm, from the positions of conv and BN within a block."""
     names = {'features.0.0': 'conv_stem', 'features.0.1': 'bn1', **ends}
     blocks = [(stage, block) for stage, depth in enumerate(_STAGE_DEPTHS) for block in range(depth)]
     for index, (stage, block) in enumerate(blocks, start=1):
@@ -121,7 +121,7 @@ def _rename(key: str, names: Mapping[str, str]) -> str:
 
 
 def weights_origin(cfg: Mapping[str, Any], overlay: Optional[Mapping[str, Any]] = None) -> Optional[str]:
-    """What weights loaded by `cfg` were made from, as `model.derived_from` keeps it: a hub repository or a tag's name.
+    """The source of weights loaded by `cfg`, as `model.derived_from` keeps it: a hub repository or a tag's name.
 
     None where the licence of `cfg` does not speak of them: a file that the user gave in place of the tag's own. For the
     paper's tags such a file is the only way, so it counts as theirs.

@@ -1,4 +1,4 @@
-"""What a switchable network can do that its stock class cannot."""
+"""The mixin that makes a class of timm switchable, and `switchable` and `pack`, which do so to any network."""
 from functools import cache
 from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Type, Union
 
@@ -24,13 +24,31 @@ DEFAULT_RESOLUTIONS = (224, 192, 160, 128, 96)  # Section 4.1
 
 
 class SwitchableMixin:
-    """The methods of `rs_*` models; each delegates to the free function of the same name."""
+    """What `rs_*` models have beyond their stock class: private BatchNorms, and the methods of the switch.
+
+    Each method delegates to the free function of the same name.
+
+    Args:
+        args, kwargs: as for the stock class.
+        resolutions: sizes in pixels that get a private set.
+        interpolation: for other sizes: 'params' (the paper), 'affine' or 'nearest'.
+    """
 
     stock_class: Type[nn.Module]
     stock_architecture: Optional[str] = None  # of the timm model that extract() gives
     checkpoint_metadata: Dict[str, Any]
     derived_from: Optional[str] = None  # the source of pretrained weights, if its licence covers them
     __jit_unused_properties__ = ['resolutions']
+
+    def __init__(
+            self,
+            *args: Any,
+            resolutions: Iterable[int] = DEFAULT_RESOLUTIONS,
+            interpolation: str = 'params',
+            **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        convert_switchable_bn(self, resolutions, interpolation)  # type: ignore[arg-type]
 
     @property
     def resolutions(self) -> Tuple[int, ...]:
@@ -54,7 +72,7 @@ class SwitchableMixin:
 
     @torch.jit.ignore
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As in torch; also takes the layouts that `checkpoint_filter_fn` knows."""
+        """Load as torch does, and also the layouts that `checkpoint_filter_fn` knows."""
         state_dict = checkpoint_filter_fn(dict(state_dict), self)  # type: ignore[arg-type]
         return super().load_state_dict(state_dict, strict=strict, assign=assign)  # type: ignore[misc]
 
@@ -145,7 +163,7 @@ def pack(models: Mapping[int, nn.Module], interpolation: str = 'params') -> nn.M
 
 
 def _with_methods(model: nn.Module) -> nn.Module:
-    """A converted network, in place: of its stock class with the switch's methods, and with its base on record."""
+    """Give a converted network, in place, the methods of the switch, and put its base on record."""
     if isinstance(model, SwitchableBatchNorm2d):
         return model
     stock_class: Any = type(model)

@@ -1,6 +1,6 @@
 """Resolution-switchable MobileNetV2: timm's EfficientNet class with private BatchNorms (Table 2 of the paper)."""
 from functools import partial
-from typing import Any, Iterable
+from typing import Any
 
 from timm.models import register_model
 from timm.models._builder import pretrained_cfg_for_features
@@ -8,50 +8,22 @@ from timm.models._efficientnet_builder import decode_arch_def, resolve_act_layer
 from timm.models.efficientnet import EfficientNet, EfficientNetFeatures
 from torch import nn
 
-from rs_timm.layers import convert_switchable_bn
-
 from ._builder import build_switchable, switchable_cfgs
-from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin
+from ._switchable import SwitchableMixin
 
 __all__ = ['RSEfficientNet', 'RSEfficientNetFeatures']
 
 
 class RSEfficientNet(SwitchableMixin, EfficientNet):
-    """timm's EfficientNet class, of which MobileNetV2 is a member, with one private BatchNorm set per resolution.
-
-    Args:
-        args, kwargs: as for `timm.models.efficientnet.EfficientNet`.
-        resolutions: sizes in pixels that get a private set.
-        interpolation: for other sizes: 'params' (the paper), 'affine' or 'nearest'.
-    """
+    """timm's EfficientNet class, of which MobileNetV2 is a member; arguments as for `SwitchableMixin`."""
 
     stock_class = EfficientNet
 
-    def __init__(
-            self,
-            *args: Any,
-            resolutions: Iterable[int] = DEFAULT_RESOLUTIONS,
-            interpolation: str = 'params',
-            **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        convert_switchable_bn(self, resolutions, interpolation)
-
 
 class RSEfficientNetFeatures(SwitchableMixin, EfficientNetFeatures):
-    """`features_only=True` of `RSEfficientNet`."""
+    """The class that `RSEfficientNet` has with `features_only=True`."""
 
     stock_class = EfficientNetFeatures
-
-    def __init__(
-            self,
-            *args: Any,
-            resolutions: Iterable[int] = DEFAULT_RESOLUTIONS,
-            interpolation: str = 'params',
-            **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        convert_switchable_bn(self, resolutions, interpolation)
 
 
 default_cfgs = switchable_cfgs('rs_mobilenetv2', 'mobilenetv2_100', 'ra_in1k', paper_weights=True)

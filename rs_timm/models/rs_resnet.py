@@ -1,38 +1,20 @@
 """Resolution-switchable ResNets: timm's ResNet with private BatchNorms (Table 2 of the paper)."""
-from typing import Any, Iterable
+from typing import Any
 
 from timm.models import register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from rs_timm.layers import convert_switchable_bn
-
 from ._builder import build_switchable, switchable_cfgs
-from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin
+from ._switchable import SwitchableMixin
 
 __all__ = ['RSResNet']
 
 
 class RSResNet(SwitchableMixin, ResNet):
-    """timm's ResNet with one private BatchNorm set per input resolution.
-
-    Args:
-        args, kwargs: as for `timm.models.resnet.ResNet`.
-        resolutions: sizes in pixels that get a private set.
-        interpolation: for other sizes: 'params' (the paper), 'affine' or 'nearest'.
-    """
+    """timm's ResNet with one private BatchNorm set per input resolution; arguments as for `SwitchableMixin`."""
 
     stock_class = ResNet
-
-    def __init__(
-            self,
-            *args: Any,
-            resolutions: Iterable[int] = DEFAULT_RESOLUTIONS,
-            interpolation: str = 'params',
-            **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        convert_switchable_bn(self, resolutions, interpolation)
 
 
 default_cfgs = {

@@ -6,7 +6,7 @@ the paper's public code has one more BatchNorm behind each block's last convolut
 et al. (ECCV 2016), where there is none.
 """
 from dataclasses import asdict, replace
-from typing import Any, Dict, Iterable, Optional
+from typing import Any, Dict, Optional
 
 import timm
 from timm.layers import BatchNormAct2d, create_conv2d
@@ -15,12 +15,11 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
-from rs_timm.layers import convert_switchable_bn
 from rs_timm.quantization import LQConfig, quantize_
 
 from ._builder import build_switchable
 from ._manifest import manifest_cfgs
-from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin
+from ._switchable import SwitchableMixin
 
 __all__ = ['RSResNetLQ', 'RSResNetV2LQ']
 
@@ -29,25 +28,14 @@ class RSResNetLQ(SwitchableMixin, ResNet):
     """timm's ResNet with private BatchNorms and quantised weights.
 
     Args:
-        args, kwargs: as for `timm.models.resnet.ResNet`.
-        resolutions: sizes in pixels that get a private set.
-        interpolation: for other sizes: 'params' (the paper), 'affine' or 'nearest'.
+        args, kwargs: as for `SwitchableMixin`.
         weight_bits, act_bits: see `rs_timm.quantization.LQConfig`.
     """
 
     stock_class = ResNet
 
-    def __init__(
-            self,
-            *args: Any,
-            resolutions: Iterable[int] = DEFAULT_RESOLUTIONS,
-            interpolation: str = 'params',
-            weight_bits: int = 2,
-            act_bits: Optional[int] = None,
-            **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, weight_bits: int = 2, act_bits: Optional[int] = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        convert_switchable_bn(self, resolutions, interpolation)
         quantize_(self, LQConfig(weight_bits, act_bits), fit=False)
 
 
@@ -55,23 +43,13 @@ class RSResNetV2LQ(SwitchableMixin, ResNetV2):
     """timm's pre-activation ResNet with private BatchNorms, and quantised weights and inputs of the convolutions.
 
     Args:
-        args, kwargs: as for `timm.models.resnetv2.ResNetV2`.
-        resolutions, interpolation, weight_bits, act_bits: as for `RSResNetLQ`.
+        args, kwargs, weight_bits, act_bits: as for `RSResNetLQ`.
     """
 
     stock_class = ResNetV2
 
-    def __init__(
-            self,
-            *args: Any,
-            resolutions: Iterable[int] = DEFAULT_RESOLUTIONS,
-            interpolation: str = 'params',
-            weight_bits: int = 2,
-            act_bits: Optional[int] = 2,
-            **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, weight_bits: int = 2, act_bits: Optional[int] = 2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        convert_switchable_bn(self, resolutions, interpolation)
         quantize_(self, LQConfig(weight_bits, act_bits), fit=False)
 
 

@@ -5,6 +5,7 @@ import timm
 from timm.models import get_pretrained_cfg, register_model
 from torch import nn
 
+from ._arguments import check_part
 from ._builder import build_switchable
 from ._switchable import DEFAULT_RESOLUTIONS, switchable
 
@@ -24,6 +25,7 @@ def rs_switchable(
 
     `rs_timm.switchable` is the everyday way; this name is what config.json of a saved one holds.
     """
+    check_part('base', base, switchable=False)
     base_name = base.partition('.')[0]
 
     def build(**model_kwargs: Any) -> nn.Module:
@@ -38,7 +40,7 @@ def rs_switchable(
 
 
 def _feature_wrapper(base_name: str) -> Dict[str, Any]:
-    """timm's families choose levels and wrapper in their builders: the same levels, in a wrapper that fits all."""
+    """Choose the levels that the family's builder in timm chooses, in a wrapper that fits all."""
     levels = timm.create_model(base_name, features_only=True).feature_info.out_indices
     stock = timm.create_model(base_name)
     if hasattr(stock, 'forward_intermediates'):

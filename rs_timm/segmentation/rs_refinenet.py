@@ -44,7 +44,7 @@ class RSRefineNet(SwitchableMixin, RefineNet):
         network = timm.create_model(
             encoder, features_only=True, out_indices=(1, 2, 3, 4), resolutions=resolutions,
             interpolation=interpolation, in_chans=in_chans, **encoder_args)
-        super().__init__(network, num_classes, features, drop_rate)
+        RefineNet.__init__(self, network, num_classes, features, drop_rate)  # the encoder is switchable already
         self.in_chans = in_chans
 
 

@@ -11,8 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from rs_timm.layers import check_resolutions, get_resolutions, is_switchable, use_resolution
-from rs_timm.layers.selector import selectors_of
+from rs_timm.layers import check_resolutions, get_resolutions, is_switchable, set_idle_gradients, use_resolution
 from rs_timm.loss import MODES, dense_mred_loss, ensemble_weights, mred_loss
 
 from .cpu.kernels import OwnKernels
@@ -66,8 +65,8 @@ class MREDTask(TrainingTask):
         self.mode, self.smoothing = mode, smoothing
         self.resolutions = _resolutions(model, resolutions)
         self.trainable_module = _Branches(model, len(self.resolutions), lean, own_kernels)
-        for selector in selectors_of(model):
-            selector.touch_idle = False  # a step uses every set
+        if is_switchable(model):
+            set_idle_gradients(model, 'none')  # a step uses every set
 
     def forward(self, input: Images, target: torch.Tensor) -> Dict[str, Any]:
         """Loss and its parts for one batch.

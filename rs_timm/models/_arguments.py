@@ -1,0 +1,82 @@
+"""Constructor arguments out of a config.json, which anybody may have written: checked before anything is built."""
+import math
+import re
+from typing import Any, Mapping
+
+from timm.models import is_model
+
+from rs_timm.interpolation import INTERPOLATIONS
+from rs_timm.resolutions import MAX_RESOLUTIONS, check_resolutions
+
+__all__ = ['check_model_args', 'check_part']
+
+_LARGEST = 1 << 20  # of a number in a config: no width, depth or number of classes is larger
+
+# arguments of timm's factory and builder, not of a network: they name other files and repositories, or how to load them
+_OF_THE_FACTORY = (
+    'cache_dir', 'checkpoint_path', 'feature_cfg', 'kwargs_filter', 'model_cfg', 'model_name', 'pretrained',
+    'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_filter_fn', 'pretrained_model_args', 'pretrained_strict',
+    'pruned', 'state_dict', 'url', 'file', 'hf_hub_id')
+
+
+def check_part(name: str, architecture: Any, switchable: bool) -> None:
+    """Raise ValueError unless the argument `name` is a plain name of timm's registry, of a network that fits.
+
+    Args:
+        name: of the argument, for the message.
+        architecture: its value; without 'hf-hub:' or 'local-dir:', which would load something else.
+        switchable: whether an `rs_*` network is wanted, or one of timm's own.
+    """
+    plain = isinstance(architecture, str) and re.fullmatch(r'[\w-]+(\.[\w-]+)?', architecture) is not None
+    if not plain or architecture.startswith('rs_') != switchable or not is_model(architecture.partition('.')[0]):
+        kind = 'an rs_* classifier' if switchable else 'a network of timm itself'
+        raise ValueError(f"{name} is {str(architecture)[:100]!r}: it must be the name of {kind}, as in "
+                         f"timm.list_models('{'rs_*' if switchable else '*'}').")
+
+
+def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the `model_args` of a config.json may be given to the constructor of `architecture`.
+
+    >>> check_model_args('rs_switchable', dict(base='regnety_002', resolutions=[64, 48], in_chans=1))
+    >>> check_model_args('rs_switchable', dict(base='hf-hub:someone/else'))
+    Traceback (most recent call last):
+    ValueError: model_args.base is 'hf-hub:someone/else': it must be the name of a network of timm itself, as in timm.list_models('*').
+
+    Args:
+        architecture: of the config, an `rs_*` name.
+        args: key -> value as JSON has it.
+
+    Raises:
+        ValueError: an argument that belongs to timm's factory (`checkpoint_path`), a part that is no plain name of the
+            registry, more than 64 resolutions, or a value that is no finite number, text, boolean or list of those.
+    """  # noqa: E501
+    if not isinstance(args, Mapping):
+        raise ValueError(f'model_args is a {type(args).__name__}: it must be an object of names and values.')
+    for key, value in args.items():
+        name = f'model_args.{str(key)[:100]}'
+        if not (isinstance(key, str) and key.isidentifier()) or key in _OF_THE_FACTORY:
+            raise ValueError(f'{name} is no argument of a network: remove it from config.json.')
+        if key == 'base' and architecture == 'rs_switchable' or key == 'encoder':
+            check_part(name, value, switchable=key == 'encoder')
+        elif key == 'resolutions':
+            if not isinstance(value, (list, tuple)) or len(value) > MAX_RESOLUTIONS:
+                raise ValueError(f'{name} must be a list of at most {MAX_RESOLUTIONS} sizes in pixels.')
+            try:
+                check_resolutions(value)
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from error
+        elif key == 'interpolation' and value not in INTERPOLATIONS:
+            raise ValueError(f"{name} is {str(value)[:100]!r}: it must be one of {', '.join(INTERPOLATIONS)}.")
+        _check_value(name, value)
+
+
+def _check_value(name: str, value: Any, depth: int = 0) -> None:
+    if isinstance(value, (list, tuple)) and len(value) <= 1000 and depth < 3:
+        for entry in value:
+            _check_value(name, entry, depth + 1)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not (math.isfinite(value) and abs(value) <= _LARGEST):
+            raise ValueError(f'{name} has {str(value)[:100]}: a number must be finite, and no larger than {_LARGEST}.')
+    elif not (value is None or isinstance(value, bool) or isinstance(value, str) and len(value) <= 100):
+        raise ValueError(f'{name} has a {type(value).__name__}: it must be a number, a short text, true, false, null '
+                         'or a list of those.')
