@@ -12,11 +12,10 @@ paired bootstraps are taken from the table. Rows that are there are not measured
 IMAGENETTE holds val/SYNSET/*; the other sets are a folder of pictures without labels, and one of imagenet_NN_CLASS.jpg.
 """
 import argparse
-import random
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 import timm
@@ -26,8 +25,8 @@ from torch import nn
 import rs_timm
 from benchmarks.environment import RESULTS, describe
 from benchmarks.runtime.networks import labelled
-from benchmarks.runtime.table import put, read
-from benchmarks.store import packed
+from benchmarks.runtime.table import Row, put, read
+from benchmarks.store import packed, unpacked
 from rs_timm.data import ImageFiles
 from rs_timm.runtime import Session
 from rs_timm.runtime.images import Preprocessing
@@ -68,6 +67,31 @@ def session_of(model: nn.Module, folder: str, threads: int) -> Session:
     file = Path(folder) / f'{time.monotonic_ns()}.onnx'
     rs_timm.export_onnx(model, file, metadata=dict(mean=MEAN, std=STD))
     return Session(file, 'openvino', threads=threads)
+
+
+def halves(count: int) -> Tuple[np.ndarray, np.ndarray]:
+    """The positions of half A, to choose on, and of half B, to report on: drawn at random, always the same."""
+    order = np.random.default_rng(0).permutation(count)
+    return order[::2], order[1::2]
+
+
+def shipped_crops(name: str, table: Path = TABLE) -> Dict[int, float]:
+    """Size -> the crop with the best top-1 and agreement, on average, of the untouched network on half A of Imagenette.
+
+    The agreement with the network at its own size has less noise than the labels of ten classes.
+    """
+    best: Dict[int, Tuple[float, float]] = {}
+    for row in read(table):
+        if (row['model'], row['method'], row['set']) == (name, 'untouched', 'imagenette'):
+            half, _ = halves(int(row['pictures']))
+            score = sum(float(bits_of(row, column)[half].mean()) for column in ('right', 'agrees'))
+            resolution = int(row['resolution'])
+            best[resolution] = max(best.get(resolution, (0., 0.)), (score, float(row['crop'])))
+    return {resolution: best[resolution][1] for resolution in sorted(best, reverse=True)}
+
+
+def bits_of(row: Row, column: str) -> np.ndarray:
+    return unpacked(row[column], int(row['pictures']))
 
 
 class PictureSet:

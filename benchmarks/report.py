@@ -9,7 +9,7 @@ from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
 
 import timm
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _MARK = re.compile(r'<!-- report:(\w+) -->')
 DOCUMENTS = ('README.md', 'MODEL_CARD.md', *sorted(
     f'docs/{path.name}' for path in (ROOT / 'docs').glob('*.md') if _MARK.search(path.read_text(encoding='utf-8'))))
-MODELS = ('rs_resnet18', 'rs_resnet34', 'rs_resnet50', 'rs_resnet101', 'rs_mobilenetv2')
+MODELS = ('rs_resnet18', 'rs_resnet34', 'rs_resnet50', 'rs_resnet101', 'rs_mobilenetv2', 'rs_efficientnet_lite0')
 
 
 def cost_section() -> str:
@@ -52,15 +52,38 @@ def cost_section() -> str:
 
 
 def weights_section() -> str:
-    """The shipped weights and the top-1 that benchmarks/ship_weights.py measured of each file."""
+    """The shipped weights and their top-1, as benchmarks/ship_imagenet.py and ship_weights.py measured it."""
     entries = manifest()
-    if not entries:
-        return 'None yet.'
+    with_crops = {name: entry for name, entry in entries.items() if 'crops' in entry}
+    trained = {name: entry for name, entry in entries.items() if 'recipe' in entry}
+    parts = [_imagenet_weights(with_crops)] if with_crops else []
+    parts += [_trained_weights(trained)] if trained else []
+    return '\n\n'.join(parts) or 'None yet.'
+
+
+def _imagenet_weights(entries: Mapping[str, Dict[str, Any]]) -> str:
+    sizes = sorted({int(r) for entry in entries.values() for r in entry['crops']}, reverse=True)
+    rows = [[
+        f'`{name}`',
+        *(f"{_percent(entry['top1'].get(str(r)))} ({entry['crops'][str(r)]})" if str(r) in entry['crops'] else '-'
+          for r in sizes),
+        _megabytes(entry),
+    ] for name, entry in entries.items()]
+    header = ['weights for the 1000 classes of ImageNet', *(f'{r} px' for r in sizes), 'file']
+    note = 'In brackets the crop of each size: its side over the shorter side of the resized picture.'
+    measured = next((entry['measured'] for entry in entries.values() if 'measured' in entry), None)
+    if measured is None:
+        return f'{table(header, rows)}\n\n{note}'
+    return (f"{table(header, rows)}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} pictures, on "
+            f'which nothing was chosen). {note} Weights in float16, run on {environment_of(measured)}.')
+
+
+def _trained_weights(entries: Mapping[str, Dict[str, Any]]) -> str:
     sizes = sorted({int(r) for entry in entries.values() for r in entry['top1'] if r != 'ensemble'}, reverse=True)
     rows = [[
         f'`{name}`',
         *(_percent(entry['top1'].get(str(row))) for row in (*sizes, 'ensemble')),
-        f"{(weights_dir() / entry['file']).stat().st_size / 1e6:.1f} MB",
+        _megabytes(entry),
     ] for name, entry in entries.items()]
     header = ['weights', *(f'{r} px' for r in sizes), 'ensemble of all sizes', 'file']
     measured = next(iter(entries.values()))['measured']
@@ -68,6 +91,10 @@ def weights_section() -> str:
     runs = '\n'.join(f'* `{name}`: {_training_of(entry["recipe"])}' for name, entry in entries.items())
     return (f"{table(header, rows)}\n\n{runs}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} "
             f'pictures, ten classes); the weights as shipped, in float16, run on {places}.')
+
+
+def _megabytes(entry: Dict[str, Any]) -> str:
+    return f"{(weights_dir() / entry['file']).stat().st_size / 1e6:.1f} MB"
 
 
 def _training_of(record: Dict[str, Any]) -> str:

@@ -491,7 +491,8 @@ def test_tags_tell_the_truth():
     for name in listed:
         cfg = timm.models.get_pretrained_cfg(name)
         if name not in shipped:  # broadcast weights: those of timm's own tag, and it says so
-            base = 'mobilenetv2_100' if name.startswith('rs_mobilenetv2') else name.removeprefix('rs_').split('.')[0]
+            base = name.split('.')[0].removeprefix('rs_')
+            base = {'mobilenetv2': 'mobilenetv2_100'}.get(base, base.replace('efficientnet', 'tf_efficientnet'))
             stock = timm.models.get_pretrained_cfg(f'{base}.{cfg.tag}')
             assert cfg.hf_hub_id == stock.hf_hub_id and cfg.license == stock.license
             assert 'given to every BatchNorm set' in cfg.description

@@ -19,9 +19,11 @@ from rs_timm.layers import switchable_layers
 SIZES = (64, 48, 32)
 SMALL = ('rs_resnet18', 'rs_mobilenetv2')
 MODELS = ('rs_resnet18', 'rs_resnet50', 'rs_mobilenetv2')
-ALL = ('rs_resnet18', 'rs_resnet34', 'rs_resnet50', 'rs_resnet101', 'rs_mobilenetv2')
+ALL = ('rs_resnet18', 'rs_resnet34', 'rs_resnet50', 'rs_resnet101', 'rs_mobilenetv2', 'rs_efficientnet_lite0',
+       'rs_efficientnet_lite1')
 LQ = ('rs_resnet18_w2a2', 'rs_resnet18_w2a32', 'rs_resnet50_w2a2', 'rs_resnet50_w2a32')  # test_quantization_models
-STOCK = {name: name.removeprefix('rs_') for name in ALL[:4]} | {'rs_mobilenetv2': 'mobilenetv2_100'}
+STOCK = {name: name.removeprefix('rs_') for name in ALL[:4]} | {
+    'rs_mobilenetv2': 'mobilenetv2_100', **{name: name.replace('rs_', 'tf_') for name in ALL[5:]}}
 
 
 def create(name='rs_resnet18', **kwargs):
@@ -457,7 +459,7 @@ def test_reset_classifier(name, random_statistics):
 # Registry
 
 def test_the_registry_lists_what_there_is():
-    dense = {f"rs_refinenet_{name.removeprefix('rs_')}" for name in ALL} - {'rs_refinenet_resnet34'}
+    dense = {f"rs_refinenet_{name.removeprefix('rs_')}" for name in ALL[:5]} - {'rs_refinenet_resnet34'}
     assert set(timm.list_models('rs_*')) == {*ALL, *LQ, *dense, 'rs_switchable'}
     assert set(timm.list_models('rs_*', module='rs_resnet')) == set(ALL[:4])
 

@@ -1,5 +1,5 @@
 """Registered models, and the way to make any timm network one. Importing this registers them."""
-from . import rs_mobilenetv2, rs_resnet, rs_resnet_lq, rs_switchable
+from . import rs_efficientnet_lite, rs_mobilenetv2, rs_resnet, rs_resnet_lq, rs_switchable
 from ._arguments import check_model_args
 from ._builder import OWN_ARGUMENTS, build_switchable
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, is_paper_layout
@@ -19,6 +19,7 @@ __all__ = [
     'manifest',
     'manifest_cfgs',
     'pack',
+    'rs_efficientnet_lite',
     'rs_mobilenetv2',
     'rs_resnet',
     'rs_resnet_lq',

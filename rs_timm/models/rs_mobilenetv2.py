@@ -11,7 +11,7 @@ from torch import nn
 from ._builder import build_switchable, switchable_cfgs
 from ._switchable import SwitchableMixin
 
-__all__ = ['RSEfficientNet', 'RSEfficientNetFeatures']
+__all__ = ['RSEfficientNet', 'RSEfficientNetFeatures', 'create_rs_efficientnet']
 
 
 class RSEfficientNet(SwitchableMixin, EfficientNet):
@@ -39,15 +39,21 @@ _MOBILENETV2 = (  # Table 2 of Sandler et al., CVPR 2018
 )
 
 
-def _create_rs_mobilenetv2(variant: str, stock_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+def create_rs_efficientnet(variant: str, stock_name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Build a member of the family from the arguments of timm's EfficientNet class, `norm_layer` apart.
+
+    Args:
+        variant, stock_name: registered names, here and in timm.
+        pretrained: load the weights of the cfg.
+        kwargs: as a user gives them to `timm.create_model`, and what defines the network (`block_args`, `stem_size`).
+    """
     norm_layer = kwargs.pop('norm_layer', None) or partial(nn.BatchNorm2d, **resolve_bn_args(kwargs))
     model_kwargs = dict(
-        block_args=decode_arch_def(_MOBILENETV2),
         num_features=1280,
         stem_size=32,
-        round_chs_fn=round_channels,
         norm_layer=norm_layer,
         act_layer=resolve_act_layer(kwargs, 'relu6'),
+        round_chs_fn=round_channels,
         **kwargs,
     )
     if not (model_kwargs.get('features_only') and 'feature_cls' not in kwargs and 'feature_cfg' not in kwargs):
@@ -70,4 +76,5 @@ def _create_rs_mobilenetv2(variant: str, stock_name: str, pretrained: bool = Fal
 @register_model
 def rs_mobilenetv2(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNetV2 1.0 with private BatchNorms; 3.47 x 2^20 parameters with five resolutions and 1000 classes."""
-    return _create_rs_mobilenetv2('rs_mobilenetv2', 'mobilenetv2_100', pretrained, **kwargs)
+    blocks = decode_arch_def(_MOBILENETV2)
+    return create_rs_efficientnet('rs_mobilenetv2', 'mobilenetv2_100', pretrained, block_args=blocks, **kwargs)
