@@ -1,10 +1,12 @@
-"""Collections through a session: each picture once, the same rows in any number of processes, whatever is killed."""
+"""Collections through a session: each picture once, the same rows wherever and however often they were stopped."""
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading  # noqa: F401
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,13 @@ import pytest
 import rs_timm
 from rs_timm.format.info import ModelInfo
 from rs_timm.pictures import ImageError
-from rs_timm.predict.batch import Counts, Share, Work, _parts, predict_pictures
+from rs_timm.predict.batch import Counts, Work, predict_batches, predict_pictures
 from rs_timm.predict.output import Output
-from rs_timm.predict.rows import JsonLines, Prediction, format_of
+from rs_timm.predict.rows import Row, read_rows, write_rows
 
 ROOT = Path(rs_timm.__file__).parent.parent
 CLASSES = 4
-SETTINGS = dict(model='fake', resolution=8)
-ALONE = Share()
+SETTINGS = dict(model='fake', resolution=8, topk=2)
 WORK = Work(resolution=8, topk=2, batch_size=4, threads=2)
 
 
@@ -43,6 +44,9 @@ class FakeSession:
         self.info = ModelInfo('fake', (8,), num_classes=CLASSES, label_names=tuple('abcd'))
         self.batches, self.stop_after, self.pause = [], stop_after, pause
 
+    def prepare(self, resolutions, batch):
+        assert (tuple(resolutions), batch) == ((8,), 4) or batch in (5, 7)
+
     def preprocess(self, images, resolution):
         if images == b'none':
             raise ImageError('picture 0: not a picture')
@@ -57,10 +61,8 @@ class FakeSession:
         return np.stack([np.sin(numbers * (k + 1)) + numbers.sum() / 100 * (k == 1) for k in range(CLASSES)], axis=1)
 
 
-def predict(path, pictures, session=None, share=ALONE, work=WORK, **settings):
-    output = Output(path, pictures.names, {**SETTINGS, **settings})
-    counts = predict_pictures(session or FakeSession(), pictures, output, work, share)
-    return counts, output.merge()
+def predict(path, pictures, session=None, work=WORK, **settings):
+    return predict_pictures(session or FakeSession(), pictures, path, work, settings)
 
 
 @pytest.fixture(params=['.jsonl', '.parquet'])
@@ -72,24 +74,24 @@ def suffix(request):
 
 @pytest.fixture
 def expected(tmp_path, suffix):
-    """The file that one process makes in one go."""
+    """The file that is made in one go."""
     path = tmp_path / f'expected{suffix}'
-    assert predict(path, Pictures(100)) == (Counts(86, 14, 0), True)
+    assert predict(path, Pictures(100)) == Counts(86, 14, 0)
     return path
 
 
 def same(path, other):
     if path.suffix == '.jsonl':
         return path.read_bytes() == other.read_bytes()
-    return list(format_of(path).read(path)) == list(format_of(other).read(other))
+    return list(read_rows(path)) == list(read_rows(other))
 
 
 def leftovers(path):
-    return sorted(p.name for p in path.parent.iterdir() if p.name.startswith(path.name) and p != path)
+    return sorted(p.name for p in path.parent.iterdir() if path.name in p.name and p != path)
 
 
 def test_rows_are_softmax_of_the_logits_in_the_order_of_the_pictures(expected):
-    rows = list(format_of(expected).read(expected))
+    rows = list(read_rows(expected))
     assert [row.file for row in rows] == Pictures(100).names
     session = FakeSession()
     for start in range(0, 100, 4):
@@ -101,21 +103,7 @@ def test_rows_are_softmax_of_the_logits_in_the_order_of_the_pictures(expected):
             assert row.probabilities == pytest.approx(sorted(p)[::-1][:2], abs=1e-5) and row.resolution == 8
     errors = {row.file: row.error for row in rows if row.error}
     assert errors == {f'{number:04d}.jpg': 'not a picture' for number in range(6, 100, 7)}
-
-
-@pytest.mark.parametrize('world_size', [2, 3, 30])
-def test_several_processes_make_the_file_of_one(tmp_path, expected, world_size):
-    path = tmp_path / f'several{expected.suffix}'
-    merged = [predict(path, Pictures(100), share=Share(rank, world_size))[1] for rank in range(world_size)]
-    assert merged == [False] * (world_size - 1) + [True] or world_size > 25  # ranks without work find all done, too
-    assert same(path, expected) and leftovers(path) == [f'{path.name}.run.json']
-
-
-@pytest.mark.parametrize('count, batch_size, world_size', [(1, 4, 1), (3, 4, 2), (100, 7, 3), (5000, 32, 2), (0, 1, 1)])
-def test_every_picture_is_in_one_share(count, batch_size, world_size):
-    parts = [part for rank in range(world_size) for part in _parts(count, batch_size, Share(rank, world_size))]
-    assert sorted(position for part in parts for position in part) == list(range(count))
-    assert all(part.start % batch_size == 0 and len(part) <= max(1024, batch_size) for part in parts)
+    assert leftovers(expected) == [f'.{expected.name}.lock', f'{expected.name}.run.json']
 
 
 @pytest.mark.parametrize('stops', [[0], [1, 1, 1], [5, 3], [24]])
@@ -127,48 +115,69 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, expected, stops):
             predict(path, Pictures(100), session)
         run += session.batches
         assert not path.exists()
-    session = FakeSession()
-    _, merged = predict(path, Pictures(100), session)
-    whole = FakeSession()
+    session, whole = FakeSession(), FakeSession()
+    predict(path, Pictures(100), session)
     predict(tmp_path / f'whole{expected.suffix}', Pictures(100), whole)
-    assert merged and same(path, expected) and sorted(run + session.batches) == whole.batches  # nothing twice
+    assert same(path, expected) and sorted(run + session.batches) == whole.batches  # nothing twice
+    assert leftovers(path) == [f'.{path.name}.lock', f'{path.name}.run.json']
 
 
-def test_a_run_may_go_on_in_other_processes_with_other_batches(tmp_path, suffix):
-    path = tmp_path / f'rows{suffix}'
-    predict(path, Pictures(100), share=Share(1, 3))
+@pytest.mark.parametrize('cut', [1, 5, 100, -1])
+def test_a_torn_line_is_dropped(tmp_path, expected, cut):
+    """At every point of a write, which is of a whole batch, and wherever a disk that lost power stopped."""
+    path = tmp_path / f'torn{expected.suffix}'
     with pytest.raises(KeyboardInterrupt):
-        predict(path, Pictures(100), FakeSession(stop_after=2), Share(0, 2), Work(8, batch_size=7))
-    done = Output(path, Pictures(100).names, SETTINGS).done()
-    counts, merged = predict(path, Pictures(100), work=Work(8, batch_size=5))
-    rows = list(format_of(path).read(path))
-    assert merged and 0 < counts.skipped == len(done) < 100 and [row.file for row in rows] == Pictures(100).names
+        predict(path, Pictures(100), FakeSession(stop_after=9))
+    partial = path.with_name(f'{path.name}.partial')
+    lines = partial.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 9
+    partial.write_bytes(b''.join(lines[:6]) + lines[6][:cut] + (bytes(99) if cut == 5 else b''))
+    session = FakeSession()
+    assert predict(path, Pictures(100), session).skipped == 24 and session.batches[0] == [24, 25, 26]
+    assert same(path, expected)
+
+
+def test_rows_may_come_in_any_order(tmp_path, expected):
+    path = tmp_path / f'any{expected.suffix}'
+
+    def backwards(batches):
+        return predict_batches(FakeSession(), Pictures(100), WORK, batches[::-1])
+
+    predict_pictures(FakeSession(), Pictures(100), path, WORK, predict=backwards)
+    assert same(path, expected)
+
+
+def test_a_run_may_go_on_with_other_batches(tmp_path, suffix):
+    path = tmp_path / f'rows{suffix}'
+    with pytest.raises(KeyboardInterrupt):
+        predict(path, Pictures(100), FakeSession(stop_after=2), Work(8, 2, batch_size=7))
+    counts = predict(path, Pictures(100), work=Work(8, 2, batch_size=5))
+    assert counts.skipped == 14 and [row.file for row in read_rows(path)] == Pictures(100).names
 
 
 CODE = '''
 import sys
 sys.path.insert(0, {tests!r})
 from test_batch import *
-predict(Path(sys.argv[1]), Pictures(100), FakeSession(pause=0.02), Share(int(sys.argv[2]), 2))
+predict(Path(sys.argv[1]), Pictures(100), FakeSession(pause=0.02))
 '''
 
 
 def test_killed_for_real(tmp_path, expected):
     """SIGKILL between and within writes: what is there is whole, and the rest is made by whoever comes next."""
     path = tmp_path / f'killed{expected.suffix}'
-    command = [sys.executable, '-c', CODE.format(tests=str(Path(__file__).parent)), str(path)]
-    for rank, parts in ((0, 2), (1, 5)):
-        process = subprocess.Popen([*command, str(rank)], cwd=ROOT)
-        folder, deadline = path.with_name(f'{path.name}.parts'), time.monotonic() + 60
-        while len(list(folder.glob(f'*{path.suffix}'))) < parts and time.monotonic() < deadline:
+    partial = path.with_name(f'{path.name}.partial')
+    for lines in (3, 9):
+        code = CODE.format(tests=str(Path(__file__).parent))
+        process = subprocess.Popen([sys.executable, '-c', code, path], cwd=ROOT)
+        deadline = time.monotonic() + 60
+        while not partial.exists() or partial.read_bytes().count(b'\n') < lines:
+            assert time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        found = [row.file for part in folder.glob(f'*{path.suffix}') for row in format_of(path).read(part)]
-        assert found and len(set(found)) == len(found) < 100 and not path.exists()
-    counts, merged = predict(path, Pictures(100))
-    assert merged and counts.skipped >= len(found) and same(path, expected)
-    assert leftovers(path) == [f'{path.name}.run.json']
+        assert process.wait() == -signal.SIGKILL and not path.exists()
+    counts = predict(path, Pictures(100))
+    assert counts.skipped >= 36 and same(path, expected)
 
 
 def test_what_is_complete_is_not_touched_and_what_is_new_is_added(tmp_path, suffix):
@@ -176,138 +185,144 @@ def test_what_is_complete_is_not_touched_and_what_is_new_is_added(tmp_path, suff
     predict(path, Pictures(40, skip=(3, 9)))
     before = path.read_bytes()
     session = FakeSession()
-    assert predict(path, Pictures(40, skip=(3, 9)), session) == (Counts(0, 0, 38), True)
+    assert predict(path, Pictures(40, skip=(3, 9)), session) == Counts(0, 0, 38)
     assert not session.batches and path.read_bytes() == before
-    old = list(format_of(path).read(path))
-    counts, _ = predict(path, Pictures(41))
-    rows = list(format_of(path).read(path))
+    old = list(read_rows(path))
+    counts = predict(path, Pictures(41))
+    rows = list(read_rows(path))
     assert counts == Counts(3, 0, 38) and rows[:38] == old
     assert [row.file for row in rows[38:]] == ['0003.jpg', '0009.jpg', '0040.jpg']
 
 
-def test_a_merge_that_was_killed_is_made_good(tmp_path, expected, monkeypatch):
+def test_a_kill_while_the_file_is_made_costs_nothing(tmp_path, expected, monkeypatch):
     path = tmp_path / f'rows{expected.suffix}'
-    output = Output(path, Pictures(100).names, SETTINGS)
-    predict_pictures(FakeSession(), Pictures(100), output, WORK)
+    partial = path.with_name(f'{path.name}.partial')
 
     def killed(*args, **kwargs):
         raise SystemError('killed')
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, 'replace', killed)
+        patch.setattr('rs_timm.predict.output.write_rows', killed)
         with pytest.raises(SystemError):
-            output.merge()
-    assert not path.exists()
-    with monkeypatch.context() as patch:  # the file is there, its parts still are
-        patch.setattr(Output, '_clear', killed)
-        with pytest.raises(SystemError):
-            output.merge()
-    assert path.exists() and output.merge() and same(path, expected)
-    assert leftovers(path) == [f'{path.name}.run.json']
-
-
-def test_who_merges_second_finds_it_done(tmp_path, expected, monkeypatch):
-    """Another process merges, and removes the parts, while this one reads them."""
-    path = tmp_path / f'rows{expected.suffix}'
-    first, second = (Output(path, Pictures(100).names, SETTINGS) for _ in range(2))
-    predict_pictures(FakeSession(), Pictures(100), first, WORK)
-    read = type(second._format).read
-    calls = []
-
-    def interrupted(self, part):
-        calls.append(part)
-        if len(calls) == 20:
-            assert first.merge()
-        return read(self, part)
-
-    monkeypatch.setattr(second._format, 'read', interrupted.__get__(second._format))
-    assert second.merge() and len(calls) >= 20 and same(path, expected)
-
-
-def test_parts_of_others_stay_when_this_process_merges(tmp_path, suffix):
-    """A process with a shorter list merges; what another one has of further pictures is not lost."""
-    path = tmp_path / f'rows{suffix}'
-    short, long = (Output(path, Pictures(count).names, SETTINGS) for count in (20, 40))
-    predict_pictures(FakeSession(), Pictures(20), short, WORK)
-    merge, committed = short._format.write, []
-
-    def write(file, rows):
-        if not committed:
-            committed.append(True)
-            long.write([Prediction('0030.jpg', 8, error='x')])
-        merge(file, rows)
-
-    short._format.write = write
-    assert short.merge() and [row.file for row in format_of(path).read(path)] == Pictures(20).names
-    assert long.done() == {*Pictures(20).names, '0030.jpg'}
-    predict_pictures(FakeSession(), Pictures(40), long, WORK)
-    assert long.merge() and [row.file for row in long.rows()].count('0030.jpg') == 1 and len(long.done()) == 40
-    assert leftovers(path) == [f'{path.name}.run.json']
-
-
-def test_a_folder_that_another_process_has_removed_comes_back(tmp_path):
-    path = tmp_path / 'rows.jsonl'
-    first, second = (Output(path, Pictures(3).names, SETTINGS) for _ in range(2))
-    predict_pictures(FakeSession(), Pictures(3), first, WORK)
-    assert first.merge() and not second.parts.exists()
-    second.write([Prediction('0000.jpg', 8)])
-    assert [row.file for row in second.rows()] == Pictures(3).names and second.merge() and not second.parts.exists()
-
-
-def test_what_is_half_written_goes_and_who_still_writes_does_so_again(tmp_path):
-    path = tmp_path / 'rows.jsonl'
-    first, second = (Output(path, Pictures(3).names, SETTINGS) for _ in range(2))
-    (first.parts / '.part.killed').touch()
-    predict_pictures(FakeSession(), Pictures(3), first, WORK)
-    write, calls = second._format.write, []
-
-    def interrupted(file, rows):
-        write(file, rows)
-        calls.append(file)
-        if len(calls) == 1:
-            assert first.merge() and not second.parts.exists()
-
-    second._format.write = interrupted
-    second.write([Prediction('0007.jpg', 8)])
-    assert len(calls) == 2 and second.done() == {*Pictures(3).names, '0007.jpg'}
-
-
-def test_parts_that_go_while_they_are_read(tmp_path, monkeypatch):
-    path = tmp_path / 'rows.jsonl'
-    first, second = (Output(path, Pictures(20).names, SETTINGS) for _ in range(2))
-    predict_pictures(FakeSession(), Pictures(20), first, WORK)
-    parts = second._part_files()
-    assert first.merge()
-    monkeypatch.setattr(second, '_part_files', lambda: parts)
-    assert second.done() == set(Pictures(20).names)
-    assert sorted(row.file for row in second.rows()) == Pictures(20).names
-
-
-def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
-    path = tmp_path / 'rows.jsonl'
-    with pytest.raises(KeyboardInterrupt):
-        predict(path, Pictures(100), FakeSession(stop_after=4))
-    output = Output(path, Pictures(100).names, SETTINGS)
-    before = output.done()
-
-    def full(*args):
-        raise OSError(28, 'No space left on device')
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, 'fsync', full)
-        with pytest.raises(OSError, match='No space'):
             predict(path, Pictures(100))
-    assert Output(path, Pictures(100).names, SETTINGS).done() == before
-    assert not [p for p in output.parts.iterdir() if p.name.startswith('.')]
+    lines = partial.read_bytes()
+    assert not path.exists() and predict(path, Pictures(100), FakeSession(stop_after=0)).skipped == 100
+    partial.write_bytes(lines)  # the file is there, and what it was made of still is
+    assert predict(path, Pictures(100), FakeSession(stop_after=0)).skipped == 100
+    assert same(path, expected) and not partial.exists()
+    partial.write_bytes(lines)
+    predict(path, Pictures(101))
+    assert [row.file for row in read_rows(path)] == Pictures(101).names
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path):
+    path = tmp_path / 'rows.jsonl'
+    row = Row('a.jpg', 8)
+
+    class Full:
+        def __init__(self, stream):
+            self.seek, self.truncate, self.close, self._stream = stream.seek, stream.truncate, stream.close, stream
+
+        def write(self, data):
+            if len(data) < 40:
+                raise OSError(28, 'No space left on device')
+            return self._stream.write(data[:20])
+
+    with Output(path, ['a.jpg', 'b.jpg', 'c.jpg'], {}) as output:
+        output.append([row])
+        stream, output._stream = output._stream, Full(output._stream)
+        with pytest.raises(OSError, match='No space'):
+            output.append([Row('b.jpg', 8)])
+        output._stream = stream
+        output.append([Row('c.jpg', 8)])
+    with Output(path, ['a.jpg', 'b.jpg', 'c.jpg'], {}) as output:
+        assert output.done == {'a.jpg', 'c.jpg'}
+
+
+def test_two_at_once(tmp_path):
+    """The second gets one sentence, whatever it wants; when the first has ended, it may."""
+    path = tmp_path / 'rows.jsonl'
+    with Output(path, ['a'], SETTINGS):
+        for settings in (SETTINGS, dict(model='other')):
+            with pytest.raises(ValueError, match=rf'rows.jsonl is being written by another process \({os.getpid()}\)'):
+                Output(path, ['a'], settings).__enter__()
+    with Output(path, ['a'], SETTINGS):
+        pass
+    with pytest.raises(ValueError, match="model 'fake', now 'other'"):
+        Output(path, ['a'], dict(model='other')).__enter__()
+
+
+def killed_once(marker):
+    """A session whose process dies in its second batch, unless another one did."""
+    session = FakeSession()
+    run = session.run
+
+    def dying(x):
+        if len(session.batches) == 1 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run(x)
+
+    session.run = dying
+    return session
+
+
+@pytest.mark.timeout(300)
+def test_two_workers_of_ray_one_killed(tmp_path, monkeypatch):
+    """The file is that of one process; names are relative, the workers may be elsewhere."""
+    ray = pytest.importorskip('ray')
+    from rs_timm.predict.collection import open_collection
+    from rs_timm.predict.on_ray import connected, predict_on_ray
+
+    monkeypatch.setenv('RAY_worker_niceness', '0')
+    monkeypatch.setenv('RAY_ENABLE_UV_RUN_RUNTIME_ENV', '0')
+    for number in range(50):
+        (tmp_path / 'f' / f'{number:04d}.jpg').parent.mkdir(exist_ok=True)
+        (tmp_path / 'f' / f'{number:04d}.jpg').write_bytes(Pictures(50).read(number))
+    monkeypatch.chdir(tmp_path)
+    pictures = open_collection(['f'])
+    predict(tmp_path / 'expected.jsonl', Pictures(50))
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level='ERROR')
+    try:
+        with connected():
+            counts = predict_pictures(
+                FakeSession(), pictures, tmp_path / 'rows.jsonl', WORK, predict=lambda batches: predict_on_ray(
+                    partial(killed_once, tmp_path / 'marker'), pictures, WORK, batches, workers=2))
+    finally:
+        ray.shutdown()
+    assert (tmp_path / 'marker').exists() and counts == Counts(43, 7, 0)
+    assert (tmp_path / 'rows.jsonl').read_bytes() == (tmp_path / 'expected.jsonl').read_bytes()
+
+
+@pytest.mark.parametrize('logits, finite', [
+    ([np.nan, 0, 1, 2], False), ([np.inf, 0, 1, 2], False), ([-np.inf] * 4, False), ([1e38, -1e38, 0, 0], True),
+    ([-np.inf, 0, 1, 2], True)])
+def test_nothing_is_predicted_that_is_not_finite(tmp_path, logits, finite):
+    session, path = FakeSession(), tmp_path / 'rows.jsonl'
+    session.run = lambda x: np.array([logits] * len(x), np.float32)
+    assert predict(path, Pictures(3), session) == (Counts(3, 0, 0) if finite else Counts(0, 3, 0))
+    for line in path.read_text().splitlines():
+        row = json.loads(line, parse_constant=pytest.fail)
+        assert (row['error'] is None and np.isfinite(row['probabilities']).all() if finite
+                else 'not finite' in row['error'] and row['classes'] == [])
+
+
+def test_a_read_that_never_ends_keeps_no_process(tmp_path):
+    code = ("import sys; sys.path.insert(0, {!r}); from test_batch import *; pictures = Pictures(9); stuck = "
+            "threading.Event(); pictures.read = lambda position: stuck.wait(); "
+            "threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start(); predict({!r}, pictures)")
+    done = subprocess.run([sys.executable, '-c', code.format(str(Path(__file__).parent), str(tmp_path / 'rows.jsonl'))],
+                          cwd=ROOT, timeout=60, capture_output=True, text=True)
+    assert 'KeyboardInterrupt' in done.stderr and done.returncode not in (0, None)
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(resolution=16), 'resolution 8, now 16'),
-    (dict(topk=3), 'topk None, now 3'),
+    (dict(weights='b'), "weights 'a', now 'b'"),
+    (dict(weights='a', extra=1), 'extra None, now 1'),
 ])
 def test_other_settings_are_another_file(tmp_path, change, message):
     path = tmp_path / 'rows.jsonl'
-    predict(path, Pictures(10))
+    predict(path, Pictures(10), weights='a')
     with pytest.raises(ValueError, match=message):
         predict(path, Pictures(10), **change)
 
@@ -317,16 +332,12 @@ def test_files_of_others_are_left_alone(tmp_path):
     path.write_text('mine\n')
     with pytest.raises(ValueError, match='rows.jsonl exists, and there is no rows.jsonl.run.json'):
         predict(path, Pictures(10))
-    assert path.read_text() == 'mine\n' and leftovers(path) == []
+    assert path.read_text() == 'mine\n' and leftovers(path) == ['.rows.jsonl.lock']
 
 
 @pytest.mark.parametrize('act, message', [
     (lambda path: Output(path / 'rows.csv', [], {}), r'rows.csv.*\.jsonl, \.parquet'),
     (lambda path: Output(path / 'rows.jsonl', ['a', 'b', 'a'], {}), "two pictures are called 'a'"),
-    (lambda path: Share(2, 2), 'rank 2 of 2'),
-    (lambda path: Share.of_environment({'RANK': '1'}), "'RANK': '1', 'WORLD_SIZE': None"),
-    (lambda path: Share.of_environment({'RANK': '0'}), 'set both'),
-    (lambda path: Share.of_environment({'WORLD_SIZE': '4'}), "'RANK': None, 'WORLD_SIZE': '4'"),
     (lambda path: Work(8, batch_size=0), 'batch_size 0'),
 ])
 def test_what_is_wrong_is_said(tmp_path, act, message):
@@ -343,10 +354,10 @@ def test_no_classifier(tmp_path, info):
 
 
 def test_names_are_ascii_in_json(tmp_path):
-    row = Prediction('\u00e9\u732b\ud83d.jpg', 8, (1,), ('\n',), (0.5,))
-    JsonLines().write(tmp_path / 'rows.jsonl', [row, row])
+    row = Row('\u00e9\u732b\ud83d.jpg', 8, (1,), ('\n',), (0.5,))
+    write_rows(tmp_path / 'rows.jsonl', [row, row])
     text = (tmp_path / 'rows.jsonl').read_bytes()
-    assert text.isascii() and text.count(b'\n') == 2 and list(JsonLines().read(tmp_path / 'rows.jsonl')) == [row, row]
+    assert text.isascii() and text.count(b'\n') == 2 and list(read_rows(tmp_path / 'rows.jsonl')) == [row, row]
 
 
 def test_columns_of_parquet(tmp_path):
@@ -358,13 +369,18 @@ def test_columns_of_parquet(tmp_path):
     assert parquet.read_schema(tmp_path / 'rows.parquet').names == list(lines[0])
 
 
-def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_pyarrow_or_ray_the_extra_is_named(tmp_path, monkeypatch):
+    from rs_timm.predict.on_ray import connected
+
     monkeypatch.setitem(sys.modules, 'pyarrow', None)
     with pytest.raises(ImportError, match=r'rs_timm\[parquet\]'):
         Output(tmp_path / 'rows.parquet', [], {})
+    monkeypatch.setitem(sys.modules, 'ray', None)
+    with pytest.raises(ImportError, match=r'rs_timm\[ray\]'), connected():
+        pass
 
 
 def test_no_torch_needed():
     code = ("import sys; sys.modules['torch'] = sys.modules['timm'] = None; "
-            'import rs_timm.predict.batch, rs_timm.predict.output')
+            'import rs_timm.predict.batch, rs_timm.predict.on_ray')
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

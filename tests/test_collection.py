@@ -154,6 +154,82 @@ def test_sparse_members_are_refused(tmp_path):
         open_collection([tmp_path / 's.tar'])
 
 
+@pytest.mark.parametrize('damage', [
+    lambda data: data[:1024] + b'x' + data[1025:],  # the second header
+    lambda data: data[:2048],  # cut between two members
+    lambda data: data[:3000],  # within the data of the second
+    lambda data: data + data,  # one behind the other
+    lambda data: data[:3072] + b'stray',
+    lambda data: data[:1148] + b'-0000000777' + data[1159:],
+])
+def test_a_tar_file_is_read_to_its_end_or_not_at_all(tmp_path, damage):
+    file = pack(tmp_path / 'a.tar', {f'{k}.jpg': b'x' * 100 for k in range(3)})
+    data = file.read_bytes()
+    assert len(open_collection([file]).names) == 3
+    for padding in (512, 1024, 1 << 20):
+        file.write_bytes(data[:3072] + bytes(padding))
+        assert len(open_collection([file]).names) == 3
+    outer = pack(tmp_path / 'outer.tar', {'a.tar': damage(data), 'b.jpg': b''})
+    file.write_bytes(damage(data))
+    for path in (file, outer, tmp_path):
+        with pytest.raises(ValueError, match='a.tar: not a readable tar file'):
+            open_collection([path])
+
+
+def test_headers_that_ask_for_what_is_not_there(tmp_path):
+    """Sizes below zero lead back to where one was: no end; pax and GNU headers of gigabytes are not read."""
+    for kind, size in ((tarfile.REGTYPE, -1024), (b'V', -1024), (tarfile.XHDTYPE, 1 << 33), (tarfile.XHDTYPE, -512),
+                       (tarfile.GNUTYPE_LONGNAME, 1 << 33), (tarfile.REGTYPE, 1 << 40)):
+        member = tarfile.TarInfo('b.jpg')
+        member.type, member.size = kind, size
+        block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+        file = pack(tmp_path / 'a.tar', {'a.jpg': b''})
+        file.write_bytes(file.read_bytes()[:512] + bytes(block) + bytes(1024))
+        with pytest.raises(ValueError, match='a.tar: not a readable tar file'):
+            open_collection([file])
+
+
+def test_what_is_passed_over_is_counted(tmp_path, folder):
+    assert open_collection([folder]).passed_over == {'.txt': 1, '.csv': 1, '._...': 1, 'without an ending': 1}
+    link = tarfile.TarInfo('link.jpg')
+    link.type = tarfile.SYMTYPE
+    with tarfile.open(tmp_path / 'more.tar', 'w') as tar:
+        tar.add(folder, 'f')
+        tar.addfile(link)
+    both = open_collection([folder, tmp_path / 'more.tar'])
+    assert both.passed_over == {'.txt': 2, '.csv': 2, '._...': 2, 'without an ending': 2, 'links and devices': 1}
+    assert open_collection([folder / 'top.jpg']).passed_over == {}
+    with pytest.raises(ValueError, match='no pictures in it .*, but 1 other file'):
+        open_collection([write(tmp_path / 'texts', 'a.txt')])
+
+
+def test_bounds_are_of_one_picture(tmp_path):
+    folder = write(tmp_path / 'f', 'small.jpg', 'x/other.jpg')
+    (folder / 'large.jpg').write_bytes(bytes(5001))
+    with open(folder / 'sparse.png', 'wb') as stream:
+        stream.truncate(20 << 30)
+    os.mkfifo(folder / 'pipe.jpg')
+    pack(folder / 't.tar', {'large.jpg': bytes(5001), 'small.jpg': b'x'})
+    pictures = open_collection([folder], max_bytes=5000)
+    errors = {}
+    for position, name in enumerate(pictures.names):
+        try:
+            pictures.read(position)
+        except ImageError as error:
+            errors[name] = str(error).partition(': ')[2]
+    assert errors == {
+        'large.jpg': 'refused, 5001 bytes are more than the bound of 5000',
+        'pipe.jpg': 'not a regular file, but a pipe, device or socket',
+        'sparse.png': 'refused, 21474836480 bytes are more than the bound of 5000',
+        't.tar/large.jpg': 'refused, 5001 bytes are more than the bound of 5000'}
+    part = pictures.part([6, 3])
+    assert part.names == ['x/other.jpg', 'small.jpg'] and part.read(0) == content('x/other.jpg')
+    assert part.max_bytes == 5000
+    (folder / 'b.tar').symlink_to(folder / 'pipe.jpg')
+    with pytest.raises(ValueError, match='b.tar: not a readable tar file .not a regular file'):
+        open_collection([folder])
+
+
 def test_a_tar_file_in_another_one_is_named_with_its_error(tmp_path):
     file = pack(tmp_path / 'outer.tar', {'a.jpg': b'a', 'shards/in.tar': b'no tar file' * 99})
     with pytest.raises(ValueError, match='outer.tar/shards/in.tar: not a readable tar file'):

@@ -18,7 +18,7 @@ from PIL import Image
 import rs_timm
 from rs_timm.cli import main
 from rs_timm.commands import COMMANDS, load_commands
-from rs_timm.predict.rows import format_of
+from rs_timm.predict.rows import read_rows
 from rs_timm.runtime import Session
 
 onnx = pytest.importorskip('onnx')
@@ -62,7 +62,7 @@ def predict(cli, made, tmp_path):
         path = tmp_path / out
         result = cli('predict', made / model, *(inputs or [made / 'photos']), '--out', path, *options,
                      *(['--engine', engine] if engine else []))
-        return *result, (list(format_of(path).read(path)) if path.exists() else [])
+        return *result, (list(read_rows(path)) if path.exists() else [])
 
     return run
 
@@ -72,7 +72,7 @@ def predict(cli, made, tmp_path):
 @pytest.mark.parametrize('options, size', [([], 64), (['--resolution', 48], 48), (['--resolution', 56], 56)])
 def test_rows_are_the_networks(predict, network, made, options, size):
     status, out, err, rows = predict(*options, '--topk', 3)
-    assert status == 1 and f'{COUNT + 1} rows' in out and f'1 of {COUNT + 1} pictures could not be read' in err
+    assert status == 1 and f'{COUNT + 1} rows' in out and f'1 of {COUNT + 1} pictures could not be predicted' in err
     session = Session(made / 'tiny.onnx', 'onnxruntime')
     assert len(rows) == COUNT + 1 and [row.file for row in rows if row.error] == [BAD]
     for row in rows:
@@ -132,7 +132,7 @@ def test_int8_calibrates_once(predict, made, tmp_path):
     assert status == 2 and re.search(r"calibrated '\w+', now '\w+'", err), 'another network'
 
 
-def test_random_weights_are_the_same_in_all_processes(predict, made, cli, tmp_path):
+def test_random_weights_are_the_same_in_all_runs(predict, made, cli, tmp_path):
     argv = ('predict', 'switchable:test_resnet', '--no-weights', '--resolutions', 64, 48, '--engine', 'onnxruntime')
     for name in ('one', 'two'):
         assert cli(*argv, '--out', tmp_path / f'{name}.jsonl', made / 'photos')[0] == 1
@@ -175,26 +175,25 @@ def interrupt():
 
 
 def test_a_stopped_run_keeps_what_is_there(predict, tmp_path, monkeypatch):
-    """Ctrl-C; that SIGTERM does the same, the two workers below show: torchrun sends it to the one that is left."""
+    """Ctrl-C; that SIGTERM does the same, the next test shows."""
     *_, expected = predict(out='whole.jsonl')
     with monkeypatch.context() as patch:
         Stopping(patch, interrupt)
         status, out, err, rows = predict('--batch-size', 8)
     assert status == 130 and not rows and 'the same command goes on' in err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    kept = [line for part in (tmp_path / 'rows.jsonl.parts').glob('*.jsonl') for line in part.read_text().splitlines()]
-    assert len(kept) == 16
+    assert len((tmp_path / 'rows.jsonl.partial').read_text().splitlines()) == 2
     status, out, _, rows = predict('--batch-size', 8)
-    assert f'# {COUNT - 16} predicted, 1 could not be read, 16 done before' in out and status == 1
+    assert f'# {COUNT - 16} predicted, 1 could not be, 16 done before' in out and status == 1
     assert [row.file for row in rows] == [row.file for row in expected]
     status, out, _, rows = predict('--batch-size', 8)
-    assert f'# 0 predicted, 0 could not be read, {COUNT + 1} done before' in out and status == 1
+    assert f'# 0 predicted, 0 could not be, {COUNT + 1} done before' in out and status == 1
 
 
 def test_new_pictures_are_added(predict, made, tmp_path):
     before = predict(inputs=[made / '0.tar'])[3]
     status, out, _, rows = predict(inputs=[made / '0.tar', made / '2.tar'])
-    assert status == 0 and f'# {COUNT // 3} predicted, 0 could not be read, {COUNT // 3} done before' in out
+    assert status == 0 and f'# {COUNT // 3} predicted, 0 could not be, {COUNT // 3} done before' in out
     assert rows[:len(before)] == before and len(rows) == 2 * COUNT // 3
 
 
@@ -208,64 +207,34 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def torchrun(tmp_path, pause, *argv):
-    """Starts two processes that take `pause` seconds a batch."""
+def test_sigterm_ends_a_run_that_waits(predict, made, tmp_path):
+    """A second one with other settings gets one sentence, whoever was first; the first goes on after SIGTERM."""
+    *_, expected = predict('--batch-size', 4, out='whole.jsonl')
+    out = tmp_path / 'rows.jsonl'
     script = tmp_path / 'slow.py'
     script.write_text(SLOW)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', script]
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    return subprocess.Popen([*map(str, command), str(pause), *map(str, argv)], env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def children(pid):
-    found = []
-    for stat in Path('/proc').glob('[0-9]*/stat'):
-        try:
-            fields = stat.read_text().rpartition(')')[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found
-
-
-@pytest.mark.skipif(not Path('/proc').is_dir(), reason='finds processes in /proc')
-def test_two_workers_one_killed_and_resumed(predict, made, tmp_path):
-    """torchrun's two workers make the file of one process; so they do when one of them was killed half way."""
-    *_, expected = predict('--batch-size', 4)
-    out = tmp_path / 'shared.jsonl'
     argv = ('predict', made / 'tiny.onnx', made / 'photos', '--engine', 'onnxruntime', '--batch-size', 4, '--out', out)
-    running = torchrun(tmp_path, 0.2, *argv)
-    parts, deadline = out.with_name(f'{out.name}.parts'), time.monotonic() + 120
-    while len(list(parts.glob('*.jsonl'))) < 4 and time.monotonic() < deadline:
+    running = subprocess.Popen([sys.executable, script, '0.2', *map(str, argv)], text=True, stderr=subprocess.PIPE,
+                               env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'))
+    deadline = time.monotonic() + 120
+    while not out.with_name('rows.jsonl.partial').exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(children(running.pid)[0], signal.SIGKILL)
-    _, err = running.communicate(timeout=120)
-    kept = {json.loads(line)['file'] for part in parts.glob('*.jsonl') for line in part.read_text().splitlines()}
-    assert running.returncode != 0 and 4 <= len(kept) < COUNT and not out.exists()
-    assert 'the same command goes on' in err, 'the other worker stops in order'
-
-    running = torchrun(tmp_path, 0, *argv)
-    text, err = running.communicate(timeout=120)
-    done = [tuple(map(int, re.findall(r'(\d+) (?:predicted|could|done)', line))) for line in text.splitlines()
-            if 'predicted' in line]
-    assert running.returncode == 0, err
-    assert len(done) == 2 and sum(map(sum, done)) == COUNT + 1 and sum(row[2] for row in done) == len(kept)
-    assert list(format_of(out).read(out)) == expected
-    assert out.read_bytes() == (tmp_path / 'rows.jsonl').read_bytes()
-    assert f'1 of {COUNT + 1} pictures could not be read' in err
+    status, _, err, _ = predict('--topk', 2)
+    assert status == 2 and f'is being written by another process ({running.pid})' in err and err.count('\n') == 1
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and 'the same command goes on' in err and not out.exists()
+    assert predict('--batch-size', 4)[3] == expected
 
 
-def test_processes_that_nobody_starts_together(predict, made, tmp_path, monkeypatch):
-    """RANK and WORLD_SIZE suffice, on machines without torch, too."""
-    *_, expected = predict(out='whole.jsonl')
-    monkeypatch.setenv('WORLD_SIZE', '3')
-    for rank in range(3):
-        monkeypatch.setenv('RANK', str(rank))
-        status, out, err, rows = predict()
-        assert status == 0 and f'process {rank} of 3' in out
-        assert ('pictures are missing yet' in err) == (rank < 2) and rows == (expected if rank == 2 else [])
+@pytest.mark.parametrize('options, words', [
+    (['--reader', 'folder'], 'leave one of the two out'),
+    (['--precision', 'int8', '--calibration', 'photos'], 'needs --cache-dir'),
+])
+def test_what_ray_is_not_for(predict, made, monkeypatch, options, words):
+    monkeypatch.chdir(made)
+    status, _, err, _ = predict(*options, '--ray')
+    assert status == 2 and words in err
 
 
 # shown

@@ -1,10 +1,10 @@
-"""All pictures of a collection through a session: read ahead, in fixed batches, shared among processes, resumable."""
-import os
-from concurrent.futures import Future, ThreadPoolExecutor
+"""All pictures of a collection through a session into a file of rows: read ahead, in fixed batches, resumable."""
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Callable, Iterable, Iterator, List, Mapping, NamedTuple, Protocol, Sequence, Tuple, Union
+from multiprocessing.pool import AsyncResult, ThreadPool
+from os import PathLike
+from typing import Any, Callable, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
@@ -12,14 +12,11 @@ from rs_timm.format.info import ModelInfo
 from rs_timm.pictures import ImageError
 
 from .output import Output
-from .rows import Prediction
+from .rows import Row
 
-Loaded = Tuple[str, Union[np.ndarray, str]]  # name, and the ready picture [1, C, r, r] or what is wrong with it
+__all__ = ['Counts', 'PictureSource', 'Predictor', 'Work', 'fault', 'predict_batches', 'predict_pictures']
 
-__all__ = ['Counts', 'PictureSource', 'Share', 'Work', 'fault', 'predict_pictures']
-
-_PART = 1024  # pictures that a kill may cost a process, and that processes share out at a time
-_PARTS_EACH = 8  # of a small collection, so that no process is left without work
+Loaded = Any  # a ready picture [1, C, r, r], or what is wrong with it
 
 
 class PictureSource(Protocol):
@@ -40,47 +37,14 @@ class Predictor(Protocol):
     def info(self) -> ModelInfo:
         """What the model says about itself."""
 
+    def prepare(self, resolutions: Sequence[int], batch: int) -> None:
+        """Compile for batches of this many pictures."""
+
     def preprocess(self, images: bytes, resolution: int) -> np.ndarray:
         """float32 [1, C, r, r]; raises ImageError for what is no picture."""
 
     def run(self, x: np.ndarray) -> np.ndarray:
         """Logits [N, classes]."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which of several processes this is; each takes every n-th part of the work, and nobody waits for anybody.
-
-    Args:
-        rank: from 0.
-        world_size: how many there are.
-
-    Raises:
-        ValueError: a rank that there is not.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f'rank {self.rank} of {self.world_size} processes: ranks are 0 to world_size - 1.')
-
-    @classmethod
-    def of_environment(cls, environment: Mapping[str, str] = os.environ) -> 'Share':
-        """As torchrun, and whoever sets RANK and WORLD_SIZE, says; alone where nobody does.
-
-        >>> Share.of_environment({'RANK': '1', 'WORLD_SIZE': '4'})
-        Share(rank=1, world_size=4)
-        """
-        try:
-            if ('RANK' in environment) != ('WORLD_SIZE' in environment):
-                raise ValueError('one of two')
-            return cls(int(environment.get('RANK', 0)), int(environment.get('WORLD_SIZE', 1)))
-        except ValueError as error:
-            given = {name: environment.get(name) for name in ('RANK', 'WORLD_SIZE')}
-            raise ValueError(f'the environment has {given}: set both, RANK from 0 to WORLD_SIZE - 1, as torchrun does, '
-                             'or neither.') from error
 
 
 @dataclass(frozen=True)
@@ -109,103 +73,98 @@ class Work:
 
 
 class Counts(NamedTuple):
-    """What a process has done."""
+    """Pictures that a run has done."""
 
     predicted: int = 0
-    failed: int = 0  # pictures that could not be read; their rows say why
-    skipped: int = 0  # of its share, pictures that were done before
+    failed: int = 0  # their rows say why
+    skipped: int = 0  # done before
+
+
+Progress = Callable[[Counts, int], None]
 
 
 def predict_pictures(
         session: Predictor,
         pictures: PictureSource,
-        output: Output,
+        path: 'str | PathLike[str]',
         work: Work,
-        share: Share = Share(),
-        progress: Callable[[Counts, int], None] = lambda counts, total: None,
+        settings: Optional[Mapping[str, Any]] = None,
+        progress: Progress = lambda counts, total: None,
+        predict: Optional[Callable[[List[List[int]]], Iterable[List[Row]]]] = None,
 ) -> Counts:
-    """Write a row for each picture of this process's share that has none yet.
+    """Write a file with a row for each picture; what an earlier call was stopped at goes on.
 
-    Batches hold the same pictures however many processes there are and however often they were stopped, so that the
-    rows are the same. `Output.merge` makes the file when all is done.
+    Batches hold the same pictures however often a run was stopped, so that the rows are the same.
 
     Args:
         session: a `Session` of a classifier.
         pictures: the collection.
-        output: over the same names.
+        path: the file; .jsonl or .parquet.
         work: what is asked of the network.
-        share: of this process.
-        progress: called before the first and after each batch, with what is done so far, and the pictures of the share.
+        settings: what else decides the rows, such as a digest of the weights: a file of other ones is refused.
+        progress: called before the first and after each batch, with what is done so far, and how many there are.
+        predict: makes rows of batches of positions, in whatever order, in place of this process: `predict_on_ray`.
 
     Raises:
-        ValueError: a network that is no classifier.
-        OSError: the output cannot be written; what was written before stays.
+        ImportError: the format needs a package that is not installed.
+        ValueError: a network that is no classifier; a file that another process writes, or other settings have made.
+        OSError: the file cannot be written; what was written before stays.
     """
     if session.info.task != 'classification' or not session.info.num_classes:
         raise ValueError(f'{session.info.name} is no classifier: there are no classes to predict.')
-    parts = list(_parts(len(pictures.names), work.batch_size, share))
-    done = output.done()
-    missing = [run for part in parts for run in _runs(p for p in part if pictures.names[p] not in done)]
-    total = sum(map(len, parts))
-    counts = Counts(skipped=total - sum(map(len, missing)))
-    progress(counts, total)
-    load = partial(_load, session, pictures, work.resolution)
-    with ThreadPoolExecutor(work.threads, thread_name_prefix='rs_timm pictures') as pool:
-        loaded = _ahead(pool, load, _batches(missing, work.batch_size))
-        for part in missing:
-            rows: List[Prediction] = []
-            try:
-                while len(rows) < len(part):
-                    some = _predict(session, work, next(loaded))
-                    rows += some
-                    failed = sum(row.error is not None for row in some)
-                    counts = Counts(counts.predicted + len(some) - failed, counts.failed + failed, counts.skipped)
-                    progress(counts, total)
-            finally:  # an interrupted part is whole batches, too
-                if rows:
-                    output.write(rows)
+    settings = dict(model=session.info.name, resolution=work.resolution, topk=work.topk, **(settings or {}))
+    with Output(path, pictures.names, settings) as output:
+        missing = list(_batches(pictures.names, output.done, work.batch_size))
+        total = len(pictures.names)
+        counts = Counts(skipped=total - sum(map(len, missing)))
+        progress(counts, total)
+        for rows in (predict or partial(predict_batches, session, pictures, work))(missing) if missing else ():
+            output.append(rows)
+            failed = sum(row.error is not None for row in rows)
+            counts = Counts(counts.predicted + len(rows) - failed, counts.failed + failed, counts.skipped)
+            progress(counts, total)
+        output.finish()
     return counts
 
 
-def _parts(count: int, batch_size: int, share: Share) -> Iterator[range]:
-    """The parts of a share: consecutive pictures, in whole batches.
-
-    >>> list(_parts(100, 8, Share(1, 2)))
-    [range(8, 16), range(24, 32), range(40, 48), range(56, 64), range(72, 80), range(88, 96)]
-    """
-    batches = min(_PART, -(-count // (_PARTS_EACH * share.world_size))) // batch_size
-    step = max(1, batches) * batch_size
-    for start in range(share.rank * step, count, share.world_size * step):
-        yield range(start, min(start + step, count))
-
-
-def _runs(positions: Iterable[int]) -> Iterator[List[int]]:
-    """Consecutive positions, so that no part of the output lies within another one.
-
-    >>> list(_runs([3, 4, 7, 8, 9]))
-    [[3, 4], [7, 8, 9]]
-    """
-    for _, run in groupby(enumerate(positions), lambda pair: pair[1] - pair[0]):
-        yield [position for _, position in run]
-
-
-def _batches(runs: Iterable[Iterable[int]], batch_size: int) -> Iterator[List[int]]:
+def _batches(names: Sequence[str], done: Iterable[str], batch_size: int) -> Iterator[List[int]]:
     """Positions that go together: those of each `batch_size` pictures of the whole collection.
 
-    >>> list(_batches([range(4, 9), range(10, 12)], 4))
-    [[4, 5, 6, 7], [8], [10, 11]]
+    >>> list(_batches('abcdefg', 'acde', 2))
+    [[1], [5], [6]]
     """
-    for run in runs:
-        for _, together in groupby(run, lambda position: position // batch_size):
-            yield list(together)
+    missing = (position for position, name in enumerate(names) if name not in done)
+    for _, together in groupby(missing, lambda position: position // batch_size):
+        yield list(together)
 
 
-def _load(session: Predictor, pictures: PictureSource, resolution: int, position: int) -> Loaded:
-    name = pictures.names[position]
+def predict_batches(
+        session: Predictor,
+        pictures: PictureSource,
+        work: Work,
+        batches: Iterable[Sequence[int]],
+) -> Iterator[List[Row]]:
+    """Rows of batches of positions; while one goes through the network, the next one is read."""
+    session.prepare((work.resolution,), work.batch_size)
+    with ThreadPool(work.threads) as pool:  # of daemons: a disk that does not answer keeps no process from ending
+        ahead: List[Tuple[str, AsyncResult[Loaded]]] = []
+        for batch in batches:
+            current, ahead = ahead, [
+                (pictures.names[position], pool.apply_async(_load, (session, pictures, work, position)))
+                for position in batch]
+            if current:
+                yield _predict(session, work, [(name, result.get()) for name, result in current])
+        if ahead:
+            yield _predict(session, work, [(name, result.get()) for name, result in ahead])
+
+
+def _load(session: Predictor, pictures: PictureSource, work: Work, position: int) -> Loaded:
     try:
-        return name, session.preprocess(pictures.read(position), resolution)
+        return session.preprocess(pictures.read(position), work.resolution)
     except ImageError as error:
-        return name, fault(error, name)
+        return fault(error, pictures.names[position])
+    except MemoryError:
+        return 'there is not enough memory to read it'
 
 
 def fault(error: ImageError, name: str) -> str:
@@ -213,39 +172,23 @@ def fault(error: ImageError, name: str) -> str:
     return str(error).removeprefix('picture 0: ').removeprefix(f'{name}: ')
 
 
-def _ahead(
-        pool: ThreadPoolExecutor,
-        load: Callable[[int], Loaded],
-        batches: Iterator[List[int]],
-) -> Iterator[List[Loaded]]:
-    """Loaded batches, one ahead of the one that is used."""
-    def submit() -> List['Future[Loaded]']:
-        return [pool.submit(load, position) for position in next(batches, [])]
-
-    upcoming = submit()
-    while upcoming:
-        current, upcoming = upcoming, submit()
-        yield [future.result() for future in current]
-
-
-def _predict(session: Predictor, work: Work, loaded: List[Loaded]) -> List[Prediction]:
+def _predict(session: Predictor, work: Work, loaded: List[Tuple[str, Loaded]]) -> List[Row]:
+    """The most probable classes of each picture; of equal ones, the first."""
     ready = [x for _, x in loaded if isinstance(x, np.ndarray)]
-    rows = iter(_top(session.run(np.concatenate(ready)), work.topk) if ready else ())
-    predictions = []
+    logits = iter(session.run(np.concatenate(ready)) if ready else ())
+    rows = []
     for name, x in loaded:
         if isinstance(x, str):
-            predictions.append(Prediction(name, work.resolution, error=x))
+            rows.append(Row(name, work.resolution, error=x))
             continue
-        classes, probabilities = next(rows)
+        z = next(logits).astype(np.float64)
+        with np.errstate(invalid='ignore'):
+            p = np.exp(z - z.max())
+            p /= p.sum()
+        if not np.isfinite(p).all():
+            rows.append(Row(name, work.resolution, error='the network answers with numbers that are not finite'))
+            continue
+        classes = tuple(int(index) for index in np.argsort(-p, kind='stable')[:work.topk])
         labels = tuple(session.info.label(index) for index in classes)
-        predictions.append(Prediction(name, work.resolution, classes, labels, probabilities))
-    return predictions
-
-
-def _top(logits: np.ndarray, count: int) -> Iterator[Tuple[Tuple[int, ...], Tuple[float, ...]]]:
-    """The most probable classes [N, classes] and their probabilities; of equal ones, the first."""
-    z = logits.astype(np.float64)
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    for row, order in zip(p, np.argsort(-p, axis=1, kind='stable')[:, :count]):
-        yield tuple(int(index) for index in order), tuple(round(float(row[index]), 6) for index in order)
+        rows.append(Row(name, work.resolution, classes, labels, tuple(round(float(p[index]), 6) for index in classes)))
+    return rows

@@ -1,23 +1,26 @@
 """Pictures in files, folders and tar files as one list that any thread may read from, without torch and timm.
 
-A webdataset shard is a tar file: its pictures are read, its labels and texts are passed over. Only headers are read to
-list a tar file, so that a shard of gigabytes is listed in a moment.
+A webdataset shard is a tar file: its pictures are read, its labels and texts are passed over, and counted. Only headers
+are read to list a tar file, so that a shard of gigabytes is listed in a moment.
 """
 import os
 import posixpath
 import re
 import tarfile
 import warnings
+from collections import Counter
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import BinaryIO, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
-from rs_timm.pictures import ENDINGS, ImageError, reason, without_surrogates
+from rs_timm.pictures import ENDINGS, MAX_BYTES, ImageError, open_regular, read_file, reason, without_surrogates
 
 __all__ = ['Collection', 'Place', 'holds_pictures', 'open_collection']
 
 _ARCHIVES = ('.tgz', '.tbz2', '.gz', '.bz2', '.xz', '.zst', '.zip', '.7z', '.rar')
 _PACKED = ('.tgz', '.tbz2', '.txz', '.tar.gz', '.tar.bz2', '.tar.xz', '.tar.zst', '.zip', '.7z', '.rar')
 _FOREIGN = '._'  # files that macOS lays beside those that it copies: named like pictures, and none
+_HEADER = 1 << 20  # bytes of names and other attributes that a member of a tar file may have
+_PADDING = 1 << 20  # bytes of zeros that may follow the last member: the largest record that tar writes
 
 
 class Place(NamedTuple):
@@ -34,23 +37,36 @@ class Collection:
     Args:
         places: name -> where it is.
         folders: what the names are relative to; the same names below others are other pictures.
+        passed_over: ending -> how many files were found that are no pictures by their names.
+        max_bytes: of a picture's file.
     """
 
-    def __init__(self, places: Dict[str, Place], folders: Sequence[str]) -> None:
+    def __init__(
+            self,
+            places: Dict[str, Place],
+            folders: Sequence[str],
+            passed_over: Optional[Mapping[str, int]] = None,
+            max_bytes: int = MAX_BYTES,
+    ) -> None:
         self.names: List[str] = list(places)
         self.places = list(places.values())
         self.folders = tuple(folders)
+        self.passed_over = dict(passed_over or {})
+        self.max_bytes = max_bytes
 
     def read(self, position: int) -> bytes:
         """The file of a picture, from any thread. Raises ImageError if it cannot be read."""
         path, offset, size = self.places[position]
         try:
-            with open(path, 'rb') as stream:
-                if offset:
-                    stream.seek(offset)
-                return stream.read(-1 if size is None else size)
-        except OSError as error:
+            return read_file(path, self.max_bytes, offset, size)
+        except (ImageError, OSError, MemoryError) as error:
             raise ImageError(f'{self.names[position]}: {reason(error)}') from error
+
+    def part(self, positions: Sequence[int]) -> 'Collection':
+        """Some of the pictures, in this order: what a worker on another machine is sent."""
+        places = {self.names[position]: self.places[position]._replace(path=os.path.abspath(self.places[position].path))
+                  for position in positions}
+        return Collection(places, self.folders, max_bytes=self.max_bytes)
 
 
 def holds_pictures(path: Union[str, 'os.PathLike[str]']) -> bool:
@@ -58,13 +74,17 @@ def holds_pictures(path: Union[str, 'os.PathLike[str]']) -> bool:
     return os.path.isdir(path) or (os.path.isfile(path) and _is_tar(os.fspath(path)))
 
 
-def open_collection(inputs: Sequence[Union[str, 'os.PathLike[str]']], absent: bool = False) -> Collection:
+def open_collection(
+        inputs: Sequence[Union[str, 'os.PathLike[str]']],
+        absent: bool = False,
+        max_bytes: int = MAX_BYTES,
+) -> Collection:
     """All pictures of `inputs`, those of a folder or tar file in natural order.
 
     The name of a picture is the path that was given; below a folder its path in there; in a tar file
-    `FILE.tar/MEMBER`. In folders and tar files, what has another ending than a picture's is passed over; tar files in
-    them are read, too. Packed archives in them are named in a warning. Links in tar files are passed over, as by
-    timm's reader.
+    `FILE.tar/MEMBER`. In folders and tar files, what has another ending than a picture's is passed over, and counted in
+    `passed_over`, and so are links in tar files, as by timm's reader; tar files in them are read, too. Packed archives
+    in them are named in a warning.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -77,16 +97,18 @@ def open_collection(inputs: Sequence[Union[str, 'os.PathLike[str]']], absent: bo
         inputs: paths of pictures, folders and tar files (.tar).
         absent: keep the names of pictures that are not there, of which reading says so, and let a picture that is given
             twice be there once: for looking at them.
+        max_bytes: of a picture; reading a larger one is an ImageError.
 
     Raises:
-        ValueError: a folder or tar file without pictures, or one that cannot be read; a sparse picture in a tar file;
-            two pictures of one name.
+        ValueError: a folder or tar file without pictures; a tar file that cannot be read to its end; a sparse picture
+            in a tar file; two pictures of one name.
         FileNotFoundError: a path that is not there, unless `absent`.
     """
     places: Dict[str, Place] = {}
     anchors: List[str] = []
+    passed_over: Counter[str] = Counter()
     for given in inputs:
-        found, anchor = _found(os.fspath(given), absent)
+        found, anchor = _found(os.fspath(given), absent, passed_over)
         for name, place in found.items():
             if absent and places.get(name) == place:
                 continue
@@ -95,10 +117,10 @@ def open_collection(inputs: Sequence[Union[str, 'os.PathLike[str]']], absent: bo
                                  'folder above both, or make an output for each.')
             places[name] = place
         anchors.append(anchor)
-    return Collection(places, sorted(set(anchors)))
+    return Collection(places, sorted(set(anchors)), dict(passed_over.most_common()), max_bytes)
 
 
-def _found(given: str, absent: bool) -> Tuple[Dict[str, Place], str]:
+def _found(given: str, absent: bool, passed_over: 'Counter[str]') -> Tuple[Dict[str, Place], str]:
     """Name -> place of what one input holds, and the folder that the names are relative to."""
     if not holds_pictures(given):
         if given.lower().endswith(_ARCHIVES):
@@ -108,13 +130,19 @@ def _found(given: str, absent: bool) -> Tuple[Dict[str, Place], str]:
             raise FileNotFoundError(f'{given}: no such file or folder.')
         return {without_surrogates(given): Place(given)}, '/' if os.path.isabs(given) else os.getcwd()
     folder = given if os.path.isdir(given) else os.path.dirname(given)
-    found = _in_folder(given) if os.path.isdir(given) else _in_tar(given, os.path.basename(given))
+    before = passed_over.total()
+    if os.path.isdir(given):
+        found = _in_folder(given, passed_over)
+    else:
+        found = _in_tar(given, os.path.basename(given), passed_over)
     if not found:
-        raise ValueError(f"{given}: no pictures in it ({', '.join(ENDINGS)}).")
+        others = passed_over.total() - before
+        raise ValueError(f"{given}: no pictures in it ({', '.join(ENDINGS)})"
+                         + (f', but {others} other {"file" if others == 1 else "files"}.' if others else '.'))
     return dict(sorted(found.items(), key=lambda item: (_natural(item[0]), item[0]))), os.path.abspath(folder)
 
 
-def _in_folder(folder: str) -> Dict[str, Place]:
+def _in_folder(folder: str, passed_over: 'Counter[str]') -> Dict[str, Place]:
     found: Dict[str, Place] = {}
     packed: List[str] = []
     for path in _files(folder):
@@ -122,9 +150,11 @@ def _in_folder(folder: str) -> Dict[str, Place]:
         if _is_picture(path):
             found[without_surrogates(name)] = Place(path)
         elif _is_tar(path):
-            found.update(_in_tar(path, name))
-        elif path.lower().endswith(_PACKED):
-            packed.append(without_surrogates(name))
+            found.update(_in_tar(path, name, passed_over))
+        else:
+            passed_over[_ending(path)] += 1
+            if path.lower().endswith(_PACKED):
+                packed.append(without_surrogates(name))
     if packed:
         others = f' and {len(packed) - 1} more' if len(packed) > 1 else ''
         warnings.warn(f'{without_surrogates(folder)}: packed archives in it are not read ({min(packed)}{others}): '
@@ -132,50 +162,97 @@ def _in_folder(folder: str) -> Dict[str, Place]:
     return found
 
 
-def _files(folder: str, above: Tuple[str, ...] = ()) -> Iterator[str]:
+def _files(folder: str) -> Iterator[str]:
     """All files, through links to folders, too, but not into one that holds what led there: there would be no end."""
-    real = os.path.realpath(folder)
-    if any(os.path.join(place, '').startswith(os.path.join(real, '')) for place in above):
-        return
-    with os.scandir(folder) as entries:
-        listed = [(entry.path, entry.is_dir()) for entry in entries]
-    for path, is_folder in listed:
-        if is_folder:
-            yield from _files(path, (*above, real))
-        else:
-            yield path
+    waiting: List[Tuple[str, Tuple[str, ...]]] = [(folder, ())]
+    while waiting:
+        folder, above = waiting.pop()
+        real = os.path.realpath(folder)
+        if any(os.path.join(place, '').startswith(os.path.join(real, '')) for place in above):
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting.append((entry.path, (*above, real)))
+                else:
+                    yield entry.path
 
 
-def _in_tar(path: str, name: str) -> Dict[str, Place]:
+def _in_tar(path: str, name: str, passed_over: 'Counter[str]') -> Dict[str, Place]:
     """Where a name is twice, as when a file was appended anew, the last one counts, as when it is unpacked."""
-    with _readable(path), tarfile.open(path, 'r:') as tar:
-        return {without_surrogates(f'{name}/{member}'): place for member, place in _members(tar, path, 0, path)}
+    with _readable(path), open_regular(path) as stream:
+        whole = Place(path, 0, os.fstat(stream.fileno()).st_size)
+        return {without_surrogates(f'{name}/{member}'): place
+                for member, place in _members(stream, whole, path, passed_over)}
+
+
+class _Refused(ValueError):
+    """What is wrong with a tar file, in words for its user."""
 
 
 @contextmanager
 def _readable(path: str) -> Iterator[None]:
     try:
         yield
-    except tarfile.TarError as error:
-        raise ValueError(f'{path}: not a readable tar file ({error}); compressed ones are not read.') from error
+    except (_Refused, OSError):
+        raise
+    except Exception as error:  # on damaged headers, tarfile raises whatever it met
+        raise _Refused(f'{path}: not a readable tar file ({error}); compressed ones are not read.') from error
 
 
-def _members(tar: tarfile.TarFile, path: str, start: int, shown: str) -> Iterator[Tuple[str, Place]]:
-    while (member := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # a shard may have millions
-        name = posixpath.normpath(member.name).lstrip('/')
-        if not member.isfile():
-            continue
-        if (_is_picture(name) or _is_tar(name)) and member.issparse():
-            raise ValueError(f'{shown}: {name} in it is stored as a sparse file, which is not read: pack it without '
-                             'tar --sparse.')
-        if _is_picture(name):
-            yield name, Place(path, start + member.offset_data, member.size)
-        elif _is_tar(name):
-            inside = f'{shown}/{name}'
-            with _readable(inside), tarfile.open(fileobj=tar.extractfile(member), mode='r:') as inner:
-                for inner_name, place in _members(inner, path, start + member.offset_data, inside):
-                    yield f'{name}/{inner_name}', place
+class _Headers:
+    """A tar file, or a tar file in one, as tarfile reads it; no header may ask for gigabytes."""
+
+    def __init__(self, stream: BinaryIO, place: Place) -> None:
+        self._stream, self._place = stream, place
+        self.seek(0)
+
+    def seek(self, position: int) -> None:
+        self._stream.seek(self._place.offset + position)
+
+    def tell(self) -> int:
+        return self._stream.tell() - self._place.offset
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _HEADER:
+            raise tarfile.ReadError(f'a header of {size} bytes')
+        return self._stream.read(max(0, min(size, (self._place.size or 0) - self.tell())))
+
+
+def _members(
+        stream: BinaryIO,
+        place: Place,
+        shown: str,
+        passed_over: 'Counter[str]',
+) -> Iterator[Tuple[str, Place]]:
+    """The pictures of a tar file, which is all of `stream` or, being a member of another one, a piece of it."""
+    headers, length = _Headers(stream, place), place.size or 0
+    with tarfile.open(fileobj=headers, mode='r:') as tar:  # type: ignore[call-overload]
+        while (member := tar.next()) is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # a shard may have millions
+            name = posixpath.normpath(member.name).lstrip('/')
+            is_file = member.isfile()
+            if member.size < 0 or is_file and member.offset_data + member.size > length:
+                raise tarfile.ReadError(f'{name} in it has {member.size} bytes, which are not there')
+            if is_file and member.issparse() and (_is_picture(name) or _is_tar(name)):
+                raise _Refused(f'{shown}: {name} in it is stored as a sparse file, which is not read: pack it without '
+                               'tar --sparse.')
+            content = Place(place.path, place.offset + member.offset_data, member.size)
+            if is_file and _is_picture(name):
+                yield name, content
+            elif is_file and _is_tar(name):
+                inside = f'{shown}/{name}'
+                with _readable(inside):
+                    for inner, found in _members(stream, content, inside, passed_over):
+                        yield f'{name}/{inner}', found
+            elif not member.isdir():
+                passed_over[_ending(name) if is_file else 'links and devices'] += 1
+        end = tar.offset
+    headers.seek(end)
+    rest = headers.read(min(length - end, _PADDING))
+    if not rest or rest.strip(b'\0') or len(rest) < length - end:
+        raise tarfile.ReadError(f'after the last member that can be read, at byte {end} of {length}, there are not the '
+                                'zeros that a whole one ends with: it is damaged or cut short')
 
 
 def _is_picture(path: str) -> bool:
@@ -184,6 +261,11 @@ def _is_picture(path: str) -> bool:
 
 def _is_tar(path: str) -> bool:
     return path.lower().endswith('.tar') and not os.path.basename(path).startswith(_FOREIGN)
+
+
+def _ending(path: str) -> str:
+    name = os.path.basename(path)
+    return name[:2] + '...' if name.startswith(_FOREIGN) else os.path.splitext(name)[1].lower() or 'without an ending'
 
 
 def _natural(name: str) -> List[Union[int, str]]:
