@@ -275,7 +275,7 @@ def test_two_workers_of_ray_one_killed(tmp_path, monkeypatch):
     from rs_timm.predict.on_ray import connected, predict_on_ray
 
     monkeypatch.setenv('RAY_worker_niceness', '0')
-    monkeypatch.setenv('RAY_ENABLE_UV_RUN_RUNTIME_ENV', '0')
+    monkeypatch.setenv('PYTHONPATH', f'{ROOT}{os.pathsep}{Path(__file__).parent}')
     for number in range(50):
         (tmp_path / 'f' / f'{number:04d}.jpg').parent.mkdir(exist_ok=True)
         (tmp_path / 'f' / f'{number:04d}.jpg').write_bytes(Pictures(50).read(number))

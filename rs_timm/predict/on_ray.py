@@ -3,6 +3,7 @@
 The process that asks writes the rows, so that the file, resuming and the order are those of one machine.
 """
 import json
+import logging
 import pickle
 import shutil
 import tempfile
@@ -40,7 +41,7 @@ def connected(address: Optional[str] = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    ray.init(address, include_dashboard=None if address else False, log_to_driver=False, logging_level='ERROR')
+    ray.init(address, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
