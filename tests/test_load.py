@@ -1,8 +1,10 @@
 """The load controller keeps its target, uses the time there is, and does not hunt: by simulation of one server."""
 import bisect
 import itertools
+import math
 import random
 import threading
+import time
 
 import pytest
 
@@ -59,9 +61,9 @@ def test_constant_load_ends_the_movement(rate):
 @pytest.mark.parametrize('rate', [50, 80, 120, 180, 240])
 @pytest.mark.parametrize('seed', [0, 1])
 def test_random_arrivals_are_served_in_time_and_without_hunting(rate, seed):
-    latencies, changes = serve(controller(), poisson(rate, 60, seed))
+    latencies, changes = serve(controller(), poisson(rate, 180, seed))
     assert sum(latency > TARGET for latency in latencies) <= 0.05 * len(latencies)
-    assert len(changes) <= 30  # one in two seconds; a controller without memory makes several hundred
+    assert len([t for t, _ in changes if t > 5.]) <= 2 * 3  # a controller without memory makes several hundred
 
 
 def test_what_the_largest_size_cannot_carry_is_late_without_the_controller():
@@ -102,12 +104,12 @@ def test_it_uses_the_time_that_there_is():
 
 @pytest.mark.parametrize('factor', [1.3, 1.6])
 def test_costs_that_are_too_optimistic_make_it_slow_not_restless(factor):
-    """Each failed raise doubles the time to the next: the second half of a long run has few changes."""
+    """Each failed raise doubles the time to the next."""
     service = {size: cost * factor for size, cost in COSTS.items()}
     latencies, changes = serve(controller(), even(100, 200), service)
     late = sum(latency > TARGET for latency in latencies)
     assert late <= 0.05 * len(latencies)
-    assert len([t for t, _ in changes if t > 100.]) <= 2 * 100. / 16.
+    assert len([t for t, _ in changes if t > 10.]) <= 2 * 2
 
 
 def test_hysteresis_between_up_and_down():
@@ -120,7 +122,7 @@ def test_hysteresis_between_up_and_down():
 
 def test_a_failed_raise_is_free_again_when_load_eases():
     service = {**COSTS, 224: 3 * COSTS[224]}  # the largest costs three times what the controller was told
-    chosen = controller(start=192, patience_s=1.)
+    chosen = controller(start=192)
     _, changes = serve(chosen, [*even(40, 60), *even(5, 4, start=61.)], service)
     failures = [t for t, r in changes if r == 192 and t < 61.]
     assert failures and chosen.resolution == 224 and changes[-1][0] < 64.
@@ -199,6 +201,7 @@ def test_a_size_that_does_not_pay_is_not_used():
     (dict(margin=1.5), 'margin 1.5'),
     (dict(patience_s=0.), 'patience_s 0.0'),
     (dict(window_s=-1.), 'window_s -1.0'),
+    (dict(retry_s=float('nan')), 'retry_s nan'),
     (dict(start=100), r'start 100 .*\(224, 192, 160, 128, 96\)'),
 ])
 def test_options_out_of_range(options, words):
@@ -213,7 +216,65 @@ def test_costs_out_of_range(costs, words):
         LoadController(costs, 50.)
 
 
-@pytest.mark.parametrize('observation', [(-1., 0), (1., -1), (float('nan'), 0)])
-def test_observations_out_of_range(observation):
-    with pytest.raises(ValueError, match='negative'):
-        controller().observe(*observation, now=0.)
+@pytest.mark.parametrize('observation, now', [((-1., 0), 0.), ((1., -1), 0.), ((float('nan'), 0), 0.),
+                                              ((1., float('nan')), 0.), ((1., 0), float('nan')), ((1., 0), math.inf)])
+def test_observations_out_of_range(observation, now):
+    with pytest.raises(ValueError, match='negative|finite seconds'):
+        controller().observe(*observation, now=now)
+
+
+@pytest.mark.parametrize('beyond', [1.5, 5.])
+def test_more_than_the_smallest_carries_is_an_overload_while_it_lasts(beyond):
+    chosen, said = controller(), []
+    rate = beyond * 1e3 / COSTS[96]
+    serve(chosen, even(20, 5))
+    assert not chosen.overloaded
+    arrivals, now = even(rate, 3), 0.
+    for served, arrived in enumerate(arrivals, start=1):
+        now = max(now, arrived) + COSTS[chosen.resolution] / 1e3
+        chosen.observe(1e3 * (now - arrived), bisect.bisect_right(arrivals, now) - served, 5. + now)
+        said.append(chosen.overloaded)
+    assert sum(said) > 0.8 * len(said)
+    chosen.observe(3., 0, 5. + now)
+    assert not chosen.overloaded
+
+
+def test_refusing_what_comes_while_it_is_overloaded_keeps_the_target():
+    chosen, waiting, latencies, now = controller(), [], [], 0.
+    for arrived in even(5e3 / COSTS[96], 10):
+        while waiting and max(now, waiting[0]) + COSTS[chosen.resolution] / 1e3 <= arrived:
+            first = waiting.pop(0)
+            now = max(now, first) + COSTS[chosen.resolution] / 1e3
+            latencies.append(1e3 * (now - first))
+            chosen.observe(latencies[-1], len(waiting), now)
+        if not chosen.overloaded:
+            waiting.append(arrived)
+    settled = latencies[len(latencies) // 4:]
+    assert len(latencies) > 0.9 * 10e3 / COSTS[96] and sum(t > 1.2 * TARGET for t in settled) <= 0.05 * len(settled)
+
+
+def test_timestamps_that_cannot_be_neither_freeze_it_nor_grow_it():
+    chosen = controller()
+    serve(chosen, even(20, 5))
+    for bad in (1e12, 5., -1e12, 5.):  # far ahead, back again, far back, and right
+        chosen.observe(3., 0, bad)
+    changes = []
+    for index in range(2000):  # overload, after which it must come down and, when it is over, up again
+        before = chosen.resolution
+        if chosen.observe(3., 30 if index < 1000 else 0, 5. + index / (100. if index < 1000 else 10.)) != before:
+            changes.append(chosen.resolution)
+    assert 96 in changes and chosen.resolution == 224
+    assert len(chosen._window._buckets) < 20
+
+
+def test_an_observation_takes_constant_time_at_any_rate():
+    def microseconds(rate):
+        chosen, best = controller(), math.inf
+        for block in range(20):
+            start = time.perf_counter()
+            for index in range(1000):
+                chosen.observe(5., 0, (1000 * block + index) / rate)
+            best = min(best, time.perf_counter() - start)
+        return 1e3 * best
+
+    assert microseconds(100.) < 15. and microseconds(50_000.) < 15.  # 1.5 on an idle machine; sorting a window: 1,600

@@ -3,22 +3,17 @@ import math
 import threading
 import time
 from collections import deque
-from typing import Callable, Deque, Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, Deque, Dict, List, Mapping, Optional, Tuple
 
 from rs_timm.resolutions import check_resolutions
 
 __all__ = ['LoadController', 'predicted_wait']
 
 _ENOUGH = 20  # latencies from which a p95 is taken
-_EASED = 0.8  # a raise that failed is free to be tried again when the load is below this share of what it was then
-_LONGEST = 32  # times the patience, at most, after raises that failed
-
-
-class _Seen(NamedTuple):
-    now: float  # seconds
-    arrived: float
-    latency_ms: float
-    queue: int
+_BUCKETS = 16  # that a window is counted in
+_EASED = 0.8  # load has eased when it is below this share of the highest since the last lowering, beyond doubt
+_LONGEST = 8  # times `retry_s`, at most, after raises that were taken back
+_SMOOTH = 5.  # windows that the smoothed rate of arrival looks back, about
 
 
 class LoadController:
@@ -28,14 +23,18 @@ class LoadController:
     It lowers the resolution as soon as the requests that wait could not be served in time, or one was late and the p95
     of those that came since the last change is beyond the target, or the queue is. It raises it by one step when it has
     been calm for `patience_s` and the larger size, at the rate at which requests arrive, would keep `margin` of the
-    target. A raise that had to be taken back soon is tried again after twice the time, or when load has eased. So costs
-    that are too optimistic make it slow, not restless.
+    target; but not within `retry_s` of a lowering, or twice as long after each raise that had to be taken back, unless
+    load has eased. So a constant load, or costs that are too optimistic, do not make it restless.
+
+    Each observation takes constant time and memory, at any rate, and whatever the timestamps are.
 
     >>> controller = LoadController({224: 12., 160: 7., 96: 3.}, target_ms=50.)
     >>> controller.observe(latency_ms=14., queue_length=0, now=0.)
     224
     >>> controller.observe(latency_ms=25., queue_length=5, now=0.1)     # six times 12 ms are too late, six times 7 fit
     160
+    >>> controller.observe(latency_ms=60., queue_length=50, now=0.2), controller.overloaded  # 3 ms are too many, too
+    (96, True)
 
     Args:
         costs: resolution in pixels -> milliseconds of service of one request; `LatencyTable.milliseconds()` measures
@@ -46,6 +45,7 @@ class LoadController:
         window_s: seconds back that p95 and rate of arrival look.
         cooldown_s: seconds between a change and a lowering; None: the target latency, or ten times the largest cost.
         patience_s: seconds between a change and a raise.
+        retry_s: seconds between a lowering and a raise, unless load has eased; they double, up to eight times as many.
         start: resolution to begin with; None: the largest.
         clock: seconds, for calls of `observe` without `now`.
 
@@ -63,25 +63,33 @@ class LoadController:
             window_s: float = 2.,
             cooldown_s: Optional[float] = None,
             patience_s: float = 1.,
+            retry_s: float = 60.,
             start: Optional[int] = None,
             clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.costs = _useful(costs)
         if cooldown_s is None:
             cooldown_s = (target_ms or 10. * max(self.costs.values())) / 1e3
-        _check(target_ms, target_queue, margin, window_s=window_s, cooldown_s=cooldown_s, patience_s=patience_s)
+        _check(target_ms, target_queue, margin, window_s=window_s, cooldown_s=cooldown_s, patience_s=patience_s,
+               retry_s=retry_s)
         if start is not None and start not in self.costs:
             raise ValueError(f'start {start!r} is not one of the sizes {self.resolutions}.')
         self.target_ms, self.target_queue, self.margin = target_ms, target_queue, margin
-        self.window_s, self.cooldown_s, self.patience_s = window_s, cooldown_s, patience_s
+        self.window_s, self.cooldown_s, self.patience_s, self.retry_s = window_s, cooldown_s, patience_s, retry_s
         self.clock = clock
+        self._limit_ms = math.inf if target_ms is None else target_ms
+        self._limit_queue = math.inf if target_queue is None else target_queue
         self._resolution = self.resolutions[0] if start is None else start
+        self._overloaded = False
         self._lock = threading.Lock()
-        self._seen: Deque[_Seen] = deque()
-        self._changed: Optional[float] = None  # when; None before the first observation
-        self._raised: Optional[float] = None  # when the size in use was reached from below
-        self._patience: Dict[int, float] = {}  # size -> seconds before it is tried again, after it failed
-        self._failed_at: Dict[int, float] = {}  # size -> arrivals per second when it failed
+        self._given: Optional[float] = None  # the latest timestamp
+        self._now = 0.  # seconds of its own, which only grow
+        self._changed = -cooldown_s  # free to lower at once, and calm from here on
+        self._lowered = self._raised = -math.inf
+        self._retry = retry_s
+        self._peak = 0.  # highest smoothed rate since the last lowering
+        self._smooth = 0.  # arrivals per second
+        self._window = _Window(window_s)
 
     @property
     def resolutions(self) -> Tuple[int, ...]:
@@ -93,99 +101,147 @@ class LoadController:
         """The size for the next request."""
         return self._resolution
 
+    @property
+    def overloaded(self) -> bool:
+        """Whether even the smallest size cannot serve in time those that wait: time to refuse new requests.
+
+        As of the last observation. It ends as soon as one is reported with a queue that can be served in time.
+        """
+        return self._overloaded
+
     def observe(self, latency_ms: float, queue_length: int = 0, now: Optional[float] = None) -> int:
         """Tell of a request that was served, and get the resolution for the next one.
 
         Args:
             latency_ms: milliseconds from its arrival to its answer.
             queue_length: requests that wait now.
-            now: seconds of a clock that does not go back; None: `clock()`.
+            now: seconds; None: `clock()`. Where threads report in another order, the latest counts; a clock that was
+                set back is followed from there.
 
         Raises:
-            ValueError: a negative latency or queue.
+            ValueError: a negative latency or queue, or a time that is not finite.
         """
-        if not latency_ms >= 0. or queue_length < 0:
+        if not (latency_ms >= 0. and queue_length >= 0):
             raise ValueError(f'latency_ms {latency_ms!r}, queue_length {queue_length!r}: neither can be negative.')
         with self._lock:
-            now = self.clock() if now is None else now
-            if self._seen:
-                now = max(now, self._seen[-1].now)  # threads may report in another order
-            if self._changed is None:
-                self._changed = now - self.cooldown_s  # free to lower at once, and calm from here on
-            self._seen.append(_Seen(now, now - latency_ms / 1e3, latency_ms, queue_length))
-            while self._seen[0].now < now - self.window_s:
-                self._seen.popleft()
-            self._move(now, queue_length)
+            given = self.clock() if now is None else now
+            if not -math.inf < given < math.inf:
+                raise ValueError(f'now {given!r}: finite seconds are needed.')
+            passed = 0. if self._given is None else given - self._given
+            if passed >= 0. or passed < -self.window_s:
+                self._given = given
+            if passed > 0.:
+                self._now += passed
+            window = self._window
+            new_bucket = window.add(
+                self._now, queue_length, latency_ms > self._limit_ms, self._now - latency_ms / 1e3 >= self._changed)
+            if new_bucket:
+                rate = window.rate()
+                share = min(1., window.step / (_SMOOTH * self.window_s))
+                self._smooth = rate if not self._smooth else self._smooth + share * (rate - self._smooth)
+                self._peak = max(self._peak, self._smooth)
+            self._move(latency_ms, queue_length, new_bucket)
             return self._resolution
 
     def arrivals_per_second(self) -> float:
         """Rate of arrival in the window: what was served, and what the queue has grown by. 0 if it is not known."""
-        if len(self._seen) < 2 or self._seen[-1].now <= self._seen[0].now:
-            return 0.
-        first, last = self._seen[0], self._seen[-1]
-        return max(0., (len(self._seen) - 1 + last.queue - first.queue) / (last.now - first.now))
+        return self._window.rate()
 
-    def _move(self, now: float, queue: int) -> None:
-        assert self._changed is not None
-        calm = now - self._changed
-        lower = self._lower(queue) if calm >= self.cooldown_s else self._resolution
-        if lower < self._resolution:
-            self._remember_failure(now)
-            self._set(lower, now, raised=False)
+    def _move(self, latency_ms: float, queue: int, new_bucket: bool) -> None:
+        size, calm = self._resolution, self._now - self._changed
+        in_time = (queue + 1) * self.costs[size] <= self._limit_ms
+        late = latency_ms > self._limit_ms and self._window.mostly_late()
+        full = queue > self._limit_queue
+        if in_time and not late and not full:
+            self._overloaded = False
+            if new_bucket and calm >= self.patience_s and size != self.resolutions[0]:
+                self._raise(queue)
             return
-        larger = [size for size in self.resolutions if size > self._resolution]
-        if larger and self._may_raise(larger[-1], queue, calm):
-            self._set(larger[-1], now, raised=True)
+        smaller = [r for r in self.resolutions if r < size]
+        if not smaller:
+            self._overloaded = queue > 0
+        elif calm >= self.cooldown_s:
+            fitting = [r for r in smaller if (queue + 1) * self.costs[r] <= self._limit_ms]
+            failed = self._now - self._raised < self._retry
+            self._retry = min(2. * self._retry, _LONGEST * self.retry_s) if failed else self.retry_s
+            self._set((fitting or smaller[-1:])[0])
+            self._lowered, self._raised, self._peak = self._now, -math.inf, self._smooth
+            self._overloaded = not fitting and queue > 0
 
-    def _lower(self, queue: int) -> int:
-        """The size in use if it keeps the targets, else a smaller one, or the smallest."""
-        sizes = [size for size in self.resolutions if size <= self._resolution]
-        if self.target_ms is not None:
-            in_time = [size for size in sizes if (queue + 1) * self.costs[size] <= self.target_ms]
-            if not in_time:
-                return sizes[-1]
-            sizes = in_time
-        late = self.target_ms is not None and min(self._seen[-1].latency_ms, self._p95()) > self.target_ms
-        full = self.target_queue is not None and queue > self.target_queue
-        step_is_due = sizes[0] == self._resolution and (late or full)
-        return sizes[min(1, len(sizes) - 1)] if step_is_due else sizes[0]
-
-    def _p95(self) -> float:
-        """Of the requests that came after the last change: the others waited under another size. 0 for too few."""
-        assert self._changed is not None
-        latencies = sorted(seen.latency_ms for seen in self._seen if seen.arrived >= self._changed)
-        return latencies[math.ceil(0.95 * len(latencies)) - 1] if len(latencies) >= _ENOUGH else 0.
-
-    def _may_raise(self, size: int, queue: int, calm: float) -> bool:
-        rate, cost = self.arrivals_per_second(), self.costs[size]
-        eased = rate < _EASED * self._failed_at.get(size, math.inf)
-        if calm < (self.patience_s if eased else self._patience.get(size, self.patience_s)):
-            return False
+    def _raise(self, queue: int) -> None:
+        size = min(r for r in self.resolutions if r > self._resolution)
+        rate, cost = max(self._window.rate(), self._smooth), self.costs[size]
+        if self._now - self._lowered < self._retry and not self._window.below(_EASED * self._peak):
+            return
         wait = predicted_wait(rate, cost)
-        if self.target_ms is not None:
-            allowed = self.margin * self.target_ms
-            if wait + cost > allowed or (queue + 1) * cost > allowed:
-                return False
-        if self.target_queue is not None:
-            allowed = self.margin * self.target_queue
-            if rate * wait / 1e3 > allowed or queue > allowed:
-                return False
-        return rate * cost < 1e3
+        in_time = max(wait + cost, (queue + 1) * cost) <= self.margin * self._limit_ms
+        short = max(rate * wait / 1e3, queue) <= self.margin * self._limit_queue
+        if rate * cost < 1e3 and in_time and short:
+            self._set(size)
+            self._raised = self._now
 
-    def _remember_failure(self, now: float) -> None:
-        """A raise that is taken back soon doubles the time before the next one to this size; else it is forgiven."""
-        size = self._resolution
-        patience = self._patience.get(size, self.patience_s)
-        if self._raised is not None and now - self._raised < 4. * patience:
-            self._patience[size] = min(2. * patience, _LONGEST * self.patience_s)
-            self._failed_at[size] = self.arrivals_per_second()
-        else:
-            self._patience.pop(size, None)
-            self._failed_at.pop(size, None)
+    def _set(self, size: int) -> None:
+        self._resolution, self._changed = size, self._now
+        self._window.forget_latencies()
 
-    def _set(self, size: int, now: float, raised: bool) -> None:
-        self._resolution, self._changed = size, now
-        self._raised = now if raised else None
+
+class _Window:
+    """Counts of the requests of the last seconds, in buckets of a sixteenth, so that the oldest can go."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.step = 0.  # seconds between the last two buckets
+        self._buckets: Deque[List[float]] = deque()  # start, queue at the start, requests, and of those below
+        self._count = self._current = self._late = 0  # all; those that came since the last change; of them, late
+        self._now, self._queue = 0., 0.
+
+    def add(self, now: float, queue: float, late: bool, current: bool) -> bool:
+        """Count a request; `now` must not go back. Returns whether a bucket was begun."""
+        begun = not self._buckets or now - self._buckets[-1][0] >= self.seconds / _BUCKETS
+        if begun:
+            while self._buckets and self._buckets[0][0] < now - self.seconds:
+                _, _, count, of_these, late_ones = self._buckets.popleft()
+                self._count -= int(count)
+                self._current -= int(of_these)
+                self._late -= int(late_ones)
+            self.step = now - self._buckets[-1][0] if self._buckets else self.seconds
+            self._buckets.append([now, queue, 0, 0, 0])
+        bucket = self._buckets[-1]
+        self._count += 1
+        bucket[2] += 1
+        if current:
+            self._current += 1
+            bucket[3] += 1
+            if late:
+                self._late += 1
+                bucket[4] += 1
+        self._now, self._queue = now, queue
+        return begun
+
+    def rate(self) -> float:
+        """Arrivals per second: what was served, and what the queue has grown by. 0 if it is not known."""
+        if not self._buckets or self._now <= self._buckets[0][0]:
+            return 0.
+        start, queue, *_ = self._buckets[0]
+        return max(0., (self._count - 1 + self._queue - queue) / (self._now - start))
+
+    def below(self, rate: float) -> bool:
+        """Whether the rate is below this one by more than chance makes it, for requests that come at random."""
+        if not self._buckets:
+            return False
+        seconds = max(self._now - self._buckets[0][0], self.seconds / 2.)
+        count = self.rate() * seconds
+        return count + 4. * math.sqrt(count) < rate * seconds
+
+    def mostly_late(self) -> bool:
+        """Whether the p95 of those that came since the last change was late; others waited under another size."""
+        return self._current >= _ENOUGH and self._late > self._current - math.ceil(0.95 * self._current)
+
+    def forget_latencies(self) -> None:
+        """Count latencies anew, as after a change."""
+        self._current = self._late = 0
+        for bucket in self._buckets:
+            bucket[3] = bucket[4] = 0
 
 
 def predicted_wait(per_second: float, service_ms: float) -> float:
