@@ -26,8 +26,8 @@ from benchmarks.runtime.figures import write_figures
 from benchmarks.runtime.networks import labelled, load
 from benchmarks.runtime.table import is_done, put
 from rs_timm.format.madds import madds_of
-from rs_timm.runtime import Cascade, CascadeFit, Session, fit_cascade, measure
-from rs_timm.runtime.policy.confidence import combine_logits, stage_weights
+from rs_timm.runtime import Cascade, CascadeFit, Session, fit_cascade, measure_latency
+from rs_timm.runtime.policy.cascade import combine_logits, stage_weights
 
 Rows = List[Dict[str, Any]]
 Answer = Tuple[np.ndarray, np.ndarray]  # logits [N, K]; index of the last resolution that was used, [N]
@@ -153,7 +153,7 @@ def _compare(session: Session, args: argparse.Namespace) -> Rows:
     files, targets = labelled(args.data / 'val', session.info.label_names, args.pictures)
     sizes = tuple(sorted(session.resolutions))
     session.prepare()
-    costs = measure(session, images=files[:64], repeats=100, progress=True).milliseconds(part='total')
+    costs = measure_latency(session, images=files[:64], repeats=100, progress=True).milliseconds(part='total')
     fit_files, fit_targets, files, targets = halves(files, targets)
     logits = {size: np.concatenate([session(file, size) for file in tqdm(fit_files, disable=None, leave=False)])
               for size in sizes}

@@ -23,7 +23,7 @@ from benchmarks.runtime.figures import write_figures
 from benchmarks.runtime.networks import labelled, load
 from benchmarks.runtime.stream import Fixed, Policy, Served, arrivals, p95, ramp, serve
 from benchmarks.runtime.table import is_done, put
-from rs_timm.runtime import LatencyTable, LoadController, Session, measure
+from rs_timm.runtime import LatencyTable, LoadController, Session, measure_latency
 
 BINS = 20
 TOTAL = 'all'
@@ -66,7 +66,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         session = Session(network.file, args.engine, args.precision, args.threads)
         session.prepare()
         files, targets = labelled(args.data / 'val', session.info.label_names, args.pictures)
-        table = measure(session, images=files, repeats=args.repeats, progress=True)
+        table = measure_latency(session, images=files, repeats=args.repeats, progress=True)
         print(table)
         rows = _compare(session, files, targets, table, args)
     columns = dict(

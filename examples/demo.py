@@ -24,7 +24,7 @@ from rs_timm.analysis import madds
 from rs_timm.commands._eager import class_names
 from rs_timm.data import image_transform, open_image
 from rs_timm.models import manifest
-from rs_timm.runtime import LatencyTable, Session, measure
+from rs_timm.runtime import LatencyTable, Session, measure_latency
 
 RESOLUTIONS = (224, 192, 160, 128, 96)
 TRAINED = ('rs_resnet18', 'rs_mobilenetv2', 'rs_resnet50')  # are shown where the project ships weights of them
@@ -123,7 +123,7 @@ def classify(model: torch.nn.Module, photographs: Sequence[Photograph]) -> Dict[
 def look(title: str, model: torch.nn.Module, photographs: List[Photograph]) -> Show:
     """Classify, count and measure; the times are those of the fastest engine that is installed, at batch 1."""
     predictions = classify(model, photographs)
-    latency = measure(Session(model), repeats=100, seconds=5.)
+    latency = measure_latency(Session(model), repeats=100, seconds=5.)
     counted = {r: madds(model, r) for r in model.resolutions}
     return Show(title, names_of(model), photographs, predictions, counted, latency)
 

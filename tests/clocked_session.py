@@ -9,7 +9,7 @@ from rs_timm.format.info import ModelInfo
 class ClockedSession:
     """`network(resolution, batch, call)` and `preprocessing(resolution, image)` give nanoseconds; `calls` is a log."""
 
-    engine_name, precision, memory, threads = 'clock', 'fp32', 'speed', 2
+    engine_name, precision, memory, threads = 'clock', 'float32', 'speed', 2
     versions = {'clock': '1.0'}
 
     def __init__(self, network, preprocessing=lambda resolution, image: 0, resolutions=(224, 160, 96), madds=None):

@@ -11,8 +11,8 @@ from PIL import Image
 import rs_timm
 from rs_timm.analysis import madds
 from rs_timm.format.madds import graph_madds, madds_of
-from rs_timm.runtime import Cascade, LatencyTable, Session, choose_resolution, measure, read_model, specialise
-from rs_timm.runtime.policy.confidence import confidence
+from rs_timm.runtime import Cascade, LatencyTable, Session, choose_resolution, extract_onnx, measure_latency, read_model
+from rs_timm.runtime.policy.cascade import confidence
 
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
@@ -52,7 +52,7 @@ def test_multiply_adds_of_the_graph_are_those_of_the_network(name, file, network
     model = read_model(file)
     for resolution in (64, 41, 32):
         for fold in (True, False):
-            assert graph_madds(specialise(model, resolution, 1, fold)) == madds(network, resolution)
+            assert graph_madds(extract_onnx(model, resolution, 1, fold)) == madds(network, resolution)
 
 
 def test_bench_takes_a_model_by_name(cli):
@@ -75,7 +75,7 @@ def test_budget_in_multiply_adds_counts_unseen_sizes(session, network):
 
 
 def test_table_of_a_real_session(session, photos):
-    table = measure(session, (64, 40), repeats=72, images=photos)
+    table = measure_latency(session, (64, 40), repeats=72, images=photos)
     assert (table.model, table.engine, table.threads) == (session.info.name, 'onnxruntime', 1)
     assert table.versions == session.versions and [row.resolution for row in table.rows] == [64, 40]
     for row in table.rows:

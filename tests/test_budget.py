@@ -3,8 +3,8 @@ import random
 
 import pytest
 
-from rs_timm.runtime.policy.budget import Limits, choose_resolution, largest_within, size_grid
-from rs_timm.runtime.policy.latency import measure
+from rs_timm.runtime.policy.budget import Limits, choose_resolution, size_grid
+from rs_timm.runtime.policy.latency import measure_latency
 from tests.clocked_session import ClockedSession, jittery
 
 MADDS = {224: 500_000_000, 160: 260_000_000, 96: 90_000_000}
@@ -16,7 +16,7 @@ def session_of(cost_ms, **options):
 
 
 def table_of(session, **options):
-    return measure(session, repeats=72, clock=session.clock, **options)
+    return measure_latency(session, repeats=72, clock=session.clock, **options)
 
 
 def choose(session, **options):
@@ -36,7 +36,7 @@ def linear(resolution):
 def test_largest_that_fits(limits, expected):
     session = session_of(linear)
     table = table_of(session)
-    assert largest_within(table, **limits) == table.largest_within(**limits) == expected
+    assert table.largest_within(**limits) == expected
     assert choose(session, table=table, **limits).resolution == choose(session, **limits).resolution == expected
 
 
@@ -156,7 +156,7 @@ def test_a_table_of_another_session_is_refused():
     session = session_of(linear)
     table = table_of(session)
     session.precision = 'int8'
-    with pytest.raises(ValueError, match='another session.*precision fp32, here int8'):
+    with pytest.raises(ValueError, match='another session.*precision float32, here int8'):
         choose(session, ms=20, table=table)
 
 

@@ -1,14 +1,20 @@
 """The cascade answers as its parts do, and its fit is the best that there is: against brute force."""
 import itertools
+import json
 import math
 
 import numpy as np
 import pytest
 
-from rs_timm.runtime.policy.cascade import Cascade
-from rs_timm.runtime.policy.cascade_fit import CascadeFit, fit_cascade
-from rs_timm.runtime.policy.cascade_search import Stages, separating_thresholds
-from rs_timm.runtime.policy.confidence import combine_logits, confidence, fit_temperature, stage_weights
+from rs_timm.runtime.policy.cascade import (
+    Cascade,
+    CascadeFit,
+    combine_logits,
+    confidence,
+    fit_temperature,
+    stage_weights,
+)
+from rs_timm.runtime.policy.cascade_fit import Stages, fit_cascade, separating_thresholds
 
 SIZES = (32, 48, 64)
 COSTS = {32: 1., 48: 2.5, 64: 4.}
@@ -275,11 +281,31 @@ def test_a_fit_is_kept_in_a_file(tmp_path):
 
 
 @pytest.mark.parametrize('content, words', [
-    ('{', 'not JSON'), ('[]', 'not a cascade'), ('{"kind": "rs_timm cascade", "format": 2}', 'format 1'),
-    ('{"kind": "rs_timm cascade", "format": 1}', "damaged.*'thresholds'"),
+    ('{', 'x.json is not JSON'), ('[]', "not a file of the kind 'rs_timm cascade'"),
+    ('{"kind": "rs_timm cascade", "format": 2}', 'has format 2, and this version reads format 1'),
+    ('{"kind": "rs_timm cascade", "format": 1}', 'x.json lacks resolutions'),
 ])
 def test_other_files(tmp_path, content, words):
     (tmp_path / 'x.json').write_text(content)
+    with pytest.raises(ValueError, match=words):
+        CascadeFit.load(tmp_path / 'x.json')
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(thresholds={'32': -1.}), 'thresholds'),
+    (dict(thresholds={'32': float('nan')}), 'x.json: thresholds.32: input should be a finite number'),
+    (dict(temperatures={'32': 1.}), 'temperatures .* for each of'),
+    (dict(combine='alpha'), 'alpha'),
+    (dict(resolutions=[32, 48.5]), r'resolutions\.1'),
+    (dict(accuracy=101.), 'accuracy 101'),
+    (dict(cost='1'), 'cost: input should be a valid number'),
+    (dict(other=1), 'other: unexpected'),
+])
+def test_fits_with_values_that_cannot_be(tmp_path, change, words):
+    fit = CascadeFit((32, 48), {32: 0.5}, {32: 1., 48: 1.}, 'last', None, 90., 1.5, {32: 0.5, 48: 0.5})
+    fit.save(tmp_path / 'x.json')
+    content = {**json.loads((tmp_path / 'x.json').read_text()), **change}
+    (tmp_path / 'x.json').write_text(json.dumps(content))
     with pytest.raises(ValueError, match=words):
         CascadeFit.load(tmp_path / 'x.json')
 

@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 
-from rs_timm.runtime.policy.latency import LatencyTable, measure
-from rs_timm.runtime.policy.latency_table import Timing, least_calls, p95_ranks
+from rs_timm.runtime.policy.latency import LatencyTable, measure_latency
+from rs_timm.runtime.policy.latency_table import LatencyRow, Timing, least_calls, p95_ranks
 from rs_timm.runtime.policy.machine import describe_machine, machine_differences
 from tests.clocked_session import ClockedSession, jittery
 
@@ -19,7 +19,7 @@ def quadratic(resolution):
 
 def measured(session=None, **options):
     session = session or ClockedSession(jittery(quadratic), madds={224: 400, 160: 200, 96: 100})
-    return measure(session, **{'repeats': 80, 'clock': session.clock, **options})
+    return measure_latency(session, **{'repeats': 80, 'clock': session.clock, **options})
 
 
 # statistics
@@ -143,15 +143,50 @@ def test_a_table_is_kept_in_a_file(tmp_path):
 
 @pytest.mark.parametrize('content, words', [
     ('{', 'not JSON'),
-    ('[]', 'not a latency table'),
-    ('{"kind": "rs_timm latency table", "format": 9}', 'another format than 1'),
-    ('{"kind": "rs_timm latency table", "format": 1}', "damaged.*'rows'"),
-    ('{"kind": "rs_timm latency table", "format": 1, "rows": [{"resolution": 1}]}', 'damaged.*batch'),
+    ('[' * 10 ** 5, 'not JSON'),
+    ('[]', "not a file of the kind 'rs_timm latency table'"),
+    ('{"kind": "rs_timm latency table", "format": 9}', 'has format 9, and this version reads format 1'),
+    ('{"kind": "rs_timm latency table", "format": 1}', 'x.json lacks model'),
 ])
 def test_other_files(tmp_path, content, words):
     (tmp_path / 'x.json').write_text(content)
     with pytest.raises(ValueError, match=words):
         LatencyTable.load(tmp_path / 'x.json')
+
+
+@pytest.mark.parametrize('field, value, words', [
+    ('p95_ms', float('nan'), r'x.json: rows.0.network.p95_ms: input should be a finite number'),
+    ('p95_ms', -1., r'x.json: rows.0.network: .*none can be negative'),
+    ('p95_ms', 1e-9, 'grow in that order'),
+    ('p50_ms', '3', r'rows.0.network.p50_ms: input should be a valid number'),
+    ('mean_ms', 1e999, 'mean_ms: input should be a finite number'),
+    ('calls', True, 'calls: input should be a valid integer'),
+    ('quantile', 1., r'rows.0.network.quantile: unexpected'),
+])
+def test_figures_that_cannot_be(tmp_path, field, value, words):
+    """Each of them would keep a budget, or break it, without a word."""
+    measured().save(tmp_path / 'x.json')
+    content = json.loads((tmp_path / 'x.json').read_text())
+    content['rows'][0]['network'][field] = value
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=words):
+        LatencyTable.load(tmp_path / 'x.json')
+
+
+def test_a_table_of_an_earlier_version(tmp_path):
+    """Precisions had other names."""
+    measured().save(tmp_path / 'x.json')
+    text = (tmp_path / 'x.json').read_text().replace('"float32"', '"fp32"')
+    assert '"fp32"' in text
+    (tmp_path / 'x.json').write_text(text)
+    assert LatencyTable.load(tmp_path / 'x.json').precision == 'float32'
+
+
+def test_rows_that_cannot_be():
+    timing = Timing.of(range(10 ** 6, 10 ** 6 + 100))
+    for change in (dict(batch=0), dict(madds=-1), dict(network=Timing.of([0] * 100)), dict(resolution=0)):
+        with pytest.raises(ValueError):
+            LatencyRow(**{**dict(resolution=64, batch=1, network=timing), **change})
 
 
 def test_a_fitting_table_says_nothing():

@@ -4,9 +4,9 @@ import itertools
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple
 
-from rs_timm.runtime import LatencyTable, Session, choose_resolution, measure
-from rs_timm.runtime.engines import ENGINES, PRECISIONS
-from rs_timm.runtime.policy.limits import IF_NONE, Limits
+from rs_timm.runtime import LatencyTable, Session, choose_resolution, measure_latency
+from rs_timm.runtime.engines import ENGINES, OLD_PRECISIONS, PRECISIONS
+from rs_timm.runtime.policy.latency_table import IF_NONE, Limits
 from rs_timm.runtime.session import MEMORY
 
 from ._arguments import add_model_arguments, positive_int
@@ -22,7 +22,8 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser('bench', help='latency and throughput per resolution, as a table for budgets')
     add_model_arguments(parser, also="; or a file that 'rs-timm export' wrote (.onnx), which needs no PyTorch")
     parser.add_argument('--engine', nargs='+', choices=ENGINES, default=[None], help='default: the fastest installed')
-    parser.add_argument('--precision', choices=PRECISIONS, default='fp32', help='default: fp32')
+    parser.add_argument('--precision', type=lambda name: OLD_PRECISIONS.get(name, name), choices=PRECISIONS,
+                        default='float32', help='default: float32')
     parser.add_argument('--threads', type=positive_int, nargs='+', default=[None], metavar='N',
                         help="default: the engine's choice")
     parser.add_argument('--memory', choices=MEMORY, default='speed',
@@ -92,7 +93,7 @@ def _pictures(paths: Optional[Sequence[str]]) -> List[str]:
 
 
 def _measure(session: Session, args: argparse.Namespace, images: Sequence[str]) -> LatencyTable:
-    return measure(
+    return measure_latency(
         session,
         args.sizes,
         batches=args.batch,

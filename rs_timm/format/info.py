@@ -1,17 +1,21 @@
-"""What an exported file says about itself: one JSON object in its metadata, read without onnx and without torch."""
+"""The description in an exported file: one JSON object in its metadata, read without onnx and without torch."""
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, ClassVar, Dict, Optional, Tuple
 
 from rs_timm.interpolation import INTERPOLATIONS
 from rs_timm.resolutions import check_resolutions
 
+from .records import LENIENT, parse_record
+
 __all__ = ['CHOICES', 'FORMAT', 'METADATA_KEY', 'TASKS', 'ModelInfo']
 
 FORMAT = 2
-_READABLE = (1, FORMAT)  # 1: with the variances of all sets, see `rs_timm.export.tables`
+_READABLE = (1, FORMAT)  # 1: with the variances of all sets, see `rs_timm.export.network.Tables`
 METADATA_KEY = 'rs_timm'  # of the JSON object in metadata_props
 CHOICES = ('shape', 'input', 'fixed')
+_MOST_RESOLUTIONS, _LARGEST_SIDE = 64, 2 ** 15
 TASKS = ('classification', 'segmentation', 'features')
 
 
@@ -67,6 +71,8 @@ class ModelInfo:
     madds: Dict[int, int] = field(default_factory=dict)
     alpha: Optional[Dict[int, float]] = None
 
+    __pydantic_config__: ClassVar[Dict[str, Any]] = LENIENT  # a later version may add entries within the format
+
     def __post_init__(self) -> None:
         object.__setattr__(self, 'resolutions', check_resolutions(self.resolutions))
         for name in ('mean', 'std', 'label_names'):
@@ -75,12 +81,25 @@ class ModelInfo:
         for name, allowed in (('interpolation', INTERPOLATIONS), ('choice', CHOICES), ('task', TASKS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(allowed)}.")
-        self._check_counts()
-
-    def _check_counts(self) -> None:
+        if len(self.resolutions) > _MOST_RESOLUTIONS or self.resolutions[0] > _LARGEST_SIDE:
+            raise ValueError(f'{len(self.resolutions)} resolutions up to {self.resolutions[0]} px: at most '
+                             f'{_MOST_RESOLUTIONS}, of at most {_LARGEST_SIDE} px, make sense.')
+        for name, low, high in (('channels', 1, 2 ** 16), ('num_classes', 0, 2 ** 24)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f'{name} {getattr(self, name)}: from {low} to {high}.')
         for name in ('mean', 'std'):
-            if len(getattr(self, name)) != self.channels:
-                raise ValueError(f'{name} {getattr(self, name)} for {self.channels} channels: give one a channel.')
+            values = getattr(self, name)
+            if len(values) != self.channels:
+                raise ValueError(f'{name} {values} for {self.channels} channels: give one a channel.')
+            if not all(math.isfinite(value) for value in values) or (name == 'std' and not min(values) > 0.):
+                raise ValueError(f'{name} {values}: finite numbers, and for std positive ones.')
+        if not 0. < self.crop_pct <= 2.:  # some networks of timm want a little more than the picture has
+            raise ValueError(f'crop_pct {self.crop_pct}: above 0 and at most 2.')
+        for name in ('madds', 'alpha'):
+            for r, number in (getattr(self, name) or {}).items():
+                check_resolutions((r,))
+                if not (number >= 0 and math.isfinite(number)):
+                    raise ValueError(f'{name} of {r} px is {number}: a finite number, not negative.')
         if self.label_names is not None and len(self.label_names) != self.num_classes:
             raise ValueError(f'{len(self.label_names)} label_names for {self.num_classes} classes: give one a class.')
         if self.choice == 'fixed' and len(self.resolutions) != 1:
@@ -105,32 +124,27 @@ class ModelInfo:
 
     def to_json(self) -> str:
         """One JSON object on one line."""
-        return json.dumps(dict(format=FORMAT, **asdict(self)), ensure_ascii=False, separators=(',', ':'))
+        data = dict(format=FORMAT, **asdict(self))
+        return json.dumps(data, ensure_ascii=False, separators=(',', ':'), allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> 'ModelInfo':
+    def from_json(cls, text: str, source: str = f'the metadata {METADATA_KEY!r}') -> 'ModelInfo':
         """The inverse of `to_json`. Entries that a later version added within the format are passed over.
 
+        Args:
+            text: one JSON object.
+            source: the file, for errors.
+
         Raises:
-            ValueError: no such object, or one of a format that this version does not know.
+            ValueError: no such object, one of a format that this version does not know, or values that cannot be.
         """
         try:
-            data = dict(json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f'the metadata {METADATA_KEY!r} is not a JSON object: {error}.') from error
+            data = json.loads(text)
+        except (RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f'{source} is not a JSON object: {error}.') from None
+        if not isinstance(data, dict):
+            raise ValueError(f'{source} is not a JSON object, but {type(data).__name__}.')
         if data.get('format') not in _READABLE:
-            raise ValueError(f"the metadata {METADATA_KEY!r} has format {data.get('format')!r}, this rs_timm reads "
-                             f'formats {_READABLE[0]} to {FORMAT}: export the file again, or install the version that '
-                             'wrote it.')
-        known = {f.name for f in fields(cls)}
-        missing = sorted({'name', 'resolutions'} - set(data))
-        if missing:
-            raise ValueError(f"the metadata {METADATA_KEY!r} lacks {', '.join(missing)}.")
-        return cls(**_with_int_keys({key: value for key, value in data.items() if key in known}))
-
-
-def _with_int_keys(data: Mapping[str, Any]) -> Dict[str, Any]:
-    """JSON has no numbers as keys: resolutions become them again."""
-    return {
-        key: {int(r): number for r, number in value.items()} if key in ('madds', 'alpha') and value else value
-        for key, value in data.items()}
+            raise ValueError(f"{source} has format {data.get('format')!r}, and this rs_timm reads {_READABLE[0]} to "
+                             f'{FORMAT}: export the file again, or install the version that wrote it.')
+        return parse_record(cls, data, source)

@@ -1,19 +1,19 @@
-"""Which resolution for this budget, on this machine: the largest one whose measured figures fit."""
+"""The largest resolution whose measured figures fit in a budget, on this machine."""
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Callable, Optional, Sequence, Tuple, Union
 
 from rs_timm.format.madds import madds_of
 
-from .latency import LatencyTable, measure
-from .limits import Limits, check_if_none, largest_within, no_resolution_fits
+from .latency import LatencyTable, measure_latency
+from .latency_table import Limits, check_if_none, no_resolution_fits
 
-__all__ = ['Choice', 'Limits', 'choose_resolution', 'largest_within', 'size_grid']
+__all__ = ['Choice', 'Limits', 'choose_resolution', 'size_grid']
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A resolution, and the table that it was chosen from: with what was measured on the way; None if nothing was."""
+    """A resolution, and the table that it was chosen from, which has all that was measured; None if nothing was."""
 
     resolution: int
     table: Optional[LatencyTable]
@@ -54,7 +54,7 @@ def choose_resolution(
         step: distance of the candidates in pixels, from the smallest trained size to the largest; None: the sizes of
             the table alone.
         if_none: 'error', or 'smallest' to take the smallest resolution where none fits.
-        measuring: further arguments of `measure`: images, repeats, seconds, progress.
+        measuring: further arguments of `measure_latency`: images, repeats, seconds, progress.
 
     Raises:
         ValueError: no limit given, a table of another session, or nothing fits (with what the smallest size takes).
@@ -116,7 +116,7 @@ class _Candidates:
         self.session, self.limits, self.part, self.measuring = session, limits, part, measuring
         self.timed = limits.milliseconds is not None
         if self.timed and table is None:
-            table = measure(session, batches=(limits.batch,), **measuring)
+            table = measure_latency(session, batches=(limits.batch,), **measuring)
         elif self.timed and table is not None:
             table.check(session)
         self.table = table
@@ -136,6 +136,6 @@ class _Candidates:
     def _p95(self, size: int) -> float:
         assert self.table is not None
         if size not in self.table.at_batch(self.limits.batch):
-            more = measure(self.session, (size,), batches=(self.limits.batch,), **self.measuring)
+            more = measure_latency(self.session, (size,), batches=(self.limits.batch,), **self.measuring)
             self.table = self.table.with_rows(more.rows)
         return self.table.row(size, self.limits.batch).timing(self.part).p95_ms

@@ -1,16 +1,73 @@
 """Small pictures first, larger ones for those that need it: a confident answer ends the matter."""
+import math
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from os import PathLike
+from typing import Any, Callable, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
+from rs_timm.format.records import CHECKED, read_record, write_record
 from rs_timm.resolutions import check_resolutions
-from rs_timm.runtime.images import as_list, is_ready
 
-from .cascade_fit import CascadeFit, fit_cascade
-from .confidence import COMBINATIONS, combine_logits, confidence, stage_weights
+from ..preprocessing import as_list, is_ready
 
-__all__ = ['Cascade', 'CascadeFit', 'CascadeResult', 'fit_cascade']
+__all__ = ['COMBINATIONS', 'Cascade', 'CascadeFit', 'CascadeResult', 'combine_logits', 'confidence', 'fit_temperature',
+           'stage_weights']
+
+COMBINATIONS = ('last', 'mean', 'alpha')
+FORMAT = 1
+_KIND = 'rs_timm cascade'
+_RANGE = 1e3  # temperatures are sought from 1 / _RANGE to _RANGE
+
+
+@dataclass(frozen=True)
+class CascadeFit:
+    """A cascade: what `Cascade.fitted` needs, and what was reached on the pictures that it was fitted to.
+
+    Attributes:
+        resolutions: pixels, in the order of use; those of the given ones that are worth their cost.
+        thresholds: resolution -> calibrated probability at which it answers; above 1: never.
+        temperatures: resolution -> what the logits are divided by for that.
+        combine: 'last', 'mean' or 'alpha'.
+        alpha: the weights of 'alpha'; None otherwise.
+        accuracy: top-1 in percent.
+        cost: mean cost of a picture, in the unit of the given costs.
+        shares: resolution -> share of the pictures that it answered.
+    """
+
+    resolutions: Tuple[int, ...]
+    thresholds: Dict[int, float]
+    temperatures: Dict[int, float]
+    combine: str
+    alpha: Optional[Dict[int, float]]
+    accuracy: float
+    cost: float
+    shares: Dict[int, float]
+
+    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'resolutions', check_resolutions(self.resolutions)[::-1])
+        sizes = set(self.resolutions)
+        if self.combine not in COMBINATIONS:
+            raise ValueError(f"combine {self.combine!r}: choose among {', '.join(map(repr, COMBINATIONS))}")
+        for name, expected in (('thresholds', set(self.resolutions[:-1])), ('temperatures', sizes), ('shares', sizes)):
+            values = getattr(self, name)
+            least = 0. if name == 'shares' else 1e-12
+            if set(values) != expected or not all(least <= value < math.inf for value in values.values()):
+                raise ValueError(f'{name} {values}: a finite positive number for each of {sorted(expected)} is needed')
+        stage_weights(self.resolutions, self.combine, self.alpha)
+        if not 0. <= self.accuracy <= 100. or not 0. <= self.cost < math.inf:
+            raise ValueError(f'accuracy {self.accuracy}, cost {self.cost}: percent, and a finite positive number')
+
+    def save(self, path: Union[str, 'PathLike[str]']) -> None:
+        """Write it as JSON, as a whole or not at all."""
+        write_record(self, path, _KIND, FORMAT)
+
+    @classmethod
+    def load(cls, path: Union[str, 'PathLike[str]']) -> 'CascadeFit':
+        """Read what `save` wrote; ValueError, which names file and field, if it is something else."""
+        return read_record(cls, path, _KIND, FORMAT, 'CascadeFit.save writes one')
 
 
 @dataclass(frozen=True)
@@ -148,3 +205,90 @@ def _by_size(name: str, values: Any, sizes: Sequence[int]) -> Dict[int, float]:
         if not value > 0.:
             raise ValueError(f'{name} {value} at {size} px: it must be positive.')
     return chosen
+
+
+def confidence(logits: np.ndarray, temperature: float = 1.) -> np.ndarray:
+    """The probability of the most likely class, float64 [N], of softmax(logits / temperature).
+
+    >>> confidence(np.log([[0.6, 0.4], [0.1, 0.9]])).round(6)
+    array([0.6, 0.9])
+
+    Args:
+        logits: [N, K].
+        temperature: as fitted by `fit_temperature`.
+    """
+    scaled = logits.astype(np.float64) / temperature
+    return 1. / np.exp(scaled - scaled.max(axis=1, keepdims=True)).sum(axis=1)
+
+
+def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
+    """The temperature at which the mean cross-entropy of softmax(logits / temperature) is smallest.
+
+    In b = 1 / temperature the cross-entropy is convex, and its derivative is the mean of E_p[z] - z_target, with p
+    the softmax of b z: bisection finds its root. Where there is none (every picture is classified correctly, or the
+    logits are worse than none), the nearer end of 0.001 to 1000 is returned.
+
+    Args:
+        logits: [N, K].
+        targets: classes, integers [N].
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, Section 4.2.
+    """
+    z = logits.astype(np.float64)
+    z = z - z.max(axis=1, keepdims=True)
+    target = z[np.arange(len(z)), targets]
+
+    def slope(b: float) -> float:
+        p = np.exp(b * z)
+        return float(((p * z).sum(axis=1) / p.sum(axis=1) - target).mean())
+
+    low, high = 1. / _RANGE, _RANGE
+    if slope(low) >= 0.:
+        return 1. / low
+    if slope(high) <= 0.:
+        return 1. / high
+    while high / low > 1. + 1e-10:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if slope(middle) < 0. else (low, middle)
+    return 1. / math.sqrt(low * high)
+
+
+def stage_weights(
+        resolutions: Sequence[int],
+        combine: str,
+        alpha: Optional[Mapping[int, float]] = None,
+) -> Optional[Tuple[float, ...]]:
+    """Weight of each stage in the combination, in the order of `resolutions`; None for 'last'.
+
+    Raises:
+        ValueError: 'alpha' without weights, or with weights that lack a resolution, are negative or all zero.
+    """
+    if combine == 'last':
+        return None
+    if combine == 'mean':
+        return (1.,) * len(resolutions)
+    if not alpha:
+        raise ValueError("combine='alpha' needs the weights of the ensemble: alpha={224: 0.4, ...}; the model's file "
+                         "has none. Or take combine='mean'.")
+    weights = {int(size): float(weight) for size, weight in alpha.items()}
+    missing = [size for size in resolutions if size not in weights]
+    if missing:
+        raise ValueError(f'alpha {weights} has no weight for {missing} px.')
+    chosen = tuple(weights[size] for size in resolutions)
+    if min(chosen) < 0. or not chosen[0] > 0.:
+        raise ValueError(f'alpha {weights}: weights must not be negative, and the one of the smallest resolution, '
+                         'which answers alone at times, is positive.')
+    return chosen
+
+
+def combine_logits(parts: Sequence[np.ndarray], weights: Optional[Sequence[float]]) -> np.ndarray:
+    """Their mean with the first of `weights`, or the last of them if there are none; all [N, K].
+
+    >>> combine_logits([np.array([[0., 4.]]), np.array([[4., 0.]])], (3., 1., 1.))
+    array([[1., 3.]])
+    """
+    if weights is None:
+        return parts[-1]
+    used = weights[:len(parts)]
+    assert len(used) == len(parts)
+    return sum(part * (weight / sum(used)) for part, weight in zip(parts, used))  # type: ignore[return-value]

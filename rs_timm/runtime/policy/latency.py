@@ -18,14 +18,14 @@ from rs_timm.resolutions import check_resolutions
 from .latency_table import LatencyRow, LatencyTable, Timing, least_calls
 from .machine import describe_machine
 
-__all__ = ['LatencyTable', 'Measurable', 'measure']
+__all__ = ['LatencyTable', 'Measurable', 'measure_latency']
 
 Clock = Callable[[], int]
 _VISIT = 4  # calls in a row that count; one before them finds the weights out of the cache, and does not
 
 
 class Measurable(Protocol):
-    """The part of a Session that is measured."""
+    """The part of a Session that a measurement needs."""
 
     engine_name: str
     precision: str
@@ -51,7 +51,7 @@ class Measurable(Protocol):
     def run(self, x: np.ndarray, resolution: Optional[int] = None) -> np.ndarray: ...
 
 
-def measure(
+def measure_latency(
         session: Measurable,
         resolutions: Optional[Iterable[int]] = None,
         batches: Sequence[int] = (1,),
@@ -70,7 +70,7 @@ def measure(
 
     >>> import rs_timm
     >>> session = rs_timm.runtime.Session(rs_timm.switchable('test_resnet', (64, 32)))
-    >>> table = measure(session, repeats=72, images=[np.zeros((90, 80, 3), np.uint8)])
+    >>> table = measure_latency(session, repeats=72, images=[np.zeros((90, 80, 3), np.uint8)])
     >>> table.row(32).network.p95_ms < table.row(32).total.p95_ms + table.row(64).total.p95_ms
     True
 
@@ -89,7 +89,12 @@ def measure(
     Raises:
         ValueError: fewer than 72 repeats, or sizes or batches that are not positive.
     """
-    _check_counts(repeats, batches, warmup)
+    least = least_calls()
+    if repeats < least:
+        raise ValueError(f'repeats {repeats}: a p95 needs at least {least} calls; more make its interval narrower.')
+    if not batches or min(batches) < 1 or warmup < 0 or not (seconds is None or seconds >= 0.):
+        raise ValueError(f'batches {tuple(batches)}, warmup {warmup}, seconds {seconds}: batches are at least 1, the '
+                         'others at least 0.')
     sizes = check_resolutions(session.resolutions if resolutions is None else resolutions)
     cases = [_Case(session, size, batch, images, clock) for size in sizes for batch in dict.fromkeys(batches)]
     for case in cases:
@@ -111,14 +116,6 @@ def measure(
     )
 
 
-def _check_counts(repeats: int, batches: Sequence[int], warmup: int) -> None:
-    least = least_calls()
-    if repeats < least:
-        raise ValueError(f'repeats {repeats}: a p95 needs at least {least} calls; more make its interval narrower.')
-    if not batches or min(batches) < 1 or warmup < 0:
-        raise ValueError(f'batches {tuple(batches)}, warmup {warmup}: batches are at least 1, warmup at least 0.')
-
-
 def _take_turns(
         cases: Sequence['_Case'],
         repeats: int,
@@ -127,9 +124,11 @@ def _take_turns(
         progress: bool,
         clock: Clock,
 ) -> None:
-    started = clock()
-    with _bar(math.ceil(repeats / _VISIT) * len(cases), progress) as bar:
-        done = 0
+    from tqdm import tqdm  # not at the top: serving needs no bar
+
+    started, done = clock(), 0
+    turns = math.ceil(repeats / _VISIT) * len(cases)
+    with tqdm(total=turns, desc='measuring', unit='turn', leave=False, disable=None if progress else True) as bar:
         while done < repeats:
             if seconds is not None and done >= least_calls() and clock() - started > seconds * 1e9:
                 break
@@ -139,11 +138,6 @@ def _take_turns(
                     case.call()
                 bar.update()
             done += _VISIT
-
-
-def _bar(total: int, progress: bool) -> Any:
-    from tqdm import tqdm  # not at the top: serving needs no bar
-    return tqdm(total=total, desc='measuring', unit='turn', leave=False, disable=None if progress else True)
 
 
 class _Case:

@@ -1,21 +1,100 @@
-"""The table of a latency measurement: rows, statistics, JSON."""
-import json
+"""What calls take at each resolution: the statistics of a measurement, its file, and the largest size in a budget."""
 import math
-import os
 import warnings
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
 from functools import cache
 from os import PathLike
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, ClassVar, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
-from .limits import PARTS, largest_within
+from rs_timm.format.records import CHECKED, read_record, write_record
+from rs_timm.resolutions import check_resolutions
+
+from ..engines import OLD_PRECISIONS
 from .machine import describe_machine, machine_differences
 
-__all__ = ['LatencyRow', 'LatencyTable', 'Timing', 'least_calls']
+__all__ = ['IF_NONE', 'PARTS', 'LatencyRow', 'LatencyTable', 'Limits', 'Timing', 'check_if_none', 'least_calls',
+           'no_resolution_fits']
 
+PARTS = ('network', 'preprocessing', 'total')
+IF_NONE = ('error', 'smallest')
 FORMAT = 1
 _KIND = 'rs_timm latency table'
 _CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A budget: at least one of three limits; where there are several, all must be kept.
+
+    >>> str(Limits(fps=40, madds=2e9))
+    'at most 25 ms (40 per second), at most 2000 million MAdds'
+
+    Args:
+        ms: milliseconds that a call may take, at its p95.
+        fps: pictures per second: a call with a batch of n may take n / fps seconds, at its p95.
+        madds: multiply-adds per picture.
+        batch: pictures per call.
+
+    Raises:
+        ValueError: no limit, one that is not positive, or an empty batch.
+    """
+
+    ms: Optional[float] = None
+    fps: Optional[float] = None
+    madds: Optional[float] = None
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ('ms', 'fps', 'madds') if getattr(self, name) is not None}
+        if not given:
+            raise ValueError('a budget needs a limit: ms=8 (milliseconds), fps=30 (pictures per second) or madds=2e9.')
+        for name, value in {**given, 'batch': self.batch}.items():
+            if isinstance(value, bool) or not value > 0:
+                raise ValueError(f'{name}={value!r}: it must be positive.')
+
+    @property
+    def milliseconds(self) -> Optional[float]:
+        """The p95 in milliseconds that a call may have; None without such a limit."""
+        limits = [self.ms, 1e3 * self.batch / self.fps if self.fps is not None else None]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def allow(self, p95_ms: Optional[float], madds: Optional[int]) -> bool:
+        """Whether both figures fit, which what is not a number does not; a figure without a limit may be None."""
+        in_time = self.milliseconds is None or (p95_ms is not None and p95_ms <= self.milliseconds)
+        return in_time and (self.madds is None or (madds is not None and madds <= self.madds))
+
+    def __str__(self) -> str:
+        parts = []
+        if self.ms is not None:
+            parts.append(f'at most {self.ms:g} ms')
+        if self.fps is not None:
+            parts.append(f'at most {1e3 * self.batch / self.fps:g} ms ({self.fps:g} per second)')
+        if self.madds is not None:
+            parts.append(f'at most {self.madds / 1e6:g} million MAdds')
+        return ', '.join(parts)
+
+
+def check_if_none(if_none: str) -> None:
+    """Raise ValueError unless it is one of IF_NONE."""
+    if if_none not in IF_NONE:
+        raise ValueError(f"if_none={if_none!r}: choose 'error' or 'smallest'.")
+
+
+def no_resolution_fits(
+        limits: Limits,
+        smallest: int,
+        p95_ms: Optional[float],
+        madds: Optional[int],
+        if_none: str,
+) -> int:
+    """The smallest resolution if that was asked for, else a ValueError that says what it takes."""
+    if if_none == 'smallest':
+        return smallest
+    takes = [f'{p95_ms:.3g} ms'] if p95_ms is not None else []
+    if limits.madds is not None and madds is not None:
+        takes.append(f'{madds / 1e6:.4g} million MAdds')
+    raise ValueError(f"no resolution fits ({limits}): the smallest, {smallest} px, takes {' and '.join(takes)}; raise "
+                     "the budget, or pass if_none='smallest'.")
 
 
 @dataclass(frozen=True)
@@ -36,6 +115,15 @@ class Timing:
     p95_ms: float
     p95_low_ms: float
     p95_high_ms: float
+
+    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
+
+    def __post_init__(self) -> None:
+        times = self.p50_ms, self.p95_ms, self.p95_high_ms
+        if not (self.calls > 0 and 0. <= self.p50_ms <= self.p95_ms <= self.p95_high_ms < math.inf
+                and 0. <= self.p95_low_ms <= self.p95_ms and 0. <= self.mean_ms < math.inf):
+            raise ValueError(f'times {times} of {self.calls} calls with the mean {self.mean_ms}: none can be negative, '
+                             'and p50, p95 and its upper bound grow in that order')
 
     @classmethod
     def of(cls, nanoseconds: Iterable[int]) -> 'Timing':
@@ -102,6 +190,14 @@ class LatencyRow:
     total: Optional[Timing] = None
     madds: Optional[int] = None
 
+    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
+
+    def __post_init__(self) -> None:
+        check_resolutions((self.resolution,))
+        if self.batch < 1 or not self.network.p50_ms > 0. or (self.madds is not None and self.madds < 0):
+            raise ValueError(f'batch {self.batch}, p50 of the network {self.network.p50_ms} ms, {self.madds} '
+                             'multiply-adds: the first two are positive, and the third is not negative')
+
     @property
     def per_second(self) -> float:
         """Pictures per second of the network, one call after the other."""
@@ -124,7 +220,7 @@ class LatencyRow:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What was measured, on what, and when."""
+    """The result of a measurement: of which session, where, when, and a row for each resolution and batch size."""
 
     model: str
     engine: str
@@ -135,6 +231,14 @@ class LatencyTable:
     machine: Mapping[str, Any]
     measured: str
     rows: Tuple[LatencyRow, ...]
+
+    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'precision', OLD_PRECISIONS.get(self.precision, self.precision))
+        keys = [(row.resolution, row.batch) for row in self.rows]
+        if len(set(keys)) < len(keys):
+            raise ValueError('two rows are of the same resolution and batch')
 
     def row(self, resolution: int, batch: int = 1) -> LatencyRow:
         """The row of a resolution in pixels and a batch size; ValueError if it was not measured."""
@@ -156,15 +260,53 @@ class LatencyTable:
         """This table with more rows, which replace those of the same resolution and batch."""
         merged = {(row.resolution, row.batch): row for row in (*self.rows, *rows)}
         ordered = sorted(merged.items(), key=lambda item: (-item[0][0], item[0][1]))
-        return LatencyTable(**{**self._header(), 'rows': tuple(row for _, row in ordered)})
+        return replace(self, rows=tuple(row for _, row in ordered))
 
     def milliseconds(self, batch: int = 1, part: str = 'network') -> Dict[int, float]:
         """Mean milliseconds per picture at each resolution: what LoadController and fit_cascade take as costs."""
         return {size: row.timing(part).mean_ms / batch for size, row in self.at_batch(batch).items()}
 
-    def largest_within(self, **budget: Any) -> int:
-        """The largest resolution of the table that fits: see `rs_timm.runtime.largest_within`."""
-        return largest_within(self, **budget)
+    def largest_within(
+            self,
+            *,
+            ms: Optional[float] = None,
+            fps: Optional[float] = None,
+            madds: Optional[float] = None,
+            batch: int = 1,
+            part: str = 'network',
+            if_none: str = 'error',
+    ) -> int:
+        """The largest resolution whose measured p95, or whose multiply-adds, fit.
+
+        >>> rows = [LatencyRow(size, 1, Timing.of([size * 50_000] * 100)) for size in (224, 160)]
+        >>> table = LatencyTable('net', 'engine', 'float32', 'speed', 2, {}, {}, '2026-01-01', tuple(rows))
+        >>> table.largest_within(ms=10)  # 224 px takes 11.2 ms, 160 px takes 8
+        160
+
+        Args:
+            ms: milliseconds that a call may take.
+            fps: pictures per second, one call after the other.
+            madds: multiply-adds per picture.
+            batch: pictures per call: of the rows of the table with this batch.
+            part: 'network', or 'total' to count preprocessing in.
+            if_none: 'error', or 'smallest' to take the smallest resolution where none fits.
+
+        Raises:
+            ValueError: no limit given, nothing measured at this batch, multiply-adds not known, or nothing fits.
+        """
+        check_if_none(if_none)
+        limits = Limits(ms, fps, madds, batch)
+        rows = self.at_batch(batch)
+        unknown = sorted(size for size, row in rows.items() if madds is not None and row.madds is None)
+        if unknown:
+            raise ValueError(f'the multiply-adds at {unknown} px are not in the latency table: measure again, or give '
+                             'ms or fps alone.')
+        timed = limits.milliseconds is not None
+        p95 = {size: row.timing(part).p95_ms if timed else None for size, row in rows.items()}
+        fitting = [size for size, row in rows.items() if limits.allow(p95[size], row.madds)]
+        smallest = min(rows)
+        return max(fitting) if fitting else no_resolution_fits(
+            limits, smallest, p95[smallest], rows[smallest].madds, if_none)
 
     def check(self, session: Any) -> None:
         """Compare the table with what it is to be used for.
@@ -180,49 +322,27 @@ class LatencyTable:
                  if getattr(self, key) != value]
         if wrong:
             raise ValueError(f"the latency table is of another session ({'; '.join(wrong)}): measure this one with "
-                             'rs-timm bench, or rs_timm.runtime.measure(session).')
-        versions = dict(session.versions)
+                             'rs-timm bench, or rs_timm.runtime.measure_latency(session).')
         differences = machine_differences(self.machine, describe_machine())
-        differences += [f'{name} {self.versions.get(name)}, here {version}' for name, version in versions.items()
-                        if self.versions.get(name) != version]
+        differences += [f'{name} {self.versions.get(name)}, here {version}' for name, version
+                        in session.versions.items() if self.versions.get(name) != version]
         if differences:
             warnings.warn(f"the latency table was measured elsewhere ({'; '.join(differences)}): its milliseconds may "
                           'not hold here; measure again with rs-timm bench.', stacklevel=2)
 
     def save(self, path: Union[str, 'PathLike[str]']) -> None:
         """Write the table as JSON, in one step: a reader sees the old file or the new one."""
-        content = dict(format=FORMAT, kind=_KIND, **self._header(), rows=[asdict(row) for row in self.rows])
-        temporary = f'{os.fspath(path)}.part'
-        with open(temporary, 'w', encoding='utf-8') as stream:
-            json.dump(content, stream, indent=1)
-            stream.write('\n')
-        os.replace(temporary, path)
-
-    def _header(self) -> Dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != 'rows'}
+        write_record(self, path, _KIND, FORMAT)
 
     @classmethod
     def load(cls, path: Union[str, 'PathLike[str]']) -> 'LatencyTable':
         """Read what `save` wrote. `check(session)` says whether it is of the session at hand.
 
         Raises:
-            ValueError: not such a file, or one of a later format.
+            ValueError: not such a file, one of another format, or figures that cannot be; it names file and field.
             OSError: no such file, or one that cannot be read.
         """
-        with open(path, encoding='utf-8') as stream:
-            try:
-                content = json.load(stream)
-            except ValueError as error:
-                raise ValueError(f'{os.fspath(path)} is not JSON: {error}.') from error
-        if not isinstance(content, dict) or content.pop('kind', None) != _KIND:
-            raise ValueError(f'{os.fspath(path)} is not a latency table: rs-timm bench --out writes one.')
-        if content.pop('format', None) != FORMAT:
-            raise ValueError(f'{os.fspath(path)} has another format than {FORMAT}, which this version reads: measure '
-                             'again with rs-timm bench.')
-        try:
-            return cls(**{**content, 'rows': tuple(_row(row) for row in content['rows'])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f'{os.fspath(path)} is a damaged latency table: {error}.') from error
+        return read_record(cls, path, _KIND, FORMAT, 'measure again with rs-timm bench --out')
 
     def __str__(self) -> str:
         """The table as text, a line for each row."""
@@ -230,11 +350,6 @@ class LatencyTable:
         parts = [part for part in ('preprocessing', 'total') if any(getattr(row, part) for row in self.rows)]
         header += ''.join(f' {part + " p50":>17} {"p95":>9}' for part in parts) + f' {"MAdds, M":>9}'
         return '\n'.join([header, *(_line(row, parts) for row in self.rows)])
-
-
-def _row(content: Mapping[str, Any]) -> LatencyRow:
-    timings = {name: Timing(**content[name]) for name in PARTS if content.get(name)}
-    return LatencyRow(**{**content, **timings})
 
 
 def _line(row: LatencyRow, parts: Sequence[str]) -> str:
