@@ -1,7 +1,7 @@
 """The rule by which a size that was not trained gets its BatchNorm set (Section 4.3 of the paper), in one place.
 
 Arithmetic alone, on numpy arrays and torch tensors alike: the layers, the exported programs and the readers of files
-all compute with these functions. Only the ONNX nodes of `rs_timm.export.choice` are a second writing.
+all compute with these functions. Only the ONNX nodes of `rs_timm.export.onnx_graph` are a second writing.
 """
 from typing import Any, Dict, Mapping, Sequence, Tuple
 

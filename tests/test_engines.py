@@ -19,19 +19,19 @@ def test_the_first_installed_engine_is_taken(monkeypatch):
     for name in ENGINES:
         pytest.importorskip(name)
     assert installed_engines() == ENGINES
-    assert create_engine(None, 'fp32', None).name == 'openvino'
+    assert create_engine(None, 'float32', None).name == 'openvino'
     without(monkeypatch, 'openvino')
-    assert create_engine(None, 'fp32', None, of_torch=True).name == 'onnxruntime'
-    assert create_engine(None, 'bf16', None, of_torch=True).name == 'torch', 'ONNX Runtime cannot do bf16'
+    assert create_engine(None, 'float32', None, of_torch=True).name == 'onnxruntime'
+    assert create_engine(None, 'bfloat16', None, of_torch=True).name == 'torch', 'ONNX Runtime cannot do bf16'
     without(monkeypatch, 'openvino', 'onnxruntime')
-    assert create_engine(None, 'fp32', None, of_torch=True).name == 'torch'
+    assert create_engine(None, 'float32', None, of_torch=True).name == 'torch'
     assert installed_engines() == ('torch',)
 
 
 def test_no_engine_names_the_extras(monkeypatch):
     without(monkeypatch, 'openvino', 'onnxruntime')
-    with pytest.raises(ImportError, match=r"file in fp32: pip install 'rs_timm\[openvino\]' .*\[onnxruntime\]"):
-        create_engine(None, 'fp32', None)
+    with pytest.raises(ImportError, match=r"file in float32: pip install 'rs_timm\[openvino\]' .*\[onnxruntime\]"):
+        create_engine(None, 'float32', None)
     with pytest.raises(ImportError, match='runs this model in int8'):
         create_engine(None, 'int8', None, of_torch=True)
 
@@ -40,7 +40,7 @@ def test_no_engine_names_the_extras(monkeypatch):
 def test_an_absent_engine_names_its_extra(monkeypatch, name):
     without(monkeypatch, name)
     with pytest.raises(ImportError, match=rf"engine {name} is not installed: pip install 'rs_timm\[{name}\]'"):
-        create_engine(name, 'fp32', None)
+        create_engine(name, 'float32', None)
 
 
 def test_every_remedy_is_an_extra():
@@ -54,12 +54,12 @@ def test_every_remedy_is_an_extra():
 
 
 @pytest.mark.parametrize('args, message', [
-    (('tensorrt', 'fp32', None), 'engine .tensorrt. is unknown: choose one of openvino, onnxruntime, torch'),
-    (('openvino', 'fp8', None), 'precision .fp8. is unknown: choose one of fp32, bf16, int8'),
-    (('openvino', 'fp32', 0), 'threads=0: give a positive whole number'),
-    (('openvino', 'fp32', True), 'threads=True'),
-    (('openvino', 'fp32', 1.5), 'threads=1.5'),
-    (('torch', 'fp32', None), 'the torch engine runs torch models, not exported files: give the session the model'),
+    (('tensorrt', 'float32', None), 'engine .tensorrt. is unknown: choose one of openvino, onnxruntime, torch'),
+    (('openvino', 'fp8', None), 'precision .fp8. is unknown: choose one of float32, bfloat16, int8'),
+    (('openvino', 'float32', 0), 'threads=0: give a positive whole number'),
+    (('openvino', 'float32', True), 'threads=True'),
+    (('openvino', 'float32', 1.5), 'threads=1.5'),
+    (('torch', 'float32', None), 'the torch engine runs torch models, not exported files: give the session the model'),
 ])
 def test_what_cannot_be(args, message):
     with pytest.raises(ValueError, match=message):
@@ -67,7 +67,7 @@ def test_what_cannot_be(args, message):
 
 
 @pytest.mark.parametrize('name, precision, able', [
-    ('onnxruntime', 'bf16', 'fp32, int8'), ('torch', 'int8', 'fp32, bf16')])
+    ('onnxruntime', 'bfloat16', 'float32, int8'), ('torch', 'int8', 'float32, bfloat16')])
 def test_a_precision_that_an_engine_cannot_do(name, precision, able):
     with pytest.raises(ValueError, match=f'engine {name} cannot run in {precision}: it can in {able}'):
         create_engine(name, precision, None, of_torch=True)
@@ -86,9 +86,9 @@ def test_a_cpu_without_bfloat16(monkeypatch):
             return ['FP32', 'INT8']
 
     monkeypatch.setattr(openvino, 'Core', OldCore)
-    with pytest.raises(ValueError, match='this CPU has no bfloat16 arithmetic.* take fp32 or int8'):
-        create_engine('openvino', 'bf16', None)
-    assert create_engine('openvino', 'fp32', None).name == 'openvino'
+    with pytest.raises(ValueError, match='this CPU has no bfloat16 arithmetic.* take float32 or int8'):
+        create_engine('openvino', 'bfloat16', None)
+    assert create_engine('openvino', 'float32', None).name == 'openvino'
 
 
 @pytest.mark.parametrize('name', ENGINES)
@@ -96,7 +96,7 @@ def test_versions_are_those_installed(name):
     from importlib.metadata import version
 
     pytest.importorskip(name)
-    versions = create_engine(name, 'fp32', None, of_torch=True).versions()
+    versions = create_engine(name, 'float32', None, of_torch=True).versions()
     assert versions[name].startswith(version(name).split('+')[0].rpartition('.')[0])
 
 
@@ -105,11 +105,11 @@ def test_memory_that_was_freed_goes_back():
     pytest.importorskip('psutil')
     script = (
         'import gc, psutil\n'
-        'from rs_timm.runtime.heap import _trim, give_back\n'
+        'from rs_timm.runtime.networks import _malloc_trim, release_free_memory\n'
         'blocks = [bytearray(4000) for _ in range(20_000)]\n'
         'last = bytearray(4000)\n'
         'before = psutil.Process().memory_info().rss\n'
-        'del blocks; gc.collect(); give_back()\n'
-        'print(_trim() is None or before - psutil.Process().memory_info().rss > 40e6)\n')
+        'del blocks; gc.collect(); release_free_memory()\n'
+        'print(_malloc_trim() is None or before - psutil.Process().memory_info().rss > 40e6)\n')
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == 'True'

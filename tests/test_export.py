@@ -17,8 +17,8 @@ onnx = pytest.importorskip('onnx')
 
 from onnx import numpy_helper  # noqa: E402
 
-from rs_timm.export import export_onnx, max_difference, onnx_model, split_onnx, write  # noqa: E402
-from rs_timm.runtime import read_info, read_model, specialise  # noqa: E402
+from rs_timm.export import export_onnx, max_difference, onnx_file, onnx_model, split_onnx  # noqa: E402
+from rs_timm.runtime import extract_onnx, read_info, read_model  # noqa: E402
 
 NOT_SQUARE = ((32, 64), (64, 33), (47, 48))
 
@@ -114,7 +114,7 @@ def test_unusual_networks(unusual, name):
     proto = onnx_model(unusual)
     for size in (64, 40, 32):
         x = images(2, size)
-        for graph in (proto, specialise(proto, size), specialise(proto, size, fold=False)):
+        for graph in (proto, extract_onnx(proto, size), extract_onnx(proto, size, fold=False)):
             assert_same(engine(name, graph)(images=x.numpy()), unusual(x))
 
 
@@ -137,7 +137,7 @@ def test_several_outputs(random_statistics, tmp_path):
     assert [output.name for output in proto.graph.output] == ['features_0', 'features_1']
     assert (read_info(file).task, read_info(file).num_classes) == ('features', 0)
     x = images(1, 48)
-    for graph in (proto, specialise(proto, 48)):
+    for graph in (proto, extract_onnx(proto, 48)):
         assert_same(engine('onnxruntime', graph)(images=x.numpy()), model(x))
     assert max_difference(model, file, 64) < TOLERANCE
 
@@ -163,7 +163,7 @@ def test_the_file_is_hardly_larger_than_a_plain_network(random_statistics, base,
         warnings.simplefilter('ignore')  # the exporter is deprecated
         torch.onnx.export(rs_timm.extract(model, 224), (torch.zeros(1, 3, 224, 224),), plain, dynamo=False)
     assert bare.ByteSize() < allowed * len(plain.getvalue())
-    assert onnx_model(model).ByteSize() < allowed * specialise(onnx_model(model), 224).ByteSize()
+    assert onnx_model(model).ByteSize() < allowed * extract_onnx(onnx_model(model), 224).ByteSize()
 
 
 def test_scales_of_channels_that_hardly_vary(random_statistics):
@@ -177,7 +177,7 @@ def test_scales_of_channels_that_hardly_vary(random_statistics):
     proto = onnx_model(model)
     for size in (*SIZES, *UNSEEN):
         expected = model(images(1, size)).detach()
-        for graph in (proto, specialise(proto, size)):
+        for graph in (proto, extract_onnx(proto, size)):
             assert_same(engine('onnxruntime', graph)(images=images(1, size).numpy()), expected)
 
 
@@ -261,7 +261,7 @@ def test_a_graph_that_depends_on_the_size_is_refused_and_can_be_split(random_sta
 @torch.no_grad()
 def test_weights_beyond_the_limit_lie_beside_the_file(model, tmp_path, monkeypatch):
     whole = export_onnx(model, tmp_path / 'whole.onnx')
-    monkeypatch.setattr(write, 'LIMIT', 1000)
+    monkeypatch.setattr(onnx_file, 'LIMIT', 1000)
     file = export_onnx(model, tmp_path / 'parts.onnx')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['parts.onnx', 'parts.onnx.data', 'whole.onnx']
     assert file.stat().st_size < whole.stat().st_size / 2

@@ -12,7 +12,7 @@ from tests.exported import SIZES, network
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
-from rs_timm.runtime import read_info, read_model, specialise  # noqa: E402
+from rs_timm.runtime import extract_onnx, read_info, read_model  # noqa: E402
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_one_file(cli, folder, tmp_path):
     file = tmp_path / 'net.onnx'
     status, (head, *rows), errors = cli('export', folder, file)
     assert (status, errors) == (0, []) and head.startswith(f'{file}: switchable:test_resnet, ')
-    ratio = file.stat().st_size / specialise(read_model(file), 64).ByteSize()
+    ratio = file.stat().st_size / extract_onnx(read_model(file), 64).ByteSize()
     assert f'{file.stat().st_size / 1e6:.1f} MB, {ratio:.3f} times' in head
     assert list(differences(rows)) == list(SIZES) and max(differences(rows).values()) < 2e-5
     model = timm.create_model(f'local-dir:{folder}', pretrained=True)

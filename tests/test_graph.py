@@ -16,7 +16,7 @@ onnx = pytest.importorskip('onnx')
 from onnx import numpy_helper  # noqa: E402
 
 from rs_timm.export import export_onnx, onnx_model  # noqa: E402
-from rs_timm.runtime import read_info, specialise  # noqa: E402
+from rs_timm.runtime import extract_onnx, read_info  # noqa: E402
 
 ROOT = Path(rs_timm.__file__).parent.parent
 
@@ -48,7 +48,7 @@ def test_specialised_is_extracted(random_statistics, interpolation, fold, name):
     proto = onnx_model(model)
     for resolution in (*SIZES, *UNSEEN):
         x = images(2, resolution)
-        plain = specialise(proto, resolution, batch=2, fold=fold)
+        plain = extract_onnx(proto, resolution, batch=2, fold=fold)
         assert_same(engine(name, plain)(images=x.numpy()), rs_timm.extract(model, resolution)(x))
 
 
@@ -61,9 +61,9 @@ def test_files_that_store_the_first_variances_too(proto):
     assert len(others) == len(SIZES) - 1
     table.CopyFrom(numpy_helper.from_array(np.concatenate([np.ones_like(others[:1]), others]), table.name))
     for resolution in (*SIZES, 40):
-        assert weights(specialise(earlier, resolution)).keys() == weights(specialise(proto, resolution)).keys()
-        for name, values in weights(specialise(proto, resolution)).items():
-            np.testing.assert_array_equal(weights(specialise(earlier, resolution))[name], values)
+        assert weights(extract_onnx(earlier, resolution)).keys() == weights(extract_onnx(proto, resolution)).keys()
+        for name, values in weights(extract_onnx(proto, resolution)).items():
+            np.testing.assert_array_equal(weights(extract_onnx(earlier, resolution))[name], values)
 
 
 @pytest.mark.parametrize('base, fold, layers', [
@@ -75,7 +75,7 @@ def test_files_that_store_the_first_variances_too(proto):
 def test_nothing_of_the_choice_is_left(random_statistics, base, fold, layers):
     model = network(random_statistics, base, resolutions=(64, 32))
     proto = onnx_model(model)
-    plain = specialise(proto, 48, batch=1, fold=fold)
+    plain = extract_onnx(proto, 48, batch=1, fold=fold)
     onnx.checker.check_model(plain, full_check=True)
     names = [node.name for node in plain.graph.node] + [t.name for t in plain.graph.initializer]
     assert not [name for name in names if name.startswith('rs_timm/')]
@@ -92,43 +92,43 @@ def test_weights_stay_shared_unless_folded(proto):
     shared = {name: value for name, value in weights(proto).items() if name.endswith('weight')}
     assert len(shared) > 5
     for resolution in (64, 40):
-        plain = weights(specialise(proto, resolution, fold=False))
+        plain = weights(extract_onnx(proto, resolution, fold=False))
         assert all(np.array_equal(plain[name], value) for name, value in shared.items())
 
 
 def test_sizes_and_batch_are_fixed_as_asked(proto):
-    one = specialise(proto, 48, batch=3)
+    one = extract_onnx(proto, 48, batch=3)
     assert [dimensions(v) for v in (*one.graph.input, *one.graph.output)] == [[3, 3, 48, 48], [3, 7]]
-    any_batch = specialise(proto, 40)
+    any_batch = extract_onnx(proto, 40)
     assert dimensions(any_batch.graph.input[0]) == ['batch', 3, 40, 40]
     assert dimensions(any_batch.graph.output[0]) == ['batch', 7]
 
 
 @torch.no_grad()
 def test_the_input_resolution_is_gone(model):
-    plain = specialise(onnx_model(model, choice='input'), 40, batch=2)
+    plain = extract_onnx(onnx_model(model, choice='input'), 40, batch=2)
     assert [value.name for value in plain.graph.input] == ['images']
     assert_same(engine('onnxruntime', plain)(images=images(2, 40).numpy()), rs_timm.extract(model, 40)(images(2, 40)))
 
 
 def test_the_file_is_left_as_it_was(proto):
     before = proto.SerializeToString(deterministic=True)
-    specialise(proto, 40)
+    extract_onnx(proto, 40)
     assert proto.SerializeToString(deterministic=True) == before
 
 
 def test_a_plain_file_can_be_given_a_batch_but_no_other_size(proto):
-    plain = specialise(proto, 48)
-    again = specialise(plain, 48, batch=4)
+    plain = extract_onnx(proto, 48)
+    again = extract_onnx(plain, 48, batch=4)
     assert dimensions(again.graph.input[0]) == [4, 3, 48, 48] and weights(again).keys() == weights(plain).keys()
     with pytest.raises(ValueError, match='for 48 alone, not for 64'):
-        specialise(plain, 64)
+        extract_onnx(plain, 64)
 
 
 @pytest.mark.parametrize('arguments', [dict(resolution=0), dict(resolution=48.5), dict(resolution=48, batch=0)])
 def test_what_specialise_refuses(proto, arguments):
     with pytest.raises(ValueError, match='not a positive whole number'):
-        specialise(proto, **arguments)
+        extract_onnx(proto, **arguments)
 
 
 def test_a_process_without_torch_serves(model, tmp_path):
@@ -137,8 +137,8 @@ def test_a_process_without_torch_serves(model, tmp_path):
     np.save(tmp_path / 'images.npy', images(2, 40).numpy())
     code = f'''
 import sys, numpy, onnxruntime
-from rs_timm.runtime import read_info, read_model, specialise
-plain = specialise(read_model({str(file)!r}), 40, batch=2)
+from rs_timm.runtime import extract_onnx, read_info, read_model
+plain = extract_onnx(read_model({str(file)!r}), 40, batch=2)
 session = onnxruntime.InferenceSession(plain.SerializeToString(), providers=['CPUExecutionProvider'])
 images = numpy.load({str(tmp_path / 'images.npy')!r})
 numpy.save({str(tmp_path / 'logits.npy')!r}, session.run(None, dict(images=images))[0])

@@ -18,7 +18,7 @@ ALLOWED = {
     'pictures': set(),
     'tensor_files': {'atomic'},
     'format': {'atomic', 'interpolation', 'resolutions'},
-    'runtime': {'atomic', 'format', 'resolutions', 'pictures'},
+    'runtime': {'atomic', 'export', 'format', 'layers', 'resolutions', 'pictures'},  # of torch models
     'predict': {'atomic', 'format', 'pictures', 'resolutions', 'runtime'},
     'loss': set(),
     'evaluation': {'layers', 'loss', 'segmentation'},
@@ -31,7 +31,7 @@ ALLOWED = {
     'card': {'atomic', 'layers', 'analysis'},
     'hub': {'atomic', 'layers', 'models', 'card', 'analysis', 'quantization', 'tensor_files'},
     'training': {'atomic', 'evaluation', 'segmentation', 'layers', 'models', 'data', 'loss'},
-    'export': {'atomic', 'interpolation', 'layers', 'resolutions', 'analysis', 'format', 'runtime'},
+    'export': {'atomic', 'interpolation', 'layers', 'resolutions', 'analysis', 'format'},
     'run': {'training'},  # for --mred, and not before it is asked for
     'cli': {'commands'},
     'commands': {

@@ -40,8 +40,8 @@ def test_bracket_names_the_neighbours_and_the_share_of_the_lower(resolution, exp
 @pytest.mark.parametrize('mode', INTERPOLATIONS)
 def test_the_weights_of_arrays_and_of_onnx_are_those_of_the_two_neighbours(sizes, mode):
     onnx, reference = pytest.importorskip('onnx'), pytest.importorskip('onnx.reference')
-    from rs_timm.export.choice import RESOLUTION, Choice
-    from rs_timm.export.tables import Tables
+    from rs_timm.export.network import Tables
+    from rs_timm.export.onnx_graph import RESOLUTION, Choice
 
     names = ('gamma', 'beta', 'mean', 'variance') if mode == 'params' else ('scale', 'shift')
     table = np.ones((len(sizes), 1), np.float32)

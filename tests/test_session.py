@@ -13,7 +13,7 @@ from PIL import Image
 import rs_timm
 from rs_timm.data import ImageError, image_transform
 from rs_timm.runtime import Session
-from rs_timm.runtime.session import _parts
+from rs_timm.runtime.networks import powers_of_two
 
 onnx = pytest.importorskip('onnx')
 RESOLUTIONS = (64, 48, 32)
@@ -102,7 +102,7 @@ def test_every_batch(engine, source, model, count):
 
 def test_parts_are_powers_of_two_that_cover_the_batch():
     for count in (*range(1, 130), 1000):
-        parts = _parts(count)
+        parts = powers_of_two(count)
         assert [start for start, _ in parts] == [0, *(stop for _, stop in parts[:-1])] and parts[-1][1] == count
         sizes = [stop - start for start, stop in parts]
         assert all(size in (1, 2, 4, 8, 16, 32) for size in sizes) and sizes == sorted(sizes, reverse=True)
@@ -114,7 +114,7 @@ def test_bfloat16_is_near(model, file):
     reference = expected(model, x)
     for engine in ('openvino', 'torch'):
         try:
-            session = Session(model if engine == 'torch' else file, installed(engine), 'bf16')
+            session = Session(model if engine == 'torch' else file, installed(engine), 'bfloat16')
         except ValueError:
             pytest.skip('this CPU has no bfloat16')
         logits = session.run(x)
@@ -331,7 +331,7 @@ def test_shared_memory_is_one_network_for_all_sizes(engine, file, model):
         x = batch(count, resolution)
         assert_close(session.run(x), expected(model, x))
     session.prepare()
-    assert len(session._networks) == 1
+    assert len(session._networks.compiled) == 1
 
 
 def test_torch_shares_anyway(model):
@@ -349,7 +349,7 @@ def test_shared_memory_of_a_graph_that_is_told_the_resolution(model, tmp_path):
 @pytest.mark.parametrize('name', [name for name in ENGINES if name != 'torch'])  # which runs no files
 def test_a_file_of_one_resolution(model, file, tmp_path, name):
     engine = installed(name)
-    onnx.save(rs_timm.runtime.specialise(onnx.load(file), 48), tmp_path / 'plain.onnx')
+    onnx.save(rs_timm.runtime.extract_onnx(onnx.load(file), 48), tmp_path / 'plain.onnx')
     for memory in ('speed', 'shared'):
         session = Session(tmp_path / 'plain.onnx', engine, memory=memory)
         assert session.resolutions == (48,) and session.resolution == 48
@@ -365,8 +365,8 @@ def test_a_file_of_one_resolution(model, file, tmp_path, name):
     (dict(precision='int8', memory='shared', calibration=['a.jpg']), 'activations differ between resolutions'),
     (dict(precision='int8'), 'needs pictures to calibrate with'),
     (dict(precision='int8', calibration=[]), 'calibration is empty'),
-    (dict(calibration=['a.jpg']), "are for precision='int8', not for 'fp32'"),
-    (dict(cache_dir='somewhere'), "are for precision='int8', not for 'fp32'"),
+    (dict(calibration=['a.jpg']), "are for precision='int8', not for 'float32'"),
+    (dict(cache_dir='somewhere'), "are for precision='int8', not for 'float32'"),
 ])
 def test_options_that_do_not_go_together(file, kwargs, message):
     with pytest.raises(ValueError, match=message):

@@ -107,14 +107,13 @@ def plain_graph(model: nn.Module, resolution: int) -> Any:
 
 def engine_network(session: Session, resolution: int) -> Run:
     """The engine's own network of a session for one picture, without the session around it."""
-    session.prepare((resolution,))
-    networks = session._networks  # private: what is measured is the session's share
-    return networks.get((resolution, 1)) or networks[resolution, None]
+    return session._networks.get(resolution, 1)  # private: what is measured is the session's share
 
 
 def without_engine(session: Session) -> Session:
     """The same session with networks that answer at once: what is left is its own work."""
     session.prepare()
-    bare, answer = copy(session), np.zeros((1, 1), np.float32)
-    bare._networks = dict.fromkeys(session._networks, lambda images: answer)
+    bare, answer = object.__new__(Session), np.zeros((1, 1), np.float32)
+    bare.__dict__.update(vars(session), _networks=copy(session._networks))
+    bare._networks.compiled = dict.fromkeys(session._networks.compiled, lambda images: answer)
     return bare

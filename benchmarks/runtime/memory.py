@@ -62,12 +62,12 @@ def _session(kind: str, engine: str, precision: str, threads: int, resolutions: 
 
 def _separate(engine: str, precision: str, threads: int, resolutions: List[int], sources: List[str]) -> Any:
     from rs_timm.runtime.engines import create_engine
-    from rs_timm.runtime.heap import give_back
+    from rs_timm.runtime.networks import release_free_memory
     made = create_engine(engine, precision, threads, of_torch=engine == 'torch')
     networks: List[Callable[[np.ndarray], np.ndarray]] = []
     for resolution, source in zip(resolutions, sources):
         networks.append(made.compile(_plain(engine, precision, source, resolution), 1))
-        give_back()  # as a session does
+        release_free_memory()  # as a session does
         networks[-1](_picture(resolution))
     return networks
 

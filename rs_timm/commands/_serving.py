@@ -11,7 +11,7 @@ import numpy as np
 
 from rs_timm.predict.collection import open_collection
 from rs_timm.runtime import Session
-from rs_timm.runtime.engines import ENGINES, PRECISIONS
+from rs_timm.runtime.engines import ENGINES, OLD_PRECISIONS, PRECISIONS
 from rs_timm.runtime.policy.machine import describe_machine
 
 from ._arguments import positive_int
@@ -29,7 +29,8 @@ def add_session_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         'engine', 'used for exported files, folders, tar files and --out, or where one of these is given')
     group.add_argument('--engine', choices=ENGINES, help='default: the fastest installed')
-    group.add_argument('--precision', choices=PRECISIONS, help='default: fp32')
+    group.add_argument('--precision', type=lambda name: OLD_PRECISIONS.get(name, name), choices=PRECISIONS,
+                       help='default: float32')
     group.add_argument('--threads', type=positive_int, metavar='N',
                        help="of the network (default: the engine's choice; under torchrun, this process's part of the "
                             'cores)')
@@ -69,7 +70,7 @@ def open_session(args: argparse.Namespace) -> Tuple[Session, str]:
     model, digest = _exported(args) if is_exported(args.model) else _named(args)
     on_device = args.engine is None and args.device != 'cpu'
     session = Session(
-        model, 'torch' if on_device else args.engine, args.precision or 'fp32', args.threads or _part_of_the_cores(),
+        model, 'torch' if on_device else args.engine, args.precision or 'float32', args.threads or _part_of_the_cores(),
         calibration=args.calibration and pictures_below(args.calibration, CALIBRATION), cache_dir=args.cache_dir)
     if session.engine_name != 'torch' and args.device != 'cpu':
         raise ValueError(f'--device {args.device} is for --engine torch; {session.engine_name} runs on the CPU.')

@@ -88,4 +88,4 @@ def _megabytes(file: Path) -> float:
 
 
 def _ratio(file: Path, info: runtime.ModelInfo) -> float:
-    return os.path.getsize(file) / runtime.specialise(runtime.read_model(file), info.resolutions[0]).ByteSize()
+    return os.path.getsize(file) / runtime.extract_onnx(runtime.read_model(file), info.resolutions[0]).ByteSize()

@@ -21,7 +21,7 @@ from rs_timm.atomic import replacing
 from rs_timm.layers import extract, get_resolutions
 from rs_timm.resolutions import check_resolutions
 
-from .metadata import model_info
+from .network import default_torch_state, model_info
 
 __all__ = ['export_executorch', 'method_name']
 
@@ -54,7 +54,7 @@ def export_executorch(
     file = Path(path)
     if file.suffix != '.pte':
         raise ValueError(f'{file} is no name of an ExecuTorch program: name a file that ends in .pte.')
-    with _quiet():
+    with _quiet(), default_torch_state():
         try:
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower

@@ -1,31 +1,24 @@
 """A switchable network -> one ONNX file with all its BatchNorm sets, or one plain file a resolution."""
-from os import PathLike
+import math
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, Iterable, Mapping, Optional, Union
 
-import onnx
 import torch
-from onnx import helper
 from timm.utils import unwrap_model
 from torch import nn
 
-from rs_timm import __version__
-from rs_timm.analysis.cost import image_channels
-from rs_timm.format.graph import IMAGES, set_info, specialise
-from rs_timm.layers import check_resolutions, extract
+from rs_timm.atomic import replacing
+from rs_timm.format.graph import IMAGES, extract_onnx, import_onnx, read_info
+from rs_timm.layers import check_resolutions, use_resolution
 
-from .choice import RESOLUTION, Choice, apply_affine
-from .metadata import describe
-from .probe import Probe, probe
-from .tables import Tables, make_tables
-from .trace import Traced, Tracer
-from .write import check_name, write_model
+from .network import default_torch_state
 
-__all__ = ['export_onnx', 'onnx_model', 'split_onnx']
+__all__ = ['export_onnx', 'max_difference', 'onnx_model', 'split_onnx']
 
 _Path = Union[str, 'PathLike[str]']
-_OPSETS = range(13, 21)  # from the first with the operators of the choice, to the last that the exporter knows
-_CHOICES = ('shape', 'input')
+LIMIT = 2 ** 31 - 2 ** 20  # bytes of weights; protobuf ends at 2 GiB, and nodes and names need room too
+_SMALL = 1024  # bytes
 
 
 def export_onnx(
@@ -66,8 +59,9 @@ def export_onnx(
         ValueError: a network that is not switchable, that ONNX cannot express, or whose graph depends on the size of
             its input; an unknown option.
     """
-    check_name(path)
-    return write_model(onnx_model(model, choice=choice, metadata=metadata, opset=opset), path)
+    file = _checked(path)
+    _write(onnx_model(model, choice=choice, metadata=metadata, opset=opset), file)
+    return file
 
 
 def split_onnx(
@@ -90,12 +84,13 @@ def split_onnx(
     Returns:
         resolution -> file.
     """
-    file = check_name(path)
-    source = _Source(model, 'shape', metadata, opset)
+    file = _checked(path)
     files = {}
-    for resolution in check_resolutions(resolutions or source.tables.resolutions):
-        plain = specialise(source.proto(resolution), resolution)
-        files[resolution] = write_model(plain, file.with_name(f'{file.stem}_{resolution}.onnx'))
+    with default_torch_state():
+        graph = _open(model, 'shape', metadata, opset)
+        for resolution in check_resolutions(resolutions or graph.tables.resolutions):
+            files[resolution] = file.with_name(f'{file.stem}_{resolution}.onnx')
+            _write(extract_onnx(graph.build(resolution), resolution), files[resolution])
     return files
 
 
@@ -105,70 +100,85 @@ def onnx_model(
         choice: str = 'shape',
         metadata: Optional[Mapping[str, Any]] = None,
         opset: int = 17,
-) -> onnx.ModelProto:
-    """What `export_onnx` writes, in memory."""
-    source = _Source(model, choice, metadata, opset)
-    return source.proto(source.tables.resolutions[-1], any_size=True)
+) -> Any:
+    """Make the `onnx.ModelProto` that `export_onnx` writes; arguments and errors are the same."""
+    with default_torch_state():
+        graph = _open(model, choice, metadata, opset)
+        return graph.build(graph.tables.resolutions[-1], any_size=True)
 
 
-class _Source:
-    """What is read from a network once, whatever is written."""
+def _open(model: nn.Module, choice: str, metadata: Optional[Mapping[str, Any]], opset: int) -> Any:
+    import_onnx()
+    from .onnx_graph import SwitchableGraph  # not with this module: that one needs onnx
 
-    def __init__(self, model: nn.Module, choice: str, metadata: Optional[Mapping[str, Any]], opset: int) -> None:
-        if choice not in _CHOICES:
-            raise ValueError(f"choice {choice!r} is unknown: use one of {', '.join(_CHOICES)}.")
-        if opset not in _OPSETS:
-            raise ValueError(f'opset {opset} is not one of {_OPSETS[0]} to {_OPSETS[-1]}.')
-        model = unwrap_model(model)
-        self.choice, self.opset = choice, opset
-        self.tables: Tables = make_tables(model)
-        smallest = self.tables.resolutions[-1]
-        plain = extract(model, smallest).eval().float().cpu().requires_grad_(False)
-        self.channels = image_channels(plain)
-        self.seen: Probe = probe(plain, self._example(smallest, smallest), self.tables.layers)
-        self.info = describe(model, self.channels, list(self.seen.outputs.values()), choice).replace(**(metadata or {}))
-        self.tracer = Tracer(plain, list(self.tables.layers), list(self.seen.outputs), opset)
-
-    def _example(self, height: int, width: int) -> torch.Tensor:
-        return torch.zeros(2, self.channels, height, width)
-
-    def proto(self, resolution: int, any_size: bool = False) -> onnx.ModelProto:
-        """The graph as traced at `resolution` px, which with `any_size` must be that of all sizes."""
-        traced = self.tracer.trace(self._example(resolution, resolution), any_size)
-        if any_size:
-            largest = self.tables.resolutions[0]
-            others = (largest, largest), (resolution + 1, largest + 3)  # the second with odd sides
-            self.tracer.check_any_size(traced, [self._example(*sides) for sides in others])
-        proto = helper.make_model(
-            self._graph(traced),
-            opset_imports=[helper.make_opsetid('', self.opset)],
-            ir_version=traced.ir_version,
-            producer_name='rs_timm',
-            producer_version=__version__,
-        )
-        set_info(proto, self.info)
-        return proto
-
-    def _graph(self, traced: Traced) -> onnx.GraphProto:
-        """The choice in front, and its results in place of the BatchNorms."""
-        choice = Choice(self.tables, self.seen.ranks, self.choice)
-        graph = onnx.GraphProto(name=self.info.name)
-        graph.node.extend(choice.nodes)
-        for node, layer in zip(traced.nodes, traced.layers):
-            graph.node.extend([node] if layer is None else apply_affine(node, layer))
-        read = {name for node in graph.node for name in node.input}
-        graph.initializer.extend(choice.constants.values())
-        graph.initializer.extend(tensor for name, tensor in traced.constants.items() if name in read)
-        graph.input.append(_tensor(IMAGES, ['batch', self.channels, 'height', 'width']))
-        if self.choice == 'input':
-            graph.input.append(_tensor(RESOLUTION, []))
-        graph.output.extend(_tensor(name, _axes(name, output)) for name, output in self.seen.outputs.items())
-        return graph
+    return SwitchableGraph(unwrap_model(model), choice, metadata, opset)
 
 
-def _axes(name: str, output: torch.Tensor) -> List[Union[int, str]]:
-    return ['batch', *output.shape[1:2], *(f'{name}_{axis}' for axis in range(2, output.ndim))]
+def _checked(path: _Path) -> Path:
+    """The file, if it can be one: ValueError for a directory, and for a name that does not end in .onnx."""
+    file = Path(path)
+    if file.is_dir() or file.suffix != '.onnx':
+        raise ValueError(f"{file} is {'a directory' if file.is_dir() else 'no name of an ONNX file'}: name a file that "
+                         'ends in .onnx.')
+    return file
 
 
-def _tensor(name: str, shape: Sequence[Union[int, str]]) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+def _write(model: Any, file: Path) -> None:
+    """Write a model as a whole or not at all; weights beyond `LIMIT` go to NAME.onnx.data, which has to stay there."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as new:
+        if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LIMIT:
+            data = file.with_name(f'{file.name}.data')
+            with replacing(data) as new_data:
+                _move_weights(model, new_data, data.name)
+        new.write_bytes(model.SerializeToString())
+
+
+def _move_weights(model: Any, file: Path, name: str) -> None:
+    """Write the weights into `file`, and let the model say that they lie in `name` beside it.
+
+    Small constants stay: engines read shapes before they read weights.
+    """
+    external = import_onnx().TensorProto.EXTERNAL
+    with file.open('wb') as stream:
+        for tensor in (t for t in model.graph.initializer if len(t.raw_data) >= _SMALL):
+            entries = dict(location=name, offset=stream.tell(), length=stream.write(tensor.raw_data))
+            tensor.ClearField('raw_data')
+            tensor.data_location = external
+            for key, value in entries.items():
+                tensor.external_data.add(key=key, value=str(value))
+
+
+def max_difference(model: nn.Module, file: _Path, resolution: int, batch: int = 2) -> float:
+    """The largest difference between `file` in ONNX Runtime and `model` in torch, on random images of a resolution.
+
+    It is relative to the largest absolute value of the output in question; float32 arithmetic in another order gives
+    about 1e-6. Where one of them is not a number, it is infinite.
+
+    Args:
+        model: as exported, in evaluation mode, on the CPU; it follows its input meanwhile.
+        file: as written by `export_onnx` or `split_onnx`.
+        resolution: pixels.
+        batch: images.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+        ValueError: the file is not one of ours.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("the check needs ONNX Runtime: pip install 'rs_timm[onnxruntime]'.") from error
+    info = read_info(file)
+    with default_torch_state(), use_resolution(model, None):
+        images = torch.randn(batch, info.channels, resolution, resolution, generator=torch.Generator().manual_seed(0))
+        outputs = unwrap_model(model)(images)
+    feeds: Dict[str, Any] = {IMAGES: images.numpy()}
+    if info.choice == 'input':
+        feeds['resolution'] = torch.tensor(float(resolution), dtype=torch.float32).numpy()
+    session = onnxruntime.InferenceSession(fspath(file), providers=['CPUExecutionProvider'])
+    expected = [outputs] if isinstance(outputs, torch.Tensor) else list(
+        outputs.values() if isinstance(outputs, dict) else outputs)
+    pairs = zip(expected, map(torch.from_numpy, session.run(None, feeds)), strict=True)
+    differences = [((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs]
+    return max(difference if math.isfinite(difference) else math.inf for difference in differences)

@@ -2,12 +2,10 @@
 
 The sets are blended at every call, and the network is called with the result in place of its BatchNorms' tensors.
 """
-import os
 from contextlib import nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any, ContextManager, Dict, List, Mapping, Optional, Sequence, Tuple, Union
-from uuid import uuid4
 
 import torch
 from timm.utils import unwrap_model
@@ -15,14 +13,11 @@ from torch import nn
 from torch.fx.experimental import _config
 from torch.utils._pytree import tree_leaves
 
-from rs_timm.analysis.cost import image_channels
+from rs_timm.atomic import replacing
 from rs_timm.format.info import METADATA_KEY
 from rs_timm.interpolation import set_weights
-from rs_timm.layers import extract
 
-from .metadata import describe
-from .probe import probe
-from .tables import Tables, make_tables
+from .network import Tables, default_torch_state, make_tables, read_network
 
 __all__ = ['export_torch']
 
@@ -67,24 +62,19 @@ def export_torch(
     if file.suffix != '.pt2':
         raise ValueError(f'{file} is no name of a program of torch: name a file that ends in .pt2.')
     model = unwrap_model(model)
-    tables = make_tables(model)
-    plain = extract(model, tables.resolutions[0]).eval().float().cpu().requires_grad_(False)
-    example = torch.zeros(2, image_channels(plain), *(tables.resolutions[0],) * 2)
-    outputs = list(probe(plain, example).outputs.values())
-    info = describe(model, example.shape[1], outputs, 'shape').replace(**(metadata or {}))
-    network = _Blended(plain, tables)
-    program = _program(network, example)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f'.{uuid4().hex}.pt2')
-    try:
-        if compile:
-            _compile(program, temporary, info.to_json())
-            _check_compiled(temporary, network, _checked_sizes(tables.resolutions), example.shape[1])
-        else:
-            torch.export.save(program, temporary, extra_files={METADATA_KEY: info.to_json()})
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with default_torch_state():
+        tables = make_tables(model)
+        read = read_network(model, 'shape', metadata)
+        channels, description = read.info.channels, read.info.to_json()
+        network = _Blended(read.plain, tables)
+        program = _program(network, torch.zeros(2, channels, *(tables.resolutions[0],) * 2))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as new:
+            if compile:
+                _compile(program, new, description)
+                _check_compiled(new, network, _checked_sizes(tables.resolutions), channels)
+            else:
+                torch.export.save(program, new, extra_files={METADATA_KEY: description})
     return file
 
 
@@ -137,7 +127,7 @@ def _program(network: _Blended, example: torch.Tensor) -> Any:
     if any_size is None:
         raise ValueError(f'torch {torch.__version__} exports no programs of any size: that came with torch 2.6.')
     try:
-        with torch.no_grad(), _no_special_sizes():
+        with _no_special_sizes():
             return torch.export.export(network, (example,), dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},))
     except Exception as error:  # many kinds
         reason = ' '.join(str(error).split())[:300]
@@ -156,12 +146,11 @@ def _compile(program: Any, file: Path, description: str) -> None:
     from torch import _inductor
 
     try:
-        with torch.no_grad():
-            _inductor.aoti_compile_and_package(
-                program,
-                package_path=str(file),
-                inductor_configs={'aot_inductor.metadata': {METADATA_KEY: description}},
-            )
+        _inductor.aoti_compile_and_package(
+            program,
+            package_path=str(file),
+            inductor_configs={'aot_inductor.metadata': {METADATA_KEY: description}},
+        )
     except Exception as error:
         reason = ' '.join(str(error).split())[:300]
         raise RuntimeError(f'AOTInductor, which needs a C++ compiler, failed: {reason}') from error
@@ -179,7 +168,6 @@ def _checked_sizes(resolutions: Sequence[int]) -> List[Tuple[int, int, int]]:
     return [(1 + number % 3, height, width) for number, (height, width) in enumerate(sides)]
 
 
-@torch.no_grad()
 def _check_compiled(file: Path, network: nn.Module, sizes: Sequence[Tuple[int, int, int]], channels: int) -> None:
     """Raise RuntimeError unless the package in `file` gives what `network` gives for images of `sizes`."""
     from torch import _inductor

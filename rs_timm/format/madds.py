@@ -2,6 +2,8 @@
 from math import prod
 from typing import Any, Callable, Dict, Optional, Sequence
 
+from .graph import extract_onnx, import_onnx
+
 __all__ = ['graph_madds', 'madds_if_known', 'madds_of']
 
 Shape = Sequence[int]
@@ -17,14 +19,13 @@ _COUNTS: Dict[str, Callable[[Shape, Sequence[Shape]], int]] = {
 def madds_of(session: Any, resolution: int) -> int:
     """Multiply-adds per picture of `session` at a resolution in pixels, trained or not.
 
-    Those of the trained sizes are in the model's file; those of other sizes are counted in the network that is
-    specialised for them.
+    Those of the trained sizes are in the model's file; those of other sizes are counted in the plain network of that
+    size.
     """
     known = (session.info.madds or {}).get(resolution)
     if known is not None:
         return int(known)
-    from .graph import specialise
-    return graph_madds(specialise(session.graph, resolution, 1))
+    return graph_madds(extract_onnx(session.graph, resolution, 1))
 
 
 def madds_if_known(session: Any, resolution: int) -> Optional[int]:
@@ -47,8 +48,7 @@ def graph_madds(model: Any) -> int:
     Raises:
         ValueError: a shape that is not static.
     """
-    from onnx import shape_inference
-    graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    graph = import_onnx().shape_inference.infer_shapes(model, data_prop=True).graph
     shapes: Dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         shapes.setdefault(value.name, tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim))
@@ -57,6 +57,6 @@ def graph_madds(model: Any) -> int:
         if node.op_type in _COUNTS:
             inputs, output = [shapes.get(name, (0,)) for name in node.input], shapes.get(node.output[0], (0,))
             if 0 in output or any(0 in shape for shape in inputs):
-                raise ValueError(f'the shapes around node {node.name!r} are not static: specialise the graph first.')
+                raise ValueError(f'the shapes around node {node.name!r} are not static: extract_onnx makes them so.')
             total += _COUNTS[node.op_type](output, inputs)
     return total

@@ -1,21 +1,20 @@
 """Serving an exported network without torch: what the file says, its plain network per resolution, and engines.
 
-Names are imported when they are first asked for, so that each use needs no more than its own packages.
+Importing this imports neither torch nor onnx nor an engine: each is imported when something needs it.
 """
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, List
+import warnings
+from typing import Any
 
-if TYPE_CHECKING:
-    from rs_timm.format.graph import read_info, read_model, specialise
-    from rs_timm.format.info import ModelInfo
+from rs_timm.format.graph import extract_onnx, read_info, read_model
+from rs_timm.format.info import ModelInfo
 
-    from .images import Preprocessing
-    from .policy.budget import choose_resolution
-    from .policy.cascade import Cascade
-    from .policy.cascade_fit import CascadeFit, fit_cascade
-    from .policy.latency import LatencyTable, measure
-    from .policy.load import LoadController
-    from .session import Session
+from .policy.budget import choose_resolution
+from .policy.cascade import Cascade, CascadeFit
+from .policy.cascade_fit import fit_cascade
+from .policy.latency import LatencyTable, measure_latency
+from .policy.load import LoadController
+from .preprocessing import Preprocessing
+from .session import Session
 
 __all__ = [
     'Cascade',
@@ -26,34 +25,21 @@ __all__ = [
     'Preprocessing',
     'Session',
     'choose_resolution',
+    'extract_onnx',
     'fit_cascade',
-    'measure',
+    'measure_latency',
     'read_info',
     'read_model',
-    'specialise',
 ]
 
-_HOMES = {  # module -> the public names that live there
-    'rs_timm.runtime.policy.budget': ('choose_resolution',),
-    'rs_timm.runtime.policy.cascade': ('Cascade',),
-    'rs_timm.runtime.policy.cascade_fit': ('CascadeFit', 'fit_cascade'),
-    'rs_timm.format.graph': ('read_info', 'read_model', 'specialise'),
-    'rs_timm.runtime.images': ('Preprocessing',),
-    'rs_timm.format.info': ('ModelInfo',),
-    'rs_timm.runtime.policy.latency': ('LatencyTable', 'measure'),
-    'rs_timm.runtime.policy.load': ('LoadController',),
-    'rs_timm.runtime.session': ('Session',),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+def measure(*args: Any, **kwargs: Any) -> LatencyTable:
+    """Call `measure_latency`, which this was called until 0.1."""
+    warnings.warn('rs_timm.runtime.measure is measure_latency now.', DeprecationWarning, stacklevel=2)
+    return measure_latency(*args, **kwargs)
 
 
-def __getattr__(name: str) -> Any:
-    """Import the home of a public name when it is first asked for (PEP 562)."""
-    if name not in __all__:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    value = globals()[name] = getattr(import_module(_HOME_OF[name]), name)
-    return value
-
-
-def __dir__() -> List[str]:
-    return sorted({*globals(), *__all__})
+def specialise(*args: Any, **kwargs: Any) -> Any:
+    """Call `extract_onnx`, which this was called until 0.1."""
+    warnings.warn('rs_timm.runtime.specialise is extract_onnx now.', DeprecationWarning, stacklevel=2)
+    return extract_onnx(*args, **kwargs)

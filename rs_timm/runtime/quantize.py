@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, U
 
 import numpy as np
 
+from rs_timm.atomic import replacing, write_bytes
 from rs_timm.format.graph import IMAGES
 from rs_timm.format.info import ModelInfo
 
@@ -69,39 +70,48 @@ class QuantisedFile:
             ValueError: it is not there, and there are no pictures to calibrate with.
         """
         path = self._folder / f'{self._stem}-{resolution}{_SUFFIXES[self._engine]}'
+        kept = path.with_suffix('.sha256')
         if not path.exists():
             if self._pictures is None:
                 raise ValueError(f'{path} is not there: the int8 network for {resolution} px has to be calibrated '
                                  'first, by a session with calibration=[...] and the same cache_dir.')
             self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._folder) as made:  # files appear whole, or not at all
-                network = self._source.network(resolution)
-                _TOOLS[self._engine](network, lambda: self._batches(resolution), Path(made, path.name))
-                for file in sorted(Path(made).iterdir(), key=lambda file: file.suffix == path.suffix):
-                    file.replace(self._folder / file.name)
+            with replacing(path) as new:
+                _TOOLS[self._engine](self._source.network(resolution), lambda: self._batches(resolution), new)
+                for other in set(new.parent.iterdir()) - {new}:  # OpenVINO keeps the weights in a second file
+                    with replacing(self._folder / other.name) as lent:
+                        other.replace(lent)
+                write_bytes(kept, _digest(new, path.with_suffix('.bin')).encode())
+        elif kept.exists() and kept.read_text().strip() != _digest(path, path.with_suffix('.bin')):
+            raise ValueError(f'{path} is damaged, or not all of its files are of one calibration: remove them, and '
+                             'calibrate again.')
         return path
 
     def digest(self, resolution: int) -> str:
-        """Of the int8 network for `resolution` pixels, which is another one for other calibration pictures.
+        """Identify the int8 network for `resolution` pixels, which is another one for other calibration pictures.
 
         Raises:
             ImportError, ValueError: as of `network`.
         """
         path = self.network(resolution)
-        digest = hashlib.sha256()
-        for file in (path, path.with_suffix('.bin')):  # OpenVINO keeps the weights in a second file
-            if file.exists():
-                digest.update(file.read_bytes())
-        return digest.hexdigest()[:16]
+        return _digest(path, path.with_suffix('.bin'))[:16]
 
     @property
     def _stem(self) -> str:
-        digest = hashlib.sha256(self._source.path.read_bytes()).hexdigest()[:16]
-        return f"{re.sub(r'[^A-Za-z0-9._]+', '_', self.info.name)}-{digest}-{self._engine}-int8"
+        name = re.sub(r'[^A-Za-z0-9._]+', '_', self.info.name)
+        return f'{name}-{self._source.digest[:16]}-{self._engine}-int8'
 
     def _batches(self, resolution: int) -> Iterator[np.ndarray]:
         assert self._pictures is not None
         return (self._preprocess(picture, resolution) for picture in self._pictures)
+
+
+def _digest(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        if file.exists():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _with_nncf(network: Any, batches: _Batches, path: Path) -> None:

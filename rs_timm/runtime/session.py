@@ -2,25 +2,34 @@
 import os
 from functools import cached_property
 from os import PathLike
-from threading import Lock
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, NoReturn, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from rs_timm.format.info import ModelInfo
 from rs_timm.resolutions import check_resolutions
 
-from .engines import Network, create_engine
-from .heap import give_back
-from .images import Preprocessing, is_ready
+from .engines import check_precision, create_engine
+from .networks import Networks
+from .preprocessing import Preprocessing, is_ready
 from .quantize import QuantisedFile
 from .sources import ExportedFile, Source, is_torch_model, open_source
 
-__all__ = ['MEMORY', 'Session']
+__all__ = ['MEMORY', 'NotFiniteError', 'Session']
 
 MEMORY = ('speed', 'shared')
-_ALL_SIZES = (0, None)  # instead of a resolution and a batch
-_LARGEST_BATCH = 32  # of the sizes that networks are compiled for, where an engine wants them exact
+
+
+class NotFiniteError(ValueError):
+    """A network gave NaN or infinity, which is no prediction.
+
+    Attributes:
+        pictures: positions in the batch of those that it was for.
+    """
+
+    def __init__(self, message: str, pictures: Sequence[int]) -> None:
+        super().__init__(message)
+        self.pictures = tuple(pictures)
 
 
 class Session:
@@ -38,17 +47,19 @@ class Session:
     ((1, 10), (2, 10))
 
     Args:
-        model: the path of a file that `rs_timm.export_onnx` or `rs-timm export` wrote; or a torch model, of which the
-            session is a snapshot.
+        model: the path of a file that `rs_timm.export_onnx` or `rs-timm export` wrote; or a torch model. The session is
+            a snapshot of either: a file that changes later is an error when a new size would be read from it.
         engine: 'openvino', 'onnxruntime' or 'torch' (torch models alone); None: the first that is installed and can do
             the precision.
-        precision: 'fp32', 'bf16' or 'int8'; what an engine cannot do is an error.
+        precision: 'float32', 'bfloat16' or 'int8'; what an engine cannot do is an error.
         threads: per network; None leaves it to the engine.
         memory: 'speed' gives each resolution a network of its own; 'shared' runs the file's one graph at all sizes: one
             copy of the weights, but slower, and a switch costs more. The torch engine always shares its weights.
         draft: let the JPEG decoder scale down by 2, 4 or 8 where that leaves more than the network needs.
         calibration: for int8: some hundred pictures of those that will be served, as for a call.
         cache_dir: for int8: a folder that keeps the calibrated networks; what is there is used as it is.
+        max_networks: compiled networks that are kept, one for each resolution (and batch, where the engine wants that);
+            beyond, the one that was not used for the longest time goes, and is compiled again when it is asked for.
 
     Raises:
         ImportError: the engine, or every engine, is not installed.
@@ -61,14 +72,17 @@ class Session:
             self,
             model: Any,
             engine: Optional[str] = None,
-            precision: str = 'fp32',
+            precision: str = 'float32',
             threads: Optional[int] = None,
             *,
             memory: str = 'speed',
             draft: bool = True,
             calibration: Optional[Sequence[Any]] = None,
             cache_dir: Union[None, str, 'PathLike[str]'] = None,
+            max_networks: int = 32,
     ) -> None:
+        precision = check_precision(precision)
+        check_resolutions((max_networks,))
         _check_options(precision, memory, calibration, cache_dir)
         self._engine = create_engine(engine, precision, threads, is_torch_model(model))
         self.engine_name = self._engine.name
@@ -83,22 +97,24 @@ class Session:
         if precision == 'int8':
             assert isinstance(self._source, ExportedFile)
             self._source = QuantisedFile(self._source, self._engine.name, calibration, self.preprocess, cache_dir)
-        self._one_network = memory == 'shared' and self._engine.name != 'torch'
-        if self._one_network:
-            _check_one_network(self.info)
+        one_network = memory == 'shared' and self._engine.name != 'torch'
+        if one_network and self.info.choice == 'input':
+            raise ValueError("memory='shared' needs a graph that takes the resolution from the size of its images: "
+                             "export the model with choice='shape', or take memory='speed'.")
         self._resolution = self.resolutions[0]
-        self._networks: Dict[Tuple[int, Optional[int]], Network] = {}
-        self._lock = Lock()
+        source = self._source
+        plain = (lambda resolution: source.graph()) if one_network else source.network
+        self._networks = Networks(self._engine, plain, one_network, max_networks)
         self.latency_table: Any = None  # of the last set_budget that measured
 
     @property
     def info(self) -> ModelInfo:
-        """What the model says about itself."""
+        """The description of the model."""
         return self._source.info
 
     @property
     def source(self) -> Source:
-        """Where the networks come from."""
+        """The exported file, or torch model, that the networks come from."""
         return self._source
 
     @property
@@ -108,7 +124,7 @@ class Session:
 
     @property
     def versions(self) -> Dict[str, str]:
-        """Package -> version, of what decides how fast the session is."""
+        """Versions of the packages that decide how fast the session is, by name."""
         return self._engine.versions()
 
     @property
@@ -155,6 +171,7 @@ class Session:
 
     def preprocess(self, images: Any, resolution: Optional[int] = None) -> np.ndarray:
         """Pictures as the network expects them: float32 [N, C, resolution, resolution]. Arguments as for a call."""
+        self._networks.check_process()
         resolution = self._checked(self._resolution if resolution is None else resolution)
         return self._ready(images, resolution) if is_ready(images) else self._preprocessing(images, resolution)
 
@@ -175,23 +192,29 @@ class Session:
         Raises:
             ValueError: another shape, or another resolution.
         """
+        self._networks.check_process()
         x = self._ready(x, resolution)
-        size, count = x.shape[-1], len(x)
-        if self._takes_any(count):
-            return self._network(size, None)(x)
-        network = self._networks.get((size, count))
-        if network is not None:
-            return network(x)
-        parts = [self._network(size, stop - start)(x[start:stop]) for start, stop in _parts(count)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _takes_any(self, count: int) -> bool:
-        """Whether a batch of `count` goes to the network that takes any."""
-        limit = self._engine.any_batch_from
-        return self._one_network or (limit is not None and count >= limit)
+        if self.info.choice == 'fixed':
+            self._checked(x.shape[-1])
+        try:
+            logits = self._networks.run(x)
+        except (ImportError, MemoryError, OSError, ValueError):
+            raise
+        except Exception as error:  # engines have kinds of their own
+            reason = ' '.join(str(error).split())[:300]
+            raise ValueError(f'{self.engine_name} cannot run {self.info.name} at {x.shape[-1]} px: {reason}') from error
+        if not np.isfinite(logits).all():
+            broken = np.flatnonzero(~np.isfinite(logits.reshape(len(x), -1)).all(axis=1)).tolist()
+            raise NotFiniteError(
+                f'{self.info.name} gives values that are not finite at {x.shape[-1]} px in {self.precision}, for '
+                f'{len(broken)} of {len(x)} pictures: its weights are damaged, or the precision does not hold '
+                'them.', broken)
+        return logits
 
     def _ready(self, x: Any, resolution: Optional[int]) -> np.ndarray:
         x = np.ascontiguousarray(x, np.float32)
+        if not x.flags.writeable:  # such as np.frombuffer gives; engines want to be able to write
+            x = x.copy()
         channels, size = self.info.channels, x.shape[-1] if x.ndim else 0
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] != size or not x.size:
             raise ValueError(f'a ready batch of shape {list(x.shape)}: expected [N, {channels}, r, r], N, r positive.')
@@ -200,25 +223,6 @@ class Session:
                              f'give pictures, or resolution={size} or none.')
         return x
 
-    def _network(self, resolution: int, batch: Optional[int]) -> Network:
-        key: Tuple[int, Optional[int]] = (resolution, batch)
-        if self._one_network:
-            self._checked(resolution)
-            key = _ALL_SIZES
-        network = self._networks.get(key)
-        if network is None:
-            with self._lock:  # whoever comes second finds it made
-                network = self._networks.get(key)
-                if network is None:
-                    network = self._engine.compile(self._plain(resolution), batch)
-                    self._networks[key] = network
-                    give_back()
-        return network
-
-    def _plain(self, resolution: int) -> Any:
-        resolution = self._checked(resolution)
-        return self._source.graph() if self._one_network else self._source.network(resolution)
-
     def prepare(self, resolutions: Optional[Iterable[int]] = None, batch: int = 1) -> None:
         """Compile ahead what calls would compile on first use.
 
@@ -226,13 +230,15 @@ class Session:
             resolutions: pixels; None: all trained sizes.
             batch: pictures in a call; some engines have a network for each.
         """
+        self._networks.check_process()
         check_resolutions((batch,))
         for resolution in check_resolutions(self.resolutions if resolutions is None else resolutions):
-            if self._takes_any(batch):
-                self._network(resolution, None)
-                continue
-            for start, stop in ((0, batch),) if batch <= _LARGEST_BATCH else _parts(batch):
-                self._network(resolution, stop - start)
+            self._networks.prepare(self._checked(resolution), batch)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse copies and pickles by name: compiled networks are of one process."""
+        raise TypeError('a Session cannot be pickled or copied, since its networks are compiled in this process: pass '
+                        'on the path of the exported file, and make a Session of it there.')
 
     def set_budget(
             self,
@@ -277,23 +283,3 @@ def _check_options(precision: str, memory: str, calibration: Any, cache_dir: Any
     if precision == 'int8' and memory == 'shared':
         raise ValueError("memory='shared' with precision='int8': the ranges of the activations differ between "
                          "resolutions, so that each has an int8 network of its own; take memory='speed'.")
-
-
-def _check_one_network(info: ModelInfo) -> None:
-    if info.choice == 'input':
-        raise ValueError("memory='shared' needs a graph that takes the resolution from the size of its images: export "
-                         "the model with choice='shape', or take memory='speed'.")
-
-
-def _parts(count: int) -> List[Tuple[int, int]]:
-    """Cut a batch into powers of two, largest first, so that few networks serve all batches.
-
-    >>> _parts(37)
-    [(0, 32), (32, 36), (36, 37)]
-    """
-    parts, start = [], 0
-    while start < count:
-        size = min(_LARGEST_BATCH, 1 << (count - start).bit_length() - 1)
-        parts.append((start, start + size))
-        start += size
-    return parts

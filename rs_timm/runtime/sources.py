@@ -1,12 +1,12 @@
 """Where a Session's networks come from: an exported file, or a torch model."""
+import os
 import sys
 import tempfile
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Protocol, Union
 
-import rs_timm  # not its parts: what needs torch is imported only when a torch model is given
-from rs_timm.format.graph import info_of, read_model, specialise
+from rs_timm.format.graph import extract_onnx, info_of, read_model_and_digest
 from rs_timm.format.info import ModelInfo
 
 __all__ = ['ExportedFile', 'Source', 'is_torch_model', 'open_source']
@@ -17,7 +17,7 @@ class Source(Protocol):
 
     @property
     def info(self) -> ModelInfo:
-        """What the network says about itself."""
+        """The description of the network."""
 
     def graph(self) -> Any:
         """The network with all its sets as an `onnx.ModelProto`."""
@@ -29,6 +29,11 @@ class Source(Protocol):
 class ExportedFile:
     """A file that `rs_timm.export_onnx` wrote. It is read again for each network: none stays in memory.
 
+    All networks are of the file as it was when this was made: one that has changed since is an error.
+
+    Args:
+        path: of the file.
+
     Raises:
         ImportError: onnx is not installed.
         FileNotFoundError: no such file.
@@ -36,48 +41,42 @@ class ExportedFile:
     """
 
     def __init__(self, path: Union[str, 'PathLike[str]']) -> None:
-        self.path = Path(path)
+        self._name = fspath(path)
+        self.path = Path(os.path.abspath(path))
         if not self.path.exists():
             raise FileNotFoundError(
-                f'{self.path}: no such file. A session takes an exported file or a torch model, not the name of a '
-                f"model: write a file with 'rs-timm export {self.path} FILE.onnx', or give "
-                f"timm.create_model('{self.path}', pretrained=True).")
-        self.info = info_of(self.graph(), str(self.path))
+                f'{self._name}: no such file. A session takes an exported file or a torch model, not the name of a '
+                f"model: write a file with 'rs-timm export {self._name} FILE.onnx', or give "
+                f"timm.create_model('{self._name}', pretrained=True).")
+        graph, self.digest = read_model_and_digest(self.path)
+        self.info = info_of(graph, self._name)
 
     def graph(self) -> Any:
-        return read_model(self.path)
+        try:
+            graph, digest = read_model_and_digest(self.path)
+        except (OSError, ValueError):
+            digest = ''
+        if digest != self.digest:
+            raise ValueError(f'{self._name} is gone or has changed since the session was opened, whose networks are '
+                             'all of the file as it was: open a new session.')
+        return graph
 
     def network(self, resolution: int) -> Any:
-        return specialise(self.graph(), resolution)
+        try:
+            return extract_onnx(self.graph(), resolution)
+        except (AttributeError, IndexError, KeyError, StopIteration, TypeError) as error:
+            raise ValueError(f'{self._name} is damaged: its graph is none that rs-timm export writes ({error}).'
+                             ) from error
 
 
 class ExportedModel(ExportedFile):
     """A torch model, exported to a temporary file that goes when this does."""
 
     def __init__(self, model: Any) -> None:
+        from rs_timm.export import export_onnx  # needs torch
+
         self._folder = tempfile.TemporaryDirectory(prefix='rs_timm_')
-        super().__init__(rs_timm.export_onnx(model, Path(self._folder.name) / 'model.onnx'))
-
-
-class TorchModel:
-    """A torch model for the torch engine: its networks share all weights but the BatchNorms with one another.
-
-    A copy is made, so that the session stays as it is when the model changes.
-    """
-
-    def __init__(self, model: Any, precision: str) -> None:
-        from .engines._torch import prepare
-
-        self.info = rs_timm.export.model_info(model)
-        self._model = prepare(model, precision)
-
-    def graph(self) -> Any:
-        return rs_timm.export.onnx_model(self._model)
-
-    def network(self, resolution: int) -> Any:
-        from .engines._torch import shared_extract
-
-        return shared_extract(self._model, resolution)
+        super().__init__(export_onnx(model, Path(self._folder.name) / 'model.onnx'))
 
 
 def is_torch_model(model: Any) -> bool:
@@ -87,7 +86,7 @@ def is_torch_model(model: Any) -> bool:
 
 
 def open_source(model: Any, engine: str, precision: str) -> Source:
-    """What gives `engine` its networks.
+    """Open the source from which `engine` gets its networks.
 
     Raises:
         ImportError: onnx is not installed.
@@ -95,6 +94,8 @@ def open_source(model: Any, engine: str, precision: str) -> Source:
         ValueError: neither a path nor a torch model; a file that rs_timm did not write.
     """
     if engine == 'torch':
+        from .engines._torch import TorchModel  # needs torch
+
         return TorchModel(model, precision)
     if is_torch_model(model):
         return ExportedModel(model)

@@ -3,16 +3,19 @@
 Each has a `compile(network, batch)` that returns a function from images, float32 [N, C, r, r], to what the network
 gives, float32 [N, ...]. That function may be called from several threads at a time.
 """
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Callable, Dict, NamedTuple, Optional, Protocol, Tuple
 
 import numpy as np
 
-__all__ = ['ENGINES', 'PRECISIONS', 'Engine', 'Network', 'check_precision', 'create_engine', 'installed_engines']
+__all__ = ['ENGINES', 'PRECISIONS', 'OLD_PRECISIONS', 'Engine', 'Network', 'check_precision', 'create_engine',
+           'installed_engines']
 
 ENGINES = ('openvino', 'onnxruntime', 'torch')  # the fastest on a CPU first
-PRECISIONS = ('fp32', 'bf16', 'int8')
+PRECISIONS = ('float32', 'bfloat16', 'int8')
+OLD_PRECISIONS = {'fp32': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}  # until 0.1
 Network = Callable[[np.ndarray], np.ndarray]
 
 
@@ -23,9 +26,9 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    'openvino': _Kind('OpenVinoEngine', ('fp32', 'bf16', 'int8'), "pip install 'rs_timm[openvino]'"),
-    'onnxruntime': _Kind('OnnxRuntimeEngine', ('fp32', 'int8'), "pip install 'rs_timm[onnxruntime]'"),
-    'torch': _Kind('TorchEngine', ('fp32', 'bf16'), 'pip install torch'),
+    'openvino': _Kind('OpenVinoEngine', ('float32', 'bfloat16', 'int8'), "pip install 'rs_timm[openvino]'"),
+    'onnxruntime': _Kind('OnnxRuntimeEngine', ('float32', 'int8'), "pip install 'rs_timm[onnxruntime]'"),
+    'torch': _Kind('TorchEngine', ('float32', 'bfloat16'), 'pip install torch'),
 }
 
 
@@ -79,7 +82,7 @@ def create_engine(name: Optional[str], precision: str, threads: Optional[int], o
         ImportError: it, or any at all, is not installed; the message names the extra.
         ValueError: no such engine; a precision that it cannot do; less than one thread.
     """
-    check_precision(precision)
+    precision = check_precision(precision)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ValueError(f'threads={threads!r}: give a positive whole number, or None to leave it to the engine.')
     if name is None:
@@ -97,10 +100,18 @@ def create_engine(name: Optional[str], precision: str, threads: Optional[int], o
     return getattr(import_module(f'{__name__}._{name}'), kind.class_name)(precision, threads)
 
 
-def check_precision(precision: str) -> None:
-    """Raise ValueError unless it is one of `PRECISIONS`."""
+def check_precision(precision: str) -> str:
+    """Return the name of a precision, or raise ValueError unless it is one of `PRECISIONS`.
+
+    The names of earlier versions, 'fp32' and 'bf16', go on working, with a DeprecationWarning.
+    """
+    if precision in OLD_PRECISIONS:
+        warnings.warn(f'precision {precision!r} is called {OLD_PRECISIONS[precision]!r} now.', DeprecationWarning,
+                      stacklevel=3)
+        precision = OLD_PRECISIONS[precision]
     if precision not in PRECISIONS:
         raise ValueError(f'precision {precision!r} is unknown: choose one of {", ".join(PRECISIONS)}.')
+    return precision
 
 
 def _choose(precision: str, of_torch: bool) -> str:

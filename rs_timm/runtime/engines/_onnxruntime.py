@@ -16,14 +16,14 @@ class OnnxRuntimeEngine:
     """One `InferenceSession` a network, all graph optimisations on.
 
     Args:
-        precision: 'fp32', or 'int8' (of quantised networks).
+        precision: 'float32', or 'int8' (of quantised networks).
         threads: per network; None: all cores.
     """
 
     name = 'onnxruntime'
     any_batch_from = 2  # of a single picture, MobileNetV2 took 1.1 times as long in a network of dynamic batch
 
-    def __init__(self, precision: str = 'fp32', threads: Optional[int] = None) -> None:
+    def __init__(self, precision: str = 'float32', threads: Optional[int] = None) -> None:
         self._threads = threads
 
     def versions(self) -> Dict[str, str]:

@@ -1,7 +1,7 @@
 """OpenVINO: on a CPU the fastest of the engines; one compiled network for each static shape."""
 from collections import deque
 from os import PathLike, fspath
-from typing import Any, Deque, Dict, Optional
+from typing import Any, Deque, Dict, Optional, Tuple
 
 import numpy as np
 import openvino
@@ -10,14 +10,14 @@ from . import Network
 
 __all__ = ['OpenVinoEngine']
 
-_HINTS = {'fp32': 'f32', 'bf16': 'bf16', 'int8': 'f32'}  # of the parts of an int8 network that are not quantised
+_HINTS = {'float32': 'f32', 'bfloat16': 'bf16', 'int8': 'f32'}  # of the parts of an int8 network that are not quantised
 
 
 class OpenVinoEngine:
     """Compiles for latency: one stream, static shapes.
 
     Args:
-        precision: 'fp32', 'bf16' (where the CPU has it) or 'int8' (of quantised networks).
+        precision: 'float32', 'bfloat16' (where the CPU has it) or 'int8' (of quantised networks).
         threads: per network; None: all cores.
 
     Raises:
@@ -27,12 +27,12 @@ class OpenVinoEngine:
     name = 'openvino'
     any_batch_from = None  # MobileNetV2 took 1.2 times as long in a network of dynamic batch
 
-    def __init__(self, precision: str = 'fp32', threads: Optional[int] = None) -> None:
+    def __init__(self, precision: str = 'float32', threads: Optional[int] = None) -> None:
         self._core = openvino.Core()
         capabilities = self._core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
-        if precision == 'bf16' and 'BF16' not in capabilities:
-            raise ValueError('this CPU has no bfloat16 arithmetic, so that OpenVINO cannot run in bf16: take fp32 or '
-                             'int8.')
+        if precision == 'bfloat16' and 'BF16' not in capabilities:
+            raise ValueError('this CPU has no bfloat16 arithmetic, so that OpenVINO cannot run in bfloat16: take '
+                             'float32 or int8.')
         self._config: Dict[str, Any] = {
             'INFERENCE_PRECISION_HINT': _HINTS[precision], 'PERFORMANCE_HINT': 'LATENCY', 'NUM_STREAMS': 1}
         if threads is not None:
@@ -56,6 +56,7 @@ class _Requests:
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
         self._free: Deque[Any] = deque()
+        self._interrupted: Deque[Tuple[Any, np.ndarray]] = deque()  # may still run, and read their images
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         try:
@@ -66,6 +67,11 @@ class _Requests:
             request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
             request.start_async()
             request.wait()
-            return request.get_output_tensor().data.copy()
-        finally:
-            self._free.append(request)
+            result = request.get_output_tensor().data.copy()
+        except BaseException:  # such as KeyboardInterrupt out of a signal handler, at any point of the above
+            self._interrupted.append((request, images))
+            while self._interrupted and self._interrupted[0][0].wait_for(0):
+                self._interrupted.popleft()
+            raise
+        self._free.append(request)
+        return result

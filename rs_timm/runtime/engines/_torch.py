@@ -4,75 +4,89 @@ from importlib.metadata import version
 from typing import Any, Dict, Optional
 
 import numpy as np
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-import rs_timm
+from rs_timm.export import model_info, onnx_model
+from rs_timm.export.network import default_torch_state
+from rs_timm.layers import extract
 
 from . import Network
 
-__all__ = ['TorchEngine', 'prepare', 'shared_extract']
+__all__ = ['TorchEngine', 'TorchModel', 'prepare']
+
+_DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 
 
 class TorchEngine:
     """Runs plain modules in inference mode, channels last, where they are (CPU or GPU).
 
     Args:
-        precision: 'fp32', or 'bf16': all but the BatchNorms in bfloat16.
+        precision: 'float32', or 'bfloat16': all but the BatchNorms in bfloat16.
         threads: None leaves torch as it is; a number is set with `torch.set_num_threads`, for the whole process.
     """
 
     name = 'torch'
     any_batch_from = 1
 
-    def __init__(self, precision: str = 'fp32', threads: Optional[int] = None) -> None:
-        import torch
-
+    def __init__(self, precision: str = 'float32', threads: Optional[int] = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self._dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
+        self._dtype = _DTYPES[precision]
 
     def versions(self) -> Dict[str, str]:
         return {name: version(name) for name in ('torch', 'timm')}
 
     def compile(self, network: Any, batch: Optional[int]) -> Network:
-        import torch
-
         device = next(network.parameters()).device
 
         def run(images: np.ndarray) -> np.ndarray:
             with torch.inference_mode():
                 x = torch.from_numpy(images).to(device, self._dtype, memory_format=torch.channels_last)
+                if torch.is_autocast_enabled(device.type):  # of the caller, for work of its own
+                    with torch.autocast(device.type, enabled=False):
+                        return network(x).float().cpu().numpy()
                 return network(x).float().cpu().numpy()
 
         return run
 
 
-def prepare(model: Any, precision: str) -> Any:
-    """A copy of a switchable network, of which `shared_extract` takes its parts.
+class TorchModel:
+    """A torch model for the torch engine: its networks share all weights but the BatchNorms with one another.
 
-    Evaluation mode, channels last; in 'bf16' all is bfloat16 but the BatchNorms, whose statistics would suffer.
+    A copy is made, so that the session stays as it is when the model changes.
     """
-    import torch
-    from torch.nn.modules.batchnorm import _BatchNorm
 
-    dtype = torch.bfloat16 if precision == 'bf16' else torch.float32
-    copy = deepcopy(model).eval().requires_grad_(False)
-    for module in copy.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and tensor.is_floating_point():
-                    tensors[name] = tensor.to(torch.float32 if isinstance(module, _BatchNorm) else dtype)
-    return copy.to(memory_format=torch.channels_last)
+    def __init__(self, model: Any, precision: str) -> None:
+        self.info = model_info(model)
+        self._model = prepare(model, precision)
+
+    def graph(self) -> Any:
+        return onnx_model(self._model)
+
+    def network(self, resolution: int) -> Any:
+        """As `rs_timm.extract`, but all except the BatchNorms has the very tensors of the copy."""
+        plain = extract(self._model, resolution)
+        modules = dict(self._model.named_modules())
+        for name, module in plain.named_modules():
+            shared = modules.get(name)
+            if shared is not None and not isinstance(module, _BatchNorm):  # those have other names, or are switchable
+                module._parameters.update(shared._parameters)
+                module._buffers.update(shared._buffers)
+        return plain
 
 
-def shared_extract(model: Any, resolution: int) -> Any:
-    """`rs_timm.extract(model, resolution)`, but for the BatchNorms with the very tensors of `model`."""
-    from torch.nn.modules.batchnorm import _BatchNorm
+def prepare(model: Any, precision: str) -> Any:
+    """A copy of a network in evaluation mode, channels last.
 
-    plain = rs_timm.extract(model, resolution)
-    modules = dict(model.named_modules())
-    for name, module in plain.named_modules():
-        shared = modules.get(name)
-        if shared is not None and not isinstance(module, _BatchNorm):  # those have other names, or are switchable
-            module._parameters.update(shared._parameters)
-            module._buffers.update(shared._buffers)
-    return plain
+    In 'bfloat16' all is bfloat16 but the BatchNorms, whose statistics would suffer.
+    """
+    with default_torch_state():
+        copy = deepcopy(model).eval().requires_grad_(False)
+        for module in copy.modules():
+            dtype = torch.float32 if isinstance(module, _BatchNorm) else _DTYPES[precision]
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None and tensor.is_floating_point():
+                        tensors[name] = tensor.to(dtype)
+        return copy.to(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -24,7 +24,7 @@ INTERPOLATIONS = {
     'nearest': Image.Resampling.NEAREST, 'box': Image.Resampling.BOX, 'bilinear': Image.Resampling.BILINEAR,
     'hamming': Image.Resampling.HAMMING, 'bicubic': Image.Resampling.BICUBIC, 'lanczos': Image.Resampling.LANCZOS,
 }
-Source = Union[str, 'PathLike[str]', bytes, Image.Image, np.ndarray]
+Source = Union[str, 'PathLike[str]', bytes, BinaryIO, Image.Image, np.ndarray]
 
 
 def is_ready(images: Any) -> bool:
@@ -87,8 +87,9 @@ class Preprocessing:
         """Read, resize, crop and normalise: float32 [N, C, resolution, resolution].
 
         Args:
-            images: one picture, or a sequence of them: a path, the bytes of a file, a PIL picture, or a uint8 array
-                [H, W, 3] (RGB), [H, W, 4] (RGB and alpha) or [H, W] (gray). An array [N, H, W, 3] is N pictures.
+            images: one picture, or a sequence of them: a path, the bytes of a file, a binary stream, a PIL picture, or
+                a uint8 array [H, W, 3] (RGB), [H, W, 4] (RGB and alpha) or [H, W] (gray). An array [N, H, W, 3] is N
+                pictures.
             resolution: pixels.
 
         Raises:
@@ -141,22 +142,27 @@ class Preprocessing:
 
 def as_list(images: Any) -> List[Any]:
     """One picture or many as a list."""
-    if isinstance(images, (str, PathLike, bytes, Image.Image)):
+    if isinstance(images, (str, PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, 'read'):
         return [images]
     if hasattr(images, 'dtype') and hasattr(images, 'ndim'):
         return list(images) if images.ndim == 4 else [images]
     try:
         pictures = list(images)
     except TypeError:
-        raise ValueError(f'a {type(images).__name__} is no picture: give a path, the bytes of a file, a PIL picture, a '
-                         'uint8 array [H, W, 3], or a list of those.') from None
+        raise ValueError(f'a {type(images).__name__} is no picture: give a path, the bytes of a file, a stream, a PIL '
+                         'picture, a uint8 array [H, W, 3], or a list of those.') from None
     if not pictures:
         raise ValueError('no pictures: the list is empty.')
     return pictures
 
 
 def _read(source: Any, index: int, shorter: Optional[int]) -> Picture:
-    if isinstance(source, bytes):
+    if hasattr(source, 'read') and not isinstance(source, Image.Image):
+        name, source = getattr(source, 'name', None), source.read()
+        if not isinstance(source, bytes):
+            raise ValueError(f"picture {index} is a stream of text: open it in binary mode, as in open(path, 'rb').")
+        return open_picture(io.BytesIO(source), shorter, name=name if isinstance(name, str) else f'picture {index}')
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return open_picture(io.BytesIO(source), shorter, name=f'picture {index}')
     if isinstance(source, (str, PathLike)):
         return open_picture(source, shorter)
