@@ -1,6 +1,8 @@
 """An exported file is the network: in every engine, at every size, with one copy of the weights."""
 import io
+import math
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ onnx = pytest.importorskip('onnx')
 from onnx import numpy_helper  # noqa: E402
 
 from rs_timm.export import export_onnx, max_difference, onnx_file, onnx_model, split_onnx  # noqa: E402
-from rs_timm.runtime import extract_onnx, read_info, read_model  # noqa: E402
+from rs_timm.runtime import Session, extract_onnx, read_info, read_model  # noqa: E402
 
 NOT_SQUARE = ((32, 64), (64, 33), (47, 48))
 
@@ -219,6 +221,50 @@ def test_opsets(model, opset):
     assert [entry.version for entry in proto.opset_import] == [opset]
     onnx.checker.check_model(proto, full_check=True)
     assert_same(engine('onnxruntime', proto)(images=images(1, 40).numpy()), model(images(1, 40)))
+
+
+@contextmanager
+def state_of_the_caller(kind):
+    if kind == 'double':
+        torch.set_default_dtype(torch.float64)
+    if kind == 'meta':
+        torch.set_default_device('meta')
+    try:
+        with torch.autocast('cpu', torch.bfloat16, enabled=kind == 'autocast'), torch.inference_mode(
+                kind == 'inference'):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize('kind', ['autocast', 'double', 'meta', 'inference'])
+def test_the_state_of_the_caller_does_not_reach_the_file(model, tmp_path, kind):
+    plain = export_onnx(model, tmp_path / 'plain.onnx').read_bytes()
+    split = split_onnx(model, tmp_path / 'split.onnx', (40,))[40].read_bytes()
+    x = images(1, 40)
+    with torch.no_grad():
+        expected = model(x)
+    with state_of_the_caller(kind):
+        assert export_onnx(model, tmp_path / 'other.onnx').read_bytes() == plain
+        assert split_onnx(model, tmp_path / 'other.onnx', (40,))[40].read_bytes() == split
+        assert max_difference(model, tmp_path / 'other.onnx', 40) < TOLERANCE
+        file = rs_timm.export.export_torch(model, tmp_path / 'other.pt2')
+        outputs = [Session(model, name).run(x.numpy()) for name in ('torch', 'onnxruntime')]
+    assert_same([torch.export.load(file).module()(x).detach()], expected)
+    for output in outputs:
+        assert_same([output], expected)
+
+
+@pytest.mark.parametrize('where', ['model', 'file'])
+def test_a_difference_that_is_no_number_is_infinite(model, tmp_path, where):
+    """It is larger than any tolerance, in whatever way it is compared."""
+    file = export_onnx(model, tmp_path / 'net.onnx')
+    with torch.no_grad():
+        model.get_classifier().bias[0] = float('nan')
+    if where == 'file':
+        file, model = export_onnx(model, file), rs_timm.switchable('test_resnet', SIZES, num_classes=7).eval()
+    assert max_difference(model, file, 48) == math.inf
 
 
 # files

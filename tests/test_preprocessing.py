@@ -81,11 +81,12 @@ def test_every_kind_of_source_is_the_same_picture(tmp_path):
     image.save(path)
     pixels = np.asarray(image)
     sources = [str(path), path, path.read_bytes(), image, Image.open(path), pixels, pixels[:, ::-1][:, ::-1],
-               np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])]
+               np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)]), io.BytesIO(path.read_bytes()),
+               open(path, 'rb'), bytearray(path.read_bytes()), memoryview(path.read_bytes())]  # noqa: SIM115
     for threads in (1, 3):
         preprocessing = Preprocessing(MEAN, STD, threads=threads)
         batch = preprocessing(sources, 40)
-        assert batch.shape == (8, 3, 40, 40) and batch.flags.c_contiguous
+        assert batch.shape == (12, 3, 40, 40) and batch.flags.c_contiguous
         assert all(np.array_equal(one, batch[0]) for one in batch)
         assert np.array_equal(preprocessing(np.stack([pixels, pixels]), 40), batch[:2])
         assert np.array_equal(preprocessing(iter(sources[:1]), 40), batch[:1])

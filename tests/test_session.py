@@ -1,8 +1,12 @@
 """A session gives what the torch model gives: on every engine, at every size, in every batch, from every thread."""
+import copy
+import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +16,9 @@ from PIL import Image
 
 import rs_timm
 from rs_timm.data import ImageError, image_transform
-from rs_timm.runtime import Session
+from rs_timm.runtime import Session, networks
 from rs_timm.runtime.networks import powers_of_two
+from rs_timm.runtime.session import NotFiniteError
 
 onnx = pytest.importorskip('onnx')
 RESOLUTIONS = (64, 48, 32)
@@ -319,6 +324,170 @@ def test_a_damaged_picture_is_named(file, tmp_path):
     (tmp_path / 'bad.jpg').write_bytes(b'\xff\xd8\xff')
     with pytest.raises(ImageError, match='bad.jpg'):
         Session(file)(tmp_path / 'bad.jpg')
+
+
+# ---- what is not a prediction, and what a session outlives
+
+
+def test_a_network_that_gives_nan_predicts_nothing(engine):
+    own = rs_timm.switchable('test_resnet', resolutions=RESOLUTIONS, num_classes=7).eval()
+    with torch.no_grad():
+        own.get_classifier().bias[3] = float('nan')
+    with pytest.raises(NotFiniteError, match='not finite at 48 px in float32, for 2 of 2 pictures') as info:
+        Session(own, engine).run(batch(2, 48))
+    assert info.value.pictures == (0, 1)
+
+
+def test_of_a_batch_the_pictures_that_are_not_finite_are_named(engine, source):
+    x = batch(3, 32)
+    x[1, 0, 0, 0] = np.inf
+    with pytest.raises(NotFiniteError) as info:
+        Session(source, engine).run(x)
+    assert info.value.pictures == (1,)
+
+
+@pytest.mark.parametrize('change', [
+    lambda file: file.write_bytes(file.read_bytes()[:-1] + b'0'), lambda file: file.unlink(),
+    lambda file: file.write_bytes(b''), lambda file: file.rename(file.with_name('b.onnx'))])
+def test_a_file_that_changes_is_refused_and_never_mixed(file, model, tmp_path, change):
+    own = tmp_path / 'a.onnx'
+    own.write_bytes(file.read_bytes())
+    session = Session(own)
+    session.run(batch(1, 48))
+    change(own)
+    assert_close(session.run(batch(1, 48)), expected(model, batch(1, 48)))
+    with pytest.raises(ValueError, match='a.onnx is gone or has changed since the session was opened'):
+        session.run(batch(1, 64))
+
+
+def test_a_session_follows_no_change_of_folder(file, model, tmp_path, monkeypatch):
+    (tmp_path / 'a.onnx').write_bytes(file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    session = Session('a.onnx')
+    monkeypatch.chdir('/')
+    assert_close(session.run(batch(1, 48)), expected(model, batch(1, 48)))
+
+
+def test_arrays_that_cannot_be_written(engine, source, model):
+    x = np.frombuffer(batch(2, 48).tobytes(), np.float32).reshape(2, 3, 48, 48)
+    assert not x.flags.writeable
+    assert_close(Session(source, engine).run(x), expected(model, x))
+
+
+def test_a_session_is_not_pickled_or_copied(file):
+    for use in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match='make a Session of it there'):
+            use(Session(file))
+
+
+def test_the_network_that_was_not_used_for_longest_makes_room(engine, source, model, monkeypatch):
+    session = Session(source, engine, max_networks=2)
+    compiled = []
+    compile = session._engine.compile
+    monkeypatch.setattr(session._engine, 'compile', lambda *args: compiled.append(args) or compile(*args))
+    for size, count in ((64, 1), (48, 2), (64, 2), (32, 3), (64, 3), (48, 4)):  # 32 takes the place of 48, not of 64
+        assert_close(session.run(batch(1, size)), expected(model, batch(1, size)))
+        assert len(compiled) == count and len(session._networks.compiled) <= 2
+    for limit in (0, -1, 1.5):
+        with pytest.raises(ValueError, match='max_networks'):
+            Session(source, engine, max_networks=limit)
+
+
+def test_large_batches_go_through_in_parts_on_every_engine(engine, source, model, monkeypatch):
+    monkeypatch.setattr(networks, '_PIXELS', 5 * 32 * 32)
+    session, given = Session(source, engine), []
+    compile = session._engine.compile
+
+    def counting(*args):
+        network = compile(*args)
+        return lambda x: given.append(len(x)) or network(x)
+
+    monkeypatch.setattr(session._engine, 'compile', counting)
+    assert_close(session.run(batch(13, 32)), expected(model, batch(13, 32)))
+    assert sum(given) == 13 and max(given) <= 8
+
+
+FORKED = """
+import os, sys, threading
+import numpy as np
+from rs_timm.runtime import Session
+session = Session({file!r}, {engine!r}, threads=2)
+session.run(np.zeros((1, 3, 64, 64), np.float32))
+child = os.fork()
+if not child:
+    threading.Timer(60, os._exit, (3,)).start()  # hangs
+    calls = (lambda: session.run(np.zeros((1, 3, 64, 64), np.float32)), lambda: session.prepare((48,)),
+             lambda: session([np.zeros((99, 99, 3), np.uint8)] * 2))
+    for call in calls:
+        try:
+            call()
+        except RuntimeError as error:
+            assert 'forked' in str(error)
+        else:
+            os._exit(4)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork')
+def test_a_forked_process_gets_an_error_instead_of_hanging(file):
+    code = FORKED.format(file=str(file), engine=installed('openvino'))
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
+                          cwd=Path(__file__).resolve().parent.parent)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interrupted_request_is_not_used_while_it_runs():
+    """An exception between its start and its end, as out of a signal handler."""
+    installed('openvino')
+    from rs_timm.runtime.engines._openvino import _Requests
+
+    class Request:
+        def __init__(self):
+            self.done = True
+
+        def set_input_tensor(self, tensor):
+            assert self.done, 'it runs'
+
+        def start_async(self):
+            self.done = False
+
+        def wait(self):
+            if interrupt:
+                raise KeyboardInterrupt
+            self.done = True
+
+        def wait_for(self, timeout):
+            return self.done
+
+        def get_output_tensor(self):
+            return SimpleNamespace(data=np.zeros(1))
+
+    made = []
+    requests = _Requests(SimpleNamespace(create_infer_request=lambda: made.append(Request()) or made[-1]))
+    interrupt = True
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            requests(batch(1, 32))
+    interrupt = False
+    requests(batch(1, 32)), requests(batch(1, 32))
+    assert len(made) == 4 and requests._free[0] not in made[:3]
+
+
+def test_what_an_engine_cannot_run_is_one_sentence(file, tmp_path):
+    installed('onnxruntime')
+    broken = onnx.load(file)
+    next(node for node in broken.graph.node if node.op_type == 'Relu').op_type = 'Rellu'
+    onnx.save(broken, tmp_path / 'broken.onnx')
+    with pytest.raises(ValueError, match='onnxruntime cannot run the network for 64 px: .*Rellu'):
+        Session(tmp_path / 'broken.onnx', 'onnxruntime').run(batch(1, 64))
+
+
+@pytest.mark.parametrize('name, old', [('float32', 'fp32'), ('bfloat16', 'bf16')])
+def test_old_names_of_precisions_go_on_working(model, name, old):
+    with pytest.warns(DeprecationWarning, match=f'{old}.* is called .{name}. now'):
+        assert Session(model, 'torch', old).precision == name
 
 
 # ---- one network for all sizes

@@ -157,11 +157,9 @@ def as_list(images: Any) -> List[Any]:
 
 
 def _read(source: Any, index: int, shorter: Optional[int]) -> Picture:
-    if hasattr(source, 'read') and not isinstance(source, Image.Image):
-        name, source = getattr(source, 'name', None), source.read()
-        if not isinstance(source, bytes):
-            raise ValueError(f"picture {index} is a stream of text: open it in binary mode, as in open(path, 'rb').")
-        return open_picture(io.BytesIO(source), shorter, name=name if isinstance(name, str) else f'picture {index}')
+    if hasattr(source, 'read'):
+        name = getattr(source, 'name', None)
+        return open_picture(source, shorter, name=name if isinstance(name, str) else f'picture {index}')
     if isinstance(source, (bytes, bytearray, memoryview)):
         return open_picture(io.BytesIO(source), shorter, name=f'picture {index}')
     if isinstance(source, (str, PathLike)):

@@ -82,7 +82,8 @@ class Session:
             max_networks: int = 32,
     ) -> None:
         precision = check_precision(precision)
-        check_resolutions((max_networks,))
+        if isinstance(max_networks, bool) or not isinstance(max_networks, int) or max_networks < 1:
+            raise ValueError(f'max_networks={max_networks!r}: give a positive whole number.')
         _check_options(precision, memory, calibration, cache_dir)
         self._engine = create_engine(engine, precision, threads, is_torch_model(model))
         self.engine_name = self._engine.name
