@@ -10,6 +10,7 @@ import numpy as np
 
 from rs_timm.format.info import ModelInfo
 from rs_timm.pictures import ImageError
+from rs_timm.runtime.session import NotFiniteError
 
 from .output import Output
 from .rows import Row
@@ -175,7 +176,10 @@ def fault(error: ImageError, name: str) -> str:
 def _predict(session: Predictor, work: Work, loaded: List[Tuple[str, Loaded]]) -> List[Row]:
     """The most probable classes of each picture; of equal ones, the first."""
     ready = [x for _, x in loaded if isinstance(x, np.ndarray)]
-    logits = iter(session.run(np.concatenate(ready)) if ready else ())
+    try:
+        logits = iter(session.run(np.concatenate(ready)) if ready else ())
+    except NotFiniteError as error:  # the rows of those pictures say so
+        logits = iter(error.logits)
     rows = []
     for name, x in loaded:
         if isinstance(x, str):

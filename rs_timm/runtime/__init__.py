@@ -8,6 +8,7 @@ from typing import Any
 from rs_timm.format.graph import extract_onnx, read_info, read_model
 from rs_timm.format.info import ModelInfo
 
+from .accuracy import evaluate_session
 from .policy.budget import choose_resolution
 from .policy.cascade import Cascade, CascadeFit
 from .policy.cascade_fit import fit_cascade
@@ -25,6 +26,7 @@ __all__ = [
     'Preprocessing',
     'Session',
     'choose_resolution',
+    'evaluate_session',
     'extract_onnx',
     'fit_cascade',
     'measure_latency',

@@ -209,7 +209,7 @@ class Session:
             raise NotFiniteError(
                 f'{self.info.name} gives values that are not finite at {x.shape[-1]} px in {self.precision}, for '
                 f'{len(broken)} of {len(x)} pictures: its weights are damaged, or the precision does not hold '
-                'them.', broken)
+                'them.', broken, logits)
         return logits
 
     def _ready(self, x: Any, resolution: Optional[int]) -> np.ndarray:
