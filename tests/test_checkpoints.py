@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import rs_timm
-from rs_timm.layers import switchable_layers
 from rs_timm.models import _manifest, check_model_args
 
 SIZES = (64, 48, 32)
@@ -513,14 +512,3 @@ def test_a_name_alone_says_that_it_knows_other_classes_than_imagenet():
 def test_the_papers_tag_without_a_file_says_how_to_convert(name):
     with pytest.raises(ValueError, match=f'rs-timm convert CHECKPOINT --model {name} --out DIR'):
         timm.create_model(f'{name}.orig_in1k', pretrained=True)
-
-
-def test_sets_can_be_told_apart(tmp_path, random_statistics):
-    """The converted sets are private: position 0 went to the largest size."""
-    checkpoint, _ = paper_checkpoint('resnet18', random_statistics)
-    torch.save(checkpoint, tmp_path / 'weights.pth')
-    model = load('rs_resnet18', tmp_path / 'weights.pth')
-    state = checkpoint['state_dict']
-    for index, size in enumerate(PAPER_SIZES):
-        assert torch.equal(model.bn1[str(size)].weight, state[f'module.bn1.bn_{index}.weight'])
-    assert len(switchable_layers(model)) == 20

@@ -76,11 +76,14 @@ def test_an_unseen_size_in_one_graph_needs_its_set_first(dynamic, model):
     lambda model, x: torch.export.export(model, (x,)).module(),
     torch.jit.trace,
 ], ids=['export', 'jit.trace'])
-def test_a_trace_keeps_the_set_of_its_example(trace, model):
+@pytest.mark.parametrize('pin, kept', [(None, 48), (64, 64), (40, 40)])
+def test_a_trace_keeps_the_pinned_set_or_that_of_its_example(pin, kept, trace, model):
     model(image(64))
+    model.set_resolution(pin)
     x = image(48)
     traced = trace(model, x)
-    torch.testing.assert_close(traced(x), rs_timm.extract(model, 48)(x), rtol=1e-5, atol=1e-5)
+    model.set_resolution(32)
+    torch.testing.assert_close(traced(x), rs_timm.extract(model, kept)(x), rtol=1e-5, atol=1e-5)
 
 
 def test_fx_in_training(model):

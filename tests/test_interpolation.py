@@ -158,12 +158,6 @@ def test_a_cached_set_follows_its_neighbours(model):
         torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))))
 
 
-def test_a_cached_set_moves_with_the_model(model):
-    logits(model, 40)
-    model.double()
-    assert model(torch.randn(1, 3, 40, 40, dtype=torch.float64)).dtype == torch.float64
-
-
 def test_a_second_switch_to_an_unseen_size_makes_nothing(model):
     rs_timm.set_resolution(model, 40)
     made = [layer.set_for(40) for layer in switchable_layers(model)]

@@ -217,7 +217,7 @@ def test_bfloat16_autocast_and_channels_last():
         y = conv(x.bfloat16().to(memory_format=torch.channels_last))
         y.float().mean().backward()
     assert y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last)
-    gram, moment = conv._act_pending.equations
+    gram, moment = conv._pending['act_basis']
     expected = normal_equations(x.bfloat16().float().reshape(1, -1), conv.act_basis[None], False)
     torch.testing.assert_close((gram, moment), expected)
 

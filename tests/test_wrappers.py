@@ -424,23 +424,6 @@ def test_compiled_training_moves_the_set_in_use_alone(model, compiled):
         assert {r for r in SIZES if not torch.equal(before[r], model.bn1[str(r)].weight)} == {size}
 
 
-@pytest.mark.parametrize('r', [48, 40])
-def test_export_of_a_pinned_model(r, model):
-    model.set_resolution(r)
-    x = image(r)
-    exported = torch.export.export(model, (x,)).module()
-    assert torch.allclose(exported(x), rs_timm.extract(model, r)(x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize('r', [48, 40])
-def test_jit_trace_of_a_pinned_model(r, model):
-    model.set_resolution(r)
-    x = image(r)
-    traced = torch.jit.trace(model, x)
-    model.set_resolution(64)
-    assert torch.allclose(traced(x), rs_timm.extract(model, r)(x), rtol=1e-5, atol=1e-5)
-
-
 # Gradient checkpointing
 
 def gradients(model):

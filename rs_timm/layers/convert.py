@@ -171,23 +171,7 @@ def _rename_architecture(plain: nn.Module, model: nn.Module) -> None:
 
 
 def pack(models: Mapping[int, nn.Module], interpolation: str = 'params') -> nn.Module:
-    """Join plain networks that differ in their BatchNorms alone into one switchable network: the inverse of `extract`.
-
-    The class is that of the plain networks, as `convert_switchable_bn` leaves it; `rs_timm.pack` adds the methods.
-
-    >>> import timm, rs_timm
-    >>> model = timm.create_model('rs_resnet18')
-    >>> again = pack({r: rs_timm.extract(model, r) for r in model.resolutions})
-    >>> all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
-    True
-
-    Args:
-        models: resolution in pixels -> plain network; all of one architecture. They are left as they are.
-        interpolation: as in `convert_switchable_bn`.
-
-    Raises:
-        ValueError: no model, or weights outside the BatchNorms that differ: the first such tensor is named.
-    """
+    """Join plain networks as `rs_timm.pack` does, which adds the methods; the class stays theirs."""
     resolutions = check_resolutions(models)
     first = models[resolutions[0]]
     for resolution in resolutions:

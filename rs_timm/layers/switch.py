@@ -120,7 +120,8 @@ def selectors_of(model: nn.Module) -> List[ResolutionSelector]:
     own = model.__dict__.get('rs_selector')
     if own is not None:
         return [own]
-    return list({id(m.selector): m.selector for m in model.modules() if hasattr(m, 'set_for')}.values())
+    found = (m.__dict__.get('selector') for m in model.modules())
+    return list({id(s): s for s in found if isinstance(s, ResolutionSelector)}.values())
 
 
 def is_switchable(model: nn.Module) -> bool:
@@ -131,7 +132,8 @@ def is_switchable(model: nn.Module) -> bool:
 def _selectors(model: nn.Module) -> List[ResolutionSelector]:
     selectors = selectors_of(model)
     if not selectors:
-        traced = ' (a graph keeps the set of the size it was traced at)' if hasattr(model, 'graph') else ''
+        graph = isinstance(model, torch.fx.GraphModule)
+        traced = ' (a graph keeps the set of the size it was traced at)' if graph else ''
         raise ValueError(
             f'{type(model).__name__} has no switchable BatchNorm{traced}: convert it with '
             "rs_timm.convert_switchable_bn(model, resolutions), or create an 'rs_*' model.")

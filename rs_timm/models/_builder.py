@@ -105,6 +105,8 @@ def build_switchable(
     except Exception as error:
         if cfg.file and _while_loading(error):
             raise ValueError(_unreadable(cfg.file, variant, error)) from error
+        if cfg.hf_hub_id and type(error) is ValueError and _while_loading(error):
+            raise ValueError(_unreadable(cfg.hf_hub_id, variant, error)) from error
         if isinstance(error, SafetensorError):
             raise ValueError(_damaged_download(cfg.hf_hub_id, error)) from error
         raise

@@ -41,26 +41,8 @@ __all__ = ['LQConv2d']
 
 MOMENTUM = 0.9  # of the moving average
 
-Equations = Tuple[torch.Tensor, torch.Tensor]
-
 # torch knows no way from an optimizer, which holds parameters, to the layers that they belong to
 _LAYERS: 'WeakSet[LQConv2d]' = WeakSet()
-
-
-class Pending:
-    """Normal equations (B^T B [R, b, b], B^T x [R, b]), summed since the last step."""
-
-    def __init__(self) -> None:
-        self.equations: Optional[Equations] = None
-
-    def add(self, gram: torch.Tensor, moment: torch.Tensor) -> None:
-        if self.equations is not None:
-            gram, moment = gram + self.equations[0], moment + self.equations[1]
-        self.equations = gram, moment
-
-    def take(self) -> Optional[Equations]:
-        equations, self.equations = self.equations, None
-        return equations
 
 
 def _version(x: torch.Tensor) -> int:
@@ -123,7 +105,7 @@ class LQConv2d(nn.Conv2d):
     def plain(self) -> nn.Conv2d:
         """An `nn.Conv2d` that has the quantised weights for its own; it knows nothing of a quantised input."""
         conv = nn.Conv2d.__new__(nn.Conv2d)
-        own = ('_quantized', '_weight_pending', '_act_pending')
+        own = ('_quantized', '_pending')
         conv.__dict__.update({key: value for key, value in self.__dict__.items() if key not in own})
         conv._buffers = {}
         weight = nn.Parameter(self.quantized_weight().clone(), requires_grad=self.weight.requires_grad)
@@ -144,8 +126,13 @@ class LQConv2d(nn.Conv2d):
 
     def _forget(self) -> None:
         self._quantized: Optional[_Quantized] = None
-        self._weight_pending = Pending()
-        self._act_pending = Pending()
+        # name of a basis -> normal equations (B^T B [R, b, b], B^T x [R, b]), summed since the last step
+        self._pending: Dict[str, Tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _note(self, name: str, gram: torch.Tensor, moment: torch.Tensor) -> None:
+        if name in self._pending:
+            gram, moment = gram + self._pending[name][0], moment + self._pending[name][1]
+        self._pending[name] = gram, moment
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
@@ -181,7 +168,7 @@ class LQConv2d(nn.Conv2d):
             positions = nearest(values, levels)
             quantized = shaped_as(look_up(levels, positions), x)
             if self._learns():
-                self._act_pending.add(*normal_equations(values, basis, False, positions))
+                self._note('act_basis', *normal_equations(values, basis, False, positions))
         if not (torch.is_grad_enabled() and x.requires_grad):
             return quantized
         return ClippedStraightThrough.apply(x, quantized, levels[0, -1])
@@ -204,33 +191,12 @@ class LQConv2d(nn.Conv2d):
         levels, _ = sorted_levels(basis, signed=True)
         positions = nearest(rows, levels)
         if learn:
-            self._weight_pending.add(*normal_equations(rows, basis, True, positions))
+            self._note('weight_basis', *normal_equations(rows, basis, True, positions))
         return shaped_as(look_up(levels, positions), self.weight)
-
-    def forget_quantized(self) -> None:
-        """Have the weights quantised anew, for a write that leaves no trace."""
-        self._quantized = None
-
-    def pending(self) -> bool:
-        """Whether there were training passes since the bases last moved."""
-        return any(pending.equations for pending in (self._weight_pending, self._act_pending))
-
-    def take_pending(self) -> Tuple[Optional[Equations], Optional[Equations]]:
-        """The equations for the bases of weight and input, which are forgotten here."""
-        return self._weight_pending.take(), self._act_pending.take()
-
-    def move_bases(self, weight_basis: Optional[torch.Tensor], act_basis: Optional[torch.Tensor]) -> None:
-        """Take new bases, unless None."""
-        with torch.no_grad():
-            if weight_basis is not None:
-                self.weight_basis.copy_(weight_basis)
-            if act_basis is not None:
-                assert self.act_basis is not None
-                self.act_basis.copy_(act_basis)
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set the mode, and have the weights quantised anew: some writes leave no trace (`p.data.copy_()`)."""
-        self.forget_quantized()
+        self._quantized = None
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
@@ -256,8 +222,7 @@ class LQConv2d(nn.Conv2d):
         return replica
 
     def __getstate__(self) -> Dict[str, Any]:
-        own: List[str] = ['_quantized', '_weight_pending', '_act_pending']
-        return {key: value for key, value in self.__dict__.items() if key not in own}
+        return {key: value for key, value in self.__dict__.items() if key not in ('_quantized', '_pending')}
 
     def __setstate__(self, state: Dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -281,41 +246,24 @@ def _install_hook() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
+@torch.no_grad()
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     owners = {id(layer.weight): layer for layer in _LAYERS}
-    # the optimizer's order is the same in all processes
+    # the optimizer's order is the same in all processes, and so are the layers with equations
     layers = [owners[id(p)] for group in optimizer.param_groups for p in group['params'] if id(p) in owners]
+    _add_over_processes([tensor for layer in layers for pair in layer._pending.values() for tensor in pair])
     for layer in layers:
-        layer.forget_quantized()  # fused optimizers write without raising a tensor's version
-    layers = [layer for layer in layers if layer.pending()]
-    equations = _summed([layer.take_pending() for layer in layers])
-    for layer, (weight, act) in zip(layers, equations):
-        bases = layer.weight_basis, None if layer.act_basis is None else layer.act_basis.unsqueeze(0)
-        new_weight, new_act = (_moved(basis, terms) for basis, terms in zip(bases, (weight, act)))
-        layer.move_bases(new_weight, None if new_act is None else new_act[0])
+        layer._quantized = None  # fused optimizers write without raising a tensor's version
+        for name, equations in layer._pending.items():
+            basis = getattr(layer, name)
+            rows = basis.view(-1, basis.shape[-1])
+            rows.copy_(MOMENTUM * rows + (1 - MOMENTUM) * solve_basis(*equations, rows))
+        layer._pending.clear()
 
 
-def _moved(basis: Optional[torch.Tensor], equations: Optional[Equations]) -> Optional[torch.Tensor]:
-    """The moving average of `basis` [R, b] and the solution."""
-    if basis is None or equations is None:
-        return None
-    return MOMENTUM * basis + (1 - MOMENTUM) * solve_basis(*equations, basis)
-
-
-def _summed(
-        pairs: List[Tuple[Optional[Equations], Optional[Equations]]],
-) -> List[Tuple[Optional[Equations], Optional[Equations]]]:
-    """Add the equations up over the processes; there must be the same layers in each."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return pairs
-    tensors = [tensor for pair in pairs for equations in pair if equations is not None for tensor in equations]
-    if not tensors:
-        return pairs
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
-    parts = iter(flat.split([tensor.numel() for tensor in tensors]))
-
-    def summed(equations: Optional[Equations]) -> Optional[Equations]:
-        return None if equations is None else (next(parts).view_as(equations[0]), next(parts).view_as(equations[1]))
-
-    return [(summed(weight), summed(act)) for weight, act in pairs]
+def _add_over_processes(tensors: List[torch.Tensor]) -> None:
+    if tensors and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
+            tensor.copy_(part.view_as(tensor))
