@@ -25,11 +25,10 @@ from torch import nn
 import rs_timm
 from benchmarks.environment import RESULTS, describe
 from benchmarks.runtime.networks import labelled
-from benchmarks.runtime.table import Row, put, read
-from benchmarks.store import packed, unpacked
+from benchmarks.store import Row, packed, put, read, unpacked
 from rs_timm.data import ImageFiles
 from rs_timm.runtime import Session
-from rs_timm.runtime.images import Preprocessing
+from rs_timm.runtime.preprocessing import Preprocessing
 
 TABLE = RESULTS / 'adaptation.csv'
 KEY = ('model', 'method', 'set', 'resolution', 'crop', 'interpolation')
@@ -155,7 +154,7 @@ class Judge:
               f'{row["top1"]:>5}, agreement {row["agreement"]}', flush=True)
 
     def done(self, key: Dict[str, Any]) -> bool:
-        return any(all(row[n] == str(key[n]) for n in KEY) for row in read(self.args.out))
+        return bool(read(self.args.out, **{n: key[n] for n in KEY}))
 
 
 def crops(args: argparse.Namespace) -> None:

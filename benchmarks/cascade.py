@@ -12,19 +12,15 @@ holds one network; what is in it is not measured again, unless --again.
 """
 import argparse
 import random
-import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.environment import RESULTS, describe
 from benchmarks.runtime.figures import write_figures
-from benchmarks.runtime.networks import labelled, load
-from benchmarks.runtime.table import is_done, put
+from benchmarks.runtime.networks import labelled, measure_one, parser_of_one
 from rs_timm.format.madds import madds_of
 from rs_timm.runtime import Cascade, CascadeFit, Session, fit_cascade, measure_latency
 from rs_timm.runtime.policy.cascade import combine_logits, stage_weights
@@ -130,23 +126,8 @@ def halves(files: Sequence[Path], targets: np.ndarray) -> Tuple[List[Path], np.n
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     args = _parse(arguments)
-    wanted = dict(model=args.model, engine=args.engine, precision=args.precision, batch=args.batch)
-    if not args.again and is_done(args.out, **wanted):
-        print(f'{args.out} has these rows; --again measures anew')
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        network = load(args.model, Path(folder))
-        if not network.trained:
-            raise SystemExit(f'{args.model} has random weights: its answers mean nothing; name another model.')
-        session = Session(network.file, args.engine, args.precision, args.threads)
-        rows = _compare(session, args)
-    columns = dict(
-        model=args.model, weights=network.weights, engine=session.engine_name, precision=args.precision,
-        **{key: value for key, value in describe().items() if key not in ('dtype', 'threads')}, threads=args.threads,
-        **{name: version(name) for name in ('openvino', 'onnxruntime')})
-    args.out.unlink(missing_ok=True)
-    put(args.out, [dict(row, **columns) for row in rows], ('kind', 'resolutions', 'budget_ms'))
-    write_figures(args.out.parent, 'cascade')
+    if measure_one(args, _compare, batch=args.batch):
+        write_figures(args.out.parent, 'cascade')
 
 
 def _compare(session: Session, args: argparse.Namespace) -> Rows:
@@ -185,16 +166,9 @@ def _run_in_turns(methods: Sequence[Method], files: List[Path], batch: int) -> N
 
 
 def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, required=True, help='folder with val/CLASS/*')
-    parser.add_argument('--model', default='rs_resnet18')
-    parser.add_argument('--engine', default='openvino')
-    parser.add_argument('--precision', default='fp32')
-    parser.add_argument('--threads', type=int, default=2)
+    parser = parser_of_one(__doc__, 'cascade')
     parser.add_argument('--pictures', type=int, default=1000, help='half of them to fit, half to report')
     parser.add_argument('--batch', type=int, default=32)
-    parser.add_argument('--again', action='store_true', help='measure even if the table is of this network')
-    parser.add_argument('--out', type=Path, default=RESULTS / 'cascade.csv')
     return parser.parse_args(arguments)
 
 

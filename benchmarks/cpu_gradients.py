@@ -11,7 +11,6 @@ The sides take turns; of a layer the fastest of the rounds counts, of a step the
 model, sizes, batch and precision replace those in the table.
 """
 import argparse
-import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,10 @@ import timm
 import torch
 
 from benchmarks.environment import RESULTS, describe, keep_kernels
-from benchmarks.training.results import merge
-from benchmarks.training_cost import MODELS, RESOLUTIONS, compare, interleaved, rs_step
+from benchmarks.store import put
+from benchmarks.timing import interleaved
+from benchmarks.training_cost import MODELS, RESOLUTIONS, compare, rs_step
+from benchmarks.training_sections import UNIT
 from rs_timm.training import keep_freed_memory
 from rs_timm.training.cpu import kernels as cpu_gradients
 
@@ -87,15 +88,8 @@ def both(layer: Layer, for_input: bool, dtype: torch.dtype, rounds: int) -> Tupl
     ours: Call = partial(cpu_gradients.weight_gradient, x, grad, layer.weight[2:], *geometry)
     if for_input:
         ours = partial(cpu_gradients.input_gradient, grad, weight, layer.input[2:], *geometry)
-    times = [(_ms(theirs), _ms(ours)) for _ in range(rounds + 1)][1:]
-    slow, fast = map(min, zip(*times))
-    return slow, fast
-
-
-def _ms(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start)
+    times = interleaved(dict(theirs=theirs, ours=ours), rounds)
+    return 1e3 * min(times['theirs']), 1e3 * min(times['ours'])
 
 
 def weight_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
@@ -174,7 +168,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         for row in rows:
             print(f'{row["question"]:42} {row["model"]:15} {row["rs"]:9.1f} ms, torch {row["other"]:9.1f}, ratio '
                   f'{row["ratio"]:.3f}', flush=True)
-        merge(args.out, rows)
+        put(args.out, rows, UNIT)
     print(f'wrote {args.out}')
 
 

@@ -12,7 +12,6 @@ pixels (mean absolute difference, levels of 255), for two sizes of file.
 folder; without it, pictures are made up (smooth noise).
 """
 import argparse
-import csv
 import statistics
 import tempfile
 import time
@@ -27,6 +26,8 @@ from timm.data import create_dataset, create_loader
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from benchmarks.environment import RESULTS, describe
+from benchmarks.store import put
+from benchmarks.timing import seconds
 from rs_timm.data import ImageFiles, create_multires_loader, open_image
 from rs_timm.data.order import seeded
 from rs_timm.data.views import TrainViews
@@ -58,10 +59,7 @@ def _smooth_noise(count: int) -> Iterable[Image.Image]:
 
 
 def seconds_of_a_pass(loader: Iterable[Any]) -> float:
-    start = time.perf_counter()
-    for _ in loader:
-        pass
-    return time.perf_counter() - start
+    return seconds(lambda: sum(1 for _ in loader))
 
 
 def separate_loaders(folder: Path, sizes: Sequence[int], batch: int, workers: int) -> Callable[[], float]:
@@ -169,7 +167,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             for row in [*made, *draft_rows(Path(folder), args)]:
                 rows.append(dict(row, files=f'{size[0]}x{size[1]} JPEG, {kib:.0f} KiB', **environment))
                 _show(rows[-1])
-    _write(args.out, rows)
+    put(args.out, rows)
 
 
 def _show(row: Dict[str, Any]) -> None:
@@ -177,15 +175,6 @@ def _show(row: Dict[str, Any]) -> None:
     speeds = f'{row["pictures_per_s"]:8.1f} /s, other {row["other_pictures_per_s"]:8.1f} /s'
     print(f'{row["question"]:25} {row["files"]:24} {row["pipeline"]:26} {row["sizes"]:20} {speeds}, '
           f'ratio {row["ratio"]:.2f}{draft}', flush=True)
-
-
-def _write(path: Path, rows: Sequence[Dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open('w', newline='') as stream:
-        writer = csv.DictWriter(stream, fieldnames=names)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == '__main__':

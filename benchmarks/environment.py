@@ -10,8 +10,6 @@ import torch
 
 import rs_timm
 
-__all__ = ['RESULTS', 'commit', 'describe', 'keep_kernels']
-
 RESULTS = Path(__file__).resolve().parent / 'results'
 
 _CODE = (':(top)', ':(top,exclude)benchmarks/results', ':(top,exclude)*.md')  # what a result depends on

@@ -11,23 +11,108 @@ DIR holds val/CLASS/*; the network is one with trained weights ('lite0' is Effic
 holds one network; what is in it is not measured again, unless --again.
 """
 import argparse
-import tempfile
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+import math
+import random
+import threading
+import time
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, Callable, Dict, List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
-from benchmarks.environment import RESULTS, describe
 from benchmarks.runtime.figures import write_figures
-from benchmarks.runtime.networks import labelled, load
-from benchmarks.runtime.stream import Fixed, Policy, Served, arrivals, p95, ramp, serve
-from benchmarks.runtime.table import is_done, put
-from rs_timm.runtime import LatencyTable, LoadController, Session, measure_latency
+from benchmarks.runtime.networks import labelled, measure_one, parser_of_one
+from rs_timm.runtime import LoadController, Session, measure_latency
 
 BINS = 20
 TOTAL = 'all'
 Rows = List[Dict[str, Any]]
+
+
+class Policy(Protocol):
+    """Says at which resolution the next request is served; a `LoadController` is one."""
+
+    @property
+    def resolution(self) -> int: ...
+
+    def observe(self, latency_ms: float, queue_length: int = 0) -> int: ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Always the same resolution."""
+
+    resolution: int
+
+    def observe(self, latency_ms: float, queue_length: int = 0) -> int:
+        return self.resolution
+
+
+@dataclass(frozen=True)
+class Served:
+    """What became of the requests, in the order of arrival: arrays [N]."""
+
+    arrived: np.ndarray  # seconds from the start, as planned
+    latency_ms: np.ndarray  # from then to the answer
+    resolution: np.ndarray
+    answer: np.ndarray  # class
+
+
+def ramp(seconds: float, low: float, high: float) -> Callable[[float], float]:
+    """A rate that rises evenly from `low` to `high` at half time, and falls again."""
+    return lambda t: low + (high - low) * (1. - abs(2. * t / seconds - 1.))
+
+
+def arrivals(rate: Callable[[float], float], highest: float, seconds: float, seed: int) -> List[float]:
+    """Times of a Poisson process with that rate (per second), by thinning one of the highest rate."""
+    generator, t, times = random.Random(seed), 0., []
+    while True:
+        t += generator.expovariate(highest)
+        if t >= seconds:
+            return times
+        if generator.random() * highest < rate(t):
+            times.append(t)
+
+
+def serve(
+        planned: Sequence[float],
+        requests: Sequence[Any],
+        answer: Callable[[Any, int], int],
+        policy: Policy,
+) -> Served:
+    """Serve request number i, which comes `planned[i]` seconds after the start, with one worker, in order of arrival.
+
+    A producer thread hands the requests over at their times. Latency counts from the planned time: a producer that is
+    late makes the server look worse, not better.
+    """
+    waiting: SimpleQueue[int] = SimpleQueue()
+    start = time.perf_counter() + 0.05
+
+    def produce() -> None:
+        for number, due in enumerate(planned):
+            time.sleep(max(0., start + due - time.perf_counter()))
+            waiting.put(number)
+
+    producer = threading.Thread(target=produce, daemon=True)
+    producer.start()
+    rows: List[Tuple[float, int, int]] = []
+    for number in range(len(planned)):
+        taken = waiting.get()
+        assert taken == number
+        resolution = policy.resolution
+        said = answer(requests[number], resolution)
+        latency = 1e3 * (time.perf_counter() - start - planned[number])
+        rows.append((latency, resolution, said))
+        policy.observe(max(0., latency), waiting.qsize())
+    producer.join()
+    columns = [np.array(column) for column in zip(*rows)]
+    return Served(np.array(planned), *columns)
+
+
+def p95(values: np.ndarray) -> float:
+    """The nearest-rank p95; nan of none."""
+    return float(np.sort(values)[math.ceil(0.95 * len(values)) - 1]) if len(values) else math.nan
 
 
 def rows_of(served: Served, targets: np.ndarray, deadline: float, seconds: float) -> Rows:
@@ -55,37 +140,15 @@ def rows_of(served: Served, targets: np.ndarray, deadline: float, seconds: float
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     args = _parse(arguments)
-    wanted = dict(model=args.model, engine=args.engine, precision=args.precision, seconds=args.seconds)
-    if not args.again and is_done(args.out, **wanted):
-        print(f'{args.out} has these rows; --again measures anew')
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        network = load(args.model, Path(folder))
-        if not network.trained:
-            raise SystemExit(f'{args.model} has random weights: its answers mean nothing; name another model.')
-        session = Session(network.file, args.engine, args.precision, args.threads)
-        session.prepare()
-        files, targets = labelled(args.data / 'val', session.info.label_names, args.pictures)
-        table = measure_latency(session, images=files, repeats=args.repeats, progress=True)
-        print(table)
-        rows = _compare(session, files, targets, table, args)
-    columns = dict(
-        model=args.model, weights=network.weights, engine=session.engine_name, precision=args.precision,
-        **{key: value for key, value in describe().items() if key not in ('dtype', 'threads')}, threads=args.threads,
-        **{name: version(name) for name in ('openvino', 'onnxruntime')})
-    rows = [dict(row, **columns) for row in rows]
-    args.out.unlink(missing_ok=True)
-    put(args.out, rows, ('policy', 'second'))
-    write_figures(args.out.parent, 'load_curve')
+    if measure_one(args, _compare, seconds=args.seconds):
+        write_figures(args.out.parent, 'load_curve')
 
 
-def _compare(
-        session: Session,
-        files: Sequence[Path],
-        targets: np.ndarray,
-        table: LatencyTable,
-        args: argparse.Namespace,
-) -> Rows:
+def _compare(session: Session, args: argparse.Namespace) -> Rows:
+    session.prepare()
+    files, targets = labelled(args.data / 'val', session.info.label_names, args.pictures)
+    table = measure_latency(session, images=files, repeats=args.repeats, progress=True)
+    print(table)
     costs = table.milliseconds(part='total')
     largest, smallest = max(costs), min(costs)
     capacity = 1e3 / costs[largest]
@@ -114,12 +177,7 @@ def _compare(
 
 
 def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', type=Path, required=True, help='folder with val/CLASS/*')
-    parser.add_argument('--model', default='rs_resnet18')
-    parser.add_argument('--engine', default='openvino')
-    parser.add_argument('--precision', default='fp32')
-    parser.add_argument('--threads', type=int, default=2)
+    parser = parser_of_one(__doc__, 'load_curve')
     parser.add_argument('--seconds', type=float, default=40., help='of the load curve')
     parser.add_argument('--peak', type=float, default=2., help='load at half time, of what the largest size can carry')
     parser.add_argument('--deadline', type=float, help='ms (default: six times the service at the largest size)')
@@ -127,8 +185,6 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument('--pictures', type=int, default=500, help='different ones')
     parser.add_argument('--repeats', type=int, default=100, help='calls each to measure the costs')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--again', action='store_true', help='measure even if the table is of this network')
-    parser.add_argument('--out', type=Path, default=RESULTS / 'load_curve.csv')
     return parser.parse_args(arguments)
 
 

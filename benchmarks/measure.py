@@ -1,15 +1,21 @@
 """What is measured on the network of a finished run, and the rows that come of it."""
+import tempfile
 import time
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.environment import describe
+from benchmarks.quantization_size import full_size, packed_size
 from benchmarks.runs import Job, settings
-from benchmarks.store import ACCURACY, EPOCHS, FEATURES, NORMS, RIGHT, RUNS, Table, packed
-from rs_timm import add_resolution, extract, get_resolutions, is_switchable, pack, set_interpolation
+from benchmarks.runtime.networks import labelled
+from benchmarks.store import ACCURACY, EPOCHS, FEATURES, MASKS, NORMS, RIGHT, RUNS, Table, packed
+from rs_timm import add_resolution, export_onnx, extract, get_resolutions, is_switchable, pack, set_interpolation
 from rs_timm.analysis import (
     Predictions,
     distribution,
@@ -20,9 +26,10 @@ from rs_timm.analysis import (
     predict,
 )
 from rs_timm.data import MultiResLoader, create_multires_loader
-from rs_timm.training import Recipe
-
-__all__ = ['Measured', 'Pictures', 'measure', 'run_row']
+from rs_timm.quantization import quantized_layers
+from rs_timm.runtime import Session
+from rs_timm.training import Recipe, evaluate_masks
+from rs_timm.training.tasks import MaskLoaders
 
 Rows = List[Dict[str, Any]]
 Measured = Dict[Table, Rows]
@@ -161,4 +168,88 @@ def run_row(
         pictures=pictures,
         train_seconds=round(sum(seconds.values()), 1),
         **describe(device.type, recipe.precision),
+    )
+
+
+# Segmentation
+
+def measure_masks(
+        job: Job,
+        recipe: Recipe,
+        model: nn.Module,
+        data: str,
+        compared: Sequence[int],
+        epochs: Sequence[Mapping[str, Any]],
+        device: torch.device,
+        workers: int,
+) -> Measured:
+    """All rows about a network: its scores at the sizes it was trained for, and at those of the preset.
+
+    Args:
+        job, recipe, model: what was run, with which settings, and what came of it.
+        data: folder with train and val, each with pictures and masks.
+        compared: sizes of the preset.
+        epochs: rows of the training log.
+        device, workers: as in training.
+    """
+    started = time.monotonic()
+    sizes = sorted({*recipe.resolutions, *compared}, reverse=True)
+    loader = MaskLoaders(data, recipe, device=device, workers=workers).evaluation(sizes)
+    alpha = (getattr(model, 'checkpoint_metadata', None) or {}).get('alpha') if len(recipe.resolutions) > 1 else {}
+    amp_dtype = None if recipe.precision == 'float32' else getattr(torch, recipe.precision)
+    scores = evaluate_masks(model, loader, sizes, alpha, amp_dtype, device)
+    rows = [dict(resolution=row, **{name: round(own[name], 4) for name in MASKS.columns[1:]})
+            for row, own in scores.items()]
+    count = len(loader.dataset)  # type: ignore[arg-type]
+    run = run_row(job, recipe, model, count, epochs, device)
+    return {MASKS: rows, RUNS: [dict(run, measure_seconds=round(time.monotonic() - started, 1))]}
+
+
+# Table 3
+
+CALIBRATION = 300  # pictures
+_BATCH = 32
+
+
+def file_rows(model: nn.Module) -> Rows:
+    """Bytes of the safetensors file in float32 and float16, without the bases of the quantisers, and packed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sizes = {'float32': full_size(model, folder), 'float16': full_size(model, folder, torch.float16)}
+        if quantized_layers(model):
+            sizes['packed'] = packed_size(model, folder, 'int8')
+    return [dict(kind=kind, bytes=size) for kind, size in sizes.items()]
+
+
+def int8_rows(model: nn.Module, data: Path, sizes: Sequence[int], names: Sequence[str]) -> Rows:
+    """Accuracy of OpenVINO's int8 networks, calibrated with training pictures, on the test pictures.
+
+    Args:
+        model: switchable.
+        data: folder with train/CLASS/* and val/CLASS/*.
+        sizes: in pixels.
+        names: of the classes, in the order of the model's outputs.
+    """
+    calibration, _ = labelled(data / 'train', names, CALIBRATION)
+    files, targets = labelled(data / 'val', names)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / 'model.onnx'
+        export_onnx(model, file)
+        session = Session(file, 'openvino', 'int8', calibration=calibration)
+        return [_int8_row(session, files, torch.from_numpy(targets), size) for size in sizes]
+
+
+def _int8_row(session: Session, files: Sequence[Path], targets: torch.Tensor, size: int) -> Dict[str, Any]:
+    batches = [session(files[first:first + _BATCH], size) for first in range(0, len(files), _BATCH)]
+    logits = torch.from_numpy(np.concatenate(batches))
+    confidence, said = logits.softmax(1).max(1)
+    right = said == targets
+    in_top5 = (logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]).any(1)
+    return dict(
+        sets='int8',
+        resolution=size,
+        top1=100. * right.double().mean().item(),
+        top5=100. * in_top5.double().mean().item(),
+        loss=F.cross_entropy(logits, targets).item(),
+        ece=expected_calibration_error(confidence.numpy(), right.numpy()),
     )

@@ -14,8 +14,6 @@ from typing import Dict, Mapping, Tuple
 
 from rs_timm.training import Recipe, get_recipe
 
-__all__ = ['KINDS', 'MEAN_DECAY', 'MEAN_LR', 'PRESETS', 'Preset']
-
 KINDS = ('individual', 'parallel', 'mred')  # of losses: one resolution; several; several with distillation
 MEAN_LR: Dict[str, float] = {'individual': 0.15, 'parallel': 0.15, 'mred': 0.15}
 MEAN_DECAY = 4e-4

@@ -5,9 +5,6 @@ places, and tests/test_benchmarks_published.py checks that they agree.
 """
 from typing import Dict, Tuple
 
-__all__ = ['ALPHA', 'FIGURE_4', 'KINDS', 'MADDS', 'PAIR', 'RESOLUTIONS', 'TABLE_1', 'TABLE_2', 'TABLE_3', 'TABLE_4',
-           'TABLE_6', 'TABLE_7', 'TABLE_7_PARAMETERS', 'TABLE_8', 'TABLE_8_MADDS', 'TOP1']
-
 Figures = Tuple[float, ...]  # one for each of RESOLUTIONS
 
 RESOLUTIONS = (224, 192, 160, 128, 96)

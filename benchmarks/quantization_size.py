@@ -8,7 +8,6 @@ separate codes.
     python -m benchmarks.quantization_size [--models rs_resnet18_w2a32 ...] [--classes 10 1000]
 """
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, List
@@ -20,6 +19,7 @@ from torch import nn
 
 import rs_timm
 from benchmarks.environment import RESULTS
+from benchmarks.store import put
 from rs_timm.quantization import pack_weights
 from rs_timm.quantization.packing import HEADS
 
@@ -70,11 +70,7 @@ def main() -> None:
     rows = [row for name in args.models for classes in args.classes for row in rows_of(name, classes)]
     for row in rows:
         print(', '.join(f'{key} {value}' for key, value in row.items()))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open('w', newline='') as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    put(args.out, rows)
 
 
 if __name__ == '__main__':

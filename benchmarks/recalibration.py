@@ -13,7 +13,6 @@ for a test or, with `--crop random`, as in training (area 8 to 100 %, flipped). 
 not measured again.
 """
 import argparse
-import csv
 import itertools
 import random
 from collections import Counter
@@ -30,6 +29,8 @@ from torchvision import transforms
 
 import rs_timm
 from benchmarks.environment import RESULTS, describe
+from benchmarks.store import put, read
+from rs_timm.atomic import replacing
 from rs_timm.calibration.recalibration import (
     collect_moments,
     pool_statistics,
@@ -69,6 +70,31 @@ def load_network(weights: str) -> nn.Module:
         raise ValueError(f'{weights}: its tensors are not those of {MODEL}, in order.')
     model.load_state_dict(dict(zip(own, loaded.values())))
     return rs_timm.switchable(model, RESOLUTIONS).eval().to(memory_format=torch.channels_last)
+
+
+def write_start(path: Path, class_names: Sequence[str]) -> None:
+    """Write where the preset `ladder` starts: this network, its classifier cut down to `class_names`.
+
+    Args:
+        path: state dict of a plain network.
+        class_names: ImageNet synsets, in the order of the outputs.
+
+    Raises:
+        ValueError: a name that is no synset of ImageNet's 1000 classes.
+    """
+    known = ImageNetInfo().label_names()
+    foreign = [name for name in class_names if name not in known]
+    if foreign:
+        raise ValueError(f'class {foreign[0]!r} is none of ImageNet-1k: this experiment needs folders named by synset, '
+                         'as in Imagenette.')
+    network = load_network('')
+    state = rs_timm.extract(network, RESOLUTIONS[0]).state_dict()
+    rows = torch.tensor([known.index(name) for name in class_names])
+    for name in ('classifier.weight', 'classifier.bias'):
+        state[name] = state[name][rows]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as new:
+        torch.save(state, new)
 
 
 def preprocessing(model: nn.Module, resolution: int, crop: str) -> Callable[[Image.Image], torch.Tensor]:
@@ -143,21 +169,13 @@ def measure_rows(model: nn.Module, args: argparse.Namespace, resolution: int, do
 
 
 def read_table(path: Path) -> Table:
-    if not path.is_file():
-        return {}
-    with path.open(newline='') as stream:
-        return {tuple(row[key] for key in KEYS): row for row in csv.DictReader(stream)}
+    """The rows that were measured, by `KEYS`."""
+    return {tuple(row[key] for key in KEYS): row for row in read(path)}
 
 
-def write_table(path: Path, table: Table) -> None:
-    rows = sorted(table.values(), key=lambda row: (row['dtype'], -int(row['resolution']), row['source'], row['crop'],
-                                                   int(row['images']), int(row['prior_images'])))
-    temporary = path.with_suffix('.part')
-    with temporary.open('w', newline='') as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+def _order(row: Dict[str, str]) -> Tuple[Any, ...]:
+    return (row['dtype'], -int(row['resolution']), row['source'], row['crop'], int(row['images']),
+            int(row['prior_images']))
 
 
 def expectations(table: Table, test_images: str = '500', dtype: str = 'float32') -> List[str]:
@@ -244,7 +262,7 @@ def main() -> None:
         for resolution in args.resolutions:
             for row in measure_rows(model, args, resolution, table):
                 table[tuple(row[key] for key in KEYS)] = row
-                write_table(path, table)
+                put(path, [row], KEYS, _order)
                 print(' '.join(f'{key}={row[key]}' for key in SHOWN), flush=True)
     plot(_sweep(table), path.with_suffix('.png'))
 

@@ -3,27 +3,25 @@
 A generated part stands between `<!-- report:NAME -->` and `<!-- /report:NAME -->`. Figures come from counting or from
 benchmarks/results/*.csv; what nobody measured says so. Plots go beside the CSV files, as PNG and SVG.
 """
-import csv
 import re
 from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence
 
 import timm
 
 import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.environment import RESULTS
-from benchmarks.markdown import NOT_MEASURED, table
 from benchmarks.paper.pictures import write_pictures
 from benchmarks.paper.sections import SECTIONS as PAPER
-from benchmarks.quantization_section import SECTIONS as QUANTIZATION
 from benchmarks.run_record import stages_of
 from benchmarks.runtime.figures import write_figures
 from benchmarks.runtime.sections import SECTIONS as RUNTIME
-from benchmarks.training.plot import plot
-from benchmarks.training.section import SECTIONS as TRAINING
+from benchmarks.store import NOT_MEASURED, Row, markdown, section
+from benchmarks.training_sections import SECTIONS as TRAINING
+from benchmarks.training_sections import plot
 from rs_timm.analysis import madds, parameter_counts
 from rs_timm.models import manifest, weights_dir
 
@@ -48,7 +46,7 @@ def cost_section() -> str:
         ])
     header = ['model', *(f'{r} px' for r in model.resolutions), 'parameters, millions (2^20)', 'in private BatchNorms']
     return ('Multiply-adds per image in millions (convolutions and linear layers), and parameters with 1000 classes:\n'
-            '\n' + table(header, rows))
+            '\n' + markdown(header, rows))
 
 
 def weights_section() -> str:
@@ -73,8 +71,8 @@ def _imagenet_weights(entries: Mapping[str, Dict[str, Any]]) -> str:
     note = 'In brackets the crop of each size: its side over the shorter side of the resized picture.'
     measured = next((entry['measured'] for entry in entries.values() if 'measured' in entry), None)
     if measured is None:
-        return f'{table(header, rows)}\n\n{note}'
-    return (f"{table(header, rows)}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} pictures, on "
+        return f'{markdown(header, rows)}\n\n{note}'
+    return (f"{markdown(header, rows)}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} pictures, on "
             f'which nothing was chosen). {note} Weights in float16, run on {environment_of(measured)}.')
 
 
@@ -89,8 +87,12 @@ def _trained_weights(entries: Mapping[str, Dict[str, Any]]) -> str:
     measured = next(iter(entries.values()))['measured']
     places = '; '.join(dict.fromkeys(environment_of(entry['measured']) for entry in entries.values()))
     runs = '\n'.join(f'* `{name}`: {_training_of(entry["recipe"])}' for name, entry in entries.items())
-    return (f"{table(header, rows)}\n\n{runs}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} "
+    return (f"{markdown(header, rows)}\n\n{runs}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} "
             f'pictures, ten classes); the weights as shipped, in float16, run on {places}.')
+
+
+def _percent(value: Optional[float]) -> str:
+    return NOT_MEASURED if value is None else f'{value:.1f}'
 
 
 def _megabytes(entry: Dict[str, Any]) -> str:
@@ -104,37 +106,19 @@ def _training_of(record: Dict[str, Any]) -> str:
 
 
 def _steps_of(stage: Dict[str, Any]) -> Iterator[str]:
-    yield f"{stage['epochs']} epoch{'s' * (stage['epochs'] > 1)} of `{stage['name']}` ({_minutes(stage['minutes'])})"
+    epochs, minutes = stage['epochs'], round(stage['minutes'])
+    yield f"{epochs} epoch{'s' * (epochs > 1)} of `{stage['name']}` ({minutes} minute{'s' * (minutes != 1)})"
     if stage.get('recalibrated'):
         yield f"BatchNorm statistics of {stage['recalibrated']} training pictures"
 
 
-def _minutes(minutes: float) -> str:
-    whole = round(minutes)
-    return f"{whole} minute{'s' * (whole != 1)}"
-
-
-def _percent(value: Optional[float]) -> str:
-    return NOT_MEASURED if value is None else f'{value:.1f}'
-
-
-def read_results(name: str) -> List[Dict[str, str]]:
-    path = RESULTS / f'{name}.csv'
-    if not path.is_file():
-        return []
-    with path.open(newline='') as stream:
-        return list(csv.DictReader(stream))
-
-
 def environment_of(row: Dict[str, str]) -> str:
-    return (f"{row['device']}, {row['dtype']}, {row['threads']} threads, torch {row['torch']}, timm {row['timm']}")
+    return f"{row['device']}, {row['dtype']}, {row['threads']} threads, torch {row['torch']}, timm {row['timm']}"
 
 
-def switch_section() -> str:
+@section('switch_cost')
+def switch_section(rows: Sequence[Row]) -> str:
     """The time of a switch, and the forward time of a switchable network against stock timm, one row a model."""
-    rows = read_results('switch_cost')
-    if not rows:
-        return NOT_MEASURED
     lines = []
     for name in dict.fromkeys(row['model'] for row in rows):
         own = [row for row in rows if row['model'] == name]
@@ -147,8 +131,8 @@ def switch_section() -> str:
             f'{min(ratios):.3f} to {max(ratios):.3f}, median {median(ratios):.3f}',
         ])
     header = ['model', '`set_resolution`, us', 'loading another network from disk, ms', 'forward time / stock timm']
-    return (f'{table(header, lines)}\n\nMedians over interleaved rounds of one run; forward at batch 1 and 32, at 224 '
-            f'and 96 px, following the input and pinned; eager; {environment_of(rows[0])}.')
+    return (f'{markdown(header, lines)}\n\nMedians over interleaved rounds of one run; forward at batch 1 and 32, at '
+            f'224 and 96 px, following the input and pinned; eager; {environment_of(rows[0])}.')
 
 
 SECTIONS: Dict[str, Callable[[], str]] = {
@@ -157,7 +141,6 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'switch': switch_section,
     **RUNTIME,
     **TRAINING,
-    **QUANTIZATION,
     **PAPER,
 }
 
@@ -178,10 +161,8 @@ def main() -> None:
         path = ROOT / document
         path.write_text(render(path.read_text(encoding='utf-8')), encoding='utf-8')
         print(f'wrote {document}')
-    for name in [*write_pictures(RESULTS), *write_figures(RESULTS)]:
+    for name in [*write_pictures(RESULTS), *write_figures(RESULTS), *plot()]:
         print(f'drew {name}')
-    if (RESULTS / 'training_cost.csv').is_file():
-        print(f'drew {plot().name}')
 
 
 if __name__ == '__main__':

@@ -25,21 +25,17 @@ import torch
 from torch import nn
 
 from benchmarks.environment import RESULTS, commit, describe
-from benchmarks.ladder import write_start
-from benchmarks.measure import Measured, Pictures, measure
-from benchmarks.measure_masks import measure_masks
-from benchmarks.measure_quantised import file_rows, int8_rows
+from benchmarks.measure import Measured, Pictures, file_rows, int8_rows, measure, measure_masks
 from benchmarks.presets import PRESETS
+from benchmarks.recalibration import write_start
 from benchmarks.runs import GROUPS, Job, jobs, runs, settings
-from benchmarks.store import ACCURACY, FILES, RUNS, TABLES, put, read
+from benchmarks.store import ACCURACY, FILES, RUNS, TABLES
 from rs_timm import is_switchable, recalibrate
 from rs_timm.atomic import write_bytes
 from rs_timm.hub import save_pretrained
 from rs_timm.training import NonFiniteError, Options, Recipe, keep_freed_memory, train
 from rs_timm.training.build import build_model
 from rs_timm.training.tasks import Loaders
-
-__all__ = ['execute', 'main', 'run_queue', 'state_of']
 
 _logger = logging.getLogger('benchmarks.run')
 
@@ -53,13 +49,10 @@ def recipe_of(job: Job, args: argparse.Namespace) -> Recipe:
     recipe = job.run.recipe(job.preset, job.seed, args.epochs, args.debug_twin)
     if job.preset.name == 'ladder':
         return replace(recipe, init=str(folder_of(job, args) / 'start.pth'))
-    return replace(recipe, init=str(_start_of(job, args))) if job.run.start else recipe
-
-
-def _start_of(job: Job, args: argparse.Namespace) -> Path:
-    """The weights of the run that a run goes on from."""
-    start = Job(job.preset, runs(job.preset)[job.run.start], job.seed)
-    return folder_of(start, args) / 'model/model.safetensors'
+    if job.run.start:
+        start = Job(job.preset, runs(job.preset)[job.run.start], job.seed)
+        return replace(recipe, init=str(folder_of(start, args) / 'model/model.safetensors'))
+    return recipe
 
 
 def folder_of(job: Job, args: argparse.Namespace) -> Path:
@@ -73,9 +66,8 @@ def results_of(args: argparse.Namespace) -> Path:
 
 def state_of(job: Job, args: argparse.Namespace) -> str:
     """'done', 'done with other settings', how far it is, or 'waiting'."""
-    for row in read(RUNS, results_of(args)):
-        if all(row[name] == value for name, value in job.key.items()):
-            return DONE if row['settings'] == settings(recipe_of(job, args)) else OTHER_SETTINGS
+    for row in RUNS.read(results_of(args), **job.key):
+        return DONE if row['settings'] == settings(recipe_of(job, args)) else OTHER_SETTINGS
     folder = folder_of(job, args)
     if not (folder / 'last.pth').is_file():
         return 'waiting'
@@ -96,13 +88,15 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     options = Options(device=args.device, workers=args.workers, progress=sys.stderr.isatty())
     device = torch.device(args.device if args.device != 'auto' else 'cuda' if torch.cuda.is_available() else 'cpu')
-    began = _note_start(folder, device, recipe)
+    note = folder / 'began.json'  # commit, device and versions of the start, wherever it goes on or is measured again
+    if not note.is_file():
+        write_bytes(note, json.dumps(dict(commit=commit(), **describe(device.type, recipe.precision))).encode())
+    began: Dict[str, Any] = json.loads(note.read_text())
     if job.preset.name == 'ladder' and not Path(recipe.init).is_file():
         write_start(Path(recipe.init), Loaders(args.data, recipe, workers=0).class_names)
     if job.run.start and not Path(recipe.init).is_file():
         raise ValueError(f'{job} goes on from the run {job.run.start!r}, which is not there: make it first, with the '
                          f'same --out.')
-    seconds = None
     if job.run.trains:
         trained = train(job.model, args.data, recipe, str(folder), resume, options)
         model, epochs = trained.model, trained.rows
@@ -110,15 +104,17 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
             save_pretrained(model, folder / 'model', model_config=dict(label_names=trained.class_names))
     else:
         started = time.monotonic()
-        model, epochs = _as_it_is(job, recipe, Pictures(args.data, recipe, device, args.workers)), []
+        classes = len(Loaders(args.data, recipe, workers=0).class_names)
+        model, epochs = build_model(job.model, recipe, classes).eval().to(device), []
         if job.run.prior_images is not None:
-            seconds = round(time.monotonic() - started, 1)
+            crops = Pictures(args.data, recipe, device, args.workers).training_crops
+            recalibrate(model, lambda r: crops((r,), 'train'), prior_images=job.run.prior_images)
+            began['train_seconds'] = round(time.monotonic() - started, 1)
     measured = _measured(job, args, recipe, model, epochs, device)
     for table in TABLES:  # the table of runs, which says that all is there, comes last
         if table is not RUNS:
-            put(table, results_of(args), job.key, measured.get(table, []))
-    changed: Dict[str, Any] = dict(began, **({} if seconds is None else dict(train_seconds=seconds)))
-    put(RUNS, results_of(args), job.key, [dict(row, **changed) for row in measured[RUNS]])
+            table.put(results_of(args), job.key, measured.get(table, []))
+    RUNS.put(results_of(args), job.key, [dict(row, **began) for row in measured[RUNS]])
 
 
 def _measured(
@@ -144,24 +140,6 @@ def _measured(
     return measured
 
 
-def _note_start(folder: Path, device: torch.device, recipe: Recipe) -> Dict[str, str]:
-    """The commit, device and versions with which the run began, wherever it goes on or is measured again."""
-    path = folder / 'began.json'
-    if not path.is_file():
-        began = dict(commit=commit(), **describe(device.type, recipe.precision))
-        write_bytes(path, json.dumps(began).encode())
-    return json.loads(path.read_text())
-
-
-def _as_it_is(job: Job, recipe: Recipe, pictures: Pictures) -> nn.Module:
-    """A network that is not trained: with the weights it starts from, and perhaps statistics from training pictures."""
-    classes = len(Loaders(pictures.data, recipe, workers=0).class_names)
-    model = build_model(job.model, recipe, classes).eval().to(pictures.common['device'])
-    if job.run.prior_images is not None:
-        recalibrate(model, lambda r: pictures.training_crops((r,), 'train'), prior_images=job.run.prior_images)
-    return model
-
-
 def run_queue(todo: Sequence[Job], args: argparse.Namespace) -> List[Job]:
     """Execute what is not done; returns the jobs that failed, after which it went on with the next one."""
     failed = []
@@ -170,24 +148,20 @@ def run_queue(todo: Sequence[Job], args: argparse.Namespace) -> List[Job]:
             continue
         _logger.info('%s (%d of %d): starts', job, number, len(todo))
         started = time.monotonic()
-        if _attempted(job, args):
-            _logger.info('%s: done after %.0f s', job, time.monotonic() - started)
+        for attempt in range(1, TRIES + 1):
+            try:
+                execute(job, args)
+                _logger.info('%s: done after %.0f s', job, time.monotonic() - started)
+                break
+            except NonFiniteError as error:
+                _logger.warning('%s: %s (try %d of %d)', job, error, attempt, TRIES)
+            except Exception:  # the other runs do not depend on this one
+                _logger.exception('%s: failed', job)
+                failed.append(job)
+                break
         else:
             failed.append(job)
     return failed
-
-
-def _attempted(job: Job, args: argparse.Namespace) -> bool:
-    for attempt in range(1, TRIES + 1):
-        try:
-            execute(job, args)
-            return True
-        except NonFiniteError as error:
-            _logger.warning('%s: %s (try %d of %d)', job, error, attempt, TRIES)
-        except Exception:  # the other runs do not depend on this one
-            _logger.exception('%s: failed', job)
-            return False
-    return False
 
 
 def _stop(number: int, frame: Optional[FrameType]) -> None:

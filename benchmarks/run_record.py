@@ -5,20 +5,18 @@
 where the training ran, lets `benchmarks.ship_weights` work elsewhere, with a copy of that folder alone.
 """
 import argparse
-import csv
 import json
 import shlex
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, Sequence
 
 import torch
 
+from benchmarks.store import read
 from rs_timm.models import file_sha256, manifest
 from rs_timm.runtime.policy.machine import describe_machine
 from rs_timm.training import RECIPES, Recipe
-
-__all__ = ['hardware_here', 'record_of', 'stages_of']
 
 _KEPT = 'record.json'
 
@@ -68,9 +66,9 @@ def record_of(run: Path, hardware: Sequence[str]) -> Dict[str, Any]:
 def _record_from_logs(run: Path, hardware: Sequence[str]) -> Dict[str, Any]:
     ran = json.loads((run / 'recipe.json').read_text(encoding='utf-8'))
     model, init = ran.pop('model'), ran.pop('init')
-    rows = list(csv.DictReader((run / 'log.csv').read_text(encoding='utf-8').splitlines()))
+    rows = read(run / 'log.csv')
     seconds = {row['epoch']: float(row['seconds']) for row in rows}
-    recipe = Recipe(**_tuples(ran))
+    recipe = Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in ran.items()})
     name = min(RECIPES, key=lambda name: (
         len(recipe.differences(asdict(RECIPES[name]()))), bool(RECIPES[name].goes_on_from) is not bool(init)))
     record = dict(
@@ -98,24 +96,18 @@ def _record_of_start(init: str, hardware: Sequence[str]) -> Dict[str, Any]:
     return dict(record_of(runs[0], hardware), sha256=file_sha256(path))
 
 
-def _tuples(settings: Dict[str, Any]) -> Dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-
-
 def _command(model: str, recipe: Recipe, name: str, second: bool) -> str:
     """The arguments that make `recipe` of the recipe `name` again."""
     words = ['rs-timm', 'train', model, '--data', 'DIR', '--recipe', name]
     words += ['--init', 'WEIGHTS'] if second else []
     changed = recipe.differences(asdict(RECIPES[name]()))
     for field in (field.name for field in fields(Recipe) if field.name in changed):
-        words += _option(field.replace('_', '-'), changed[field][0])
+        name, value = field.replace('_', '-'), changed[field][0]
+        if isinstance(value, bool):
+            words.append(f'--{name}' if value else f'--no-{name}')
+        else:
+            words += [f'--{name}', *map(str, value if isinstance(value, tuple) else (value,))]
     return shlex.join(words)
-
-
-def _option(name: str, value: Any) -> List[str]:
-    if isinstance(value, bool):
-        return [f'--{name}' if value else f'--no-{name}']
-    return [f'--{name}', *map(str, value if isinstance(value, tuple) else (value,))]
 
 
 def stages_of(record: Dict[str, Any]) -> Iterator[Dict[str, Any]]:

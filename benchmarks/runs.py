@@ -9,8 +9,6 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 from benchmarks.presets import KINDS, MEAN_DECAY, PRESETS, Preset
 from rs_timm.training import Recipe
 
-__all__ = ['GROUPS', 'Job', 'Run', 'jobs', 'prefix', 'runs', 'settings']
-
 # what runs are for, in the order in which a queue makes them
 GROUPS = {
     'pilot': 'half and twice the learning rate for each kind of loss',

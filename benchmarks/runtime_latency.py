@@ -16,24 +16,25 @@ import logging
 import tempfile
 import time
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
-from benchmarks.environment import RESULTS, describe
-from benchmarks.runtime.contenders import CASES, Case, sessions
+from benchmarks.environment import RESULTS
 from benchmarks.runtime.figures import write_figures
-from benchmarks.runtime.networks import LITE0, Network, labelled, load, pictures
+from benchmarks.runtime.networks import LITE0, Network, environment, labelled, load, pictures
 from benchmarks.runtime.questions import (
+    CASES,
+    Case,
     agreement_rows,
     latency_rows,
     memory_rows,
     price_rows,
+    sessions,
     switch_rows,
 )
-from benchmarks.runtime.table import put, read
+from benchmarks.store import put, read
 from rs_timm.runtime import Session
 
 QUESTIONS = ('latency', 'price', 'switch', 'memory', 'agreement')
@@ -86,20 +87,20 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
     logging.disable(logging.WARNING)  # the tools of quantisation have much to say
-    environment = _environment(args.threads)
-    print(', '.join(f'{key} {value}' for key, value in environment.items()))
+    columns = dict(environment(args.threads), batch='1')
+    print(', '.join(f'{key} {value}' for key, value in columns.items()))
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for name in args.models:
             started = time.monotonic()
-            _answer(name, args, folder, environment)
+            _answer(name, args, folder, columns)
             print(f'# {name}: {time.monotonic() - started:.0f} s', flush=True)
     if args.out.name == 'runtime_latency.csv':
         write_figures(args.out.parent, 'runtime_latency')
 
 
-def _answer(name: str, args: argparse.Namespace, folder: Path, environment: Dict[str, str]) -> None:
+def _answer(name: str, args: argparse.Namespace, folder: Path, columns: Dict[str, str]) -> None:
     done = set() if args.again else {tuple(row[column] for column in (*UNIT, 'weights')) for row in read(args.out)}
     bench = Bench(name, args, folder)
     for question, case, answer in bench.work():
@@ -107,7 +108,7 @@ def _answer(name: str, args: argparse.Namespace, folder: Path, environment: Dict
         if question not in (args.questions or MODELS.get(name, QUESTIONS)) or unit in done:
             continue
         started = time.monotonic()
-        rows = [dict(question=question, model=name, weights=bench.network.weights, case=case, **row, **environment)
+        rows = [dict(question=question, model=name, weights=bench.network.weights, case=case, **row, **columns)
                 for row in answer()]
         put(args.out, rows, UNIT)
         print(f'# {name}, {question} {case}: {time.monotonic() - started:.0f} s')
@@ -120,12 +121,6 @@ def _line(row: Dict[str, Any]) -> str:
     shown = [row.get(name, '') for name in names]
     text = ' '.join(f'{value:10.3f}' if isinstance(value, float) else f'{value!s:>13}' for value in shown)
     return text + (f'   {row["ratio"]:.3f} (against {row["against"]})' if 'ratio' in row else '')
-
-
-def _environment(threads: int) -> Dict[str, str]:
-    columns = {key: value for key, value in describe().items() if key != 'dtype'}
-    engines = {name: version(name) for name in ('openvino', 'onnxruntime')}
-    return dict(columns, threads=str(threads), batch='1', **engines)
 
 
 def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:

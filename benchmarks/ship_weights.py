@@ -10,8 +10,10 @@ puts that right, and the entry says so.
 """
 import argparse
 import json
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Mapping, Sequence
+from tempfile import TemporaryDirectory
+from typing import Any, Dict, Sequence
 
 import timm
 import torch
@@ -19,13 +21,15 @@ from timm.data import ImageNetInfo
 
 import rs_timm
 from benchmarks.environment import describe
+from benchmarks.measure import Pictures
 from benchmarks.run_record import hardware_here, record_of
+from rs_timm.atomic import write_bytes
 from rs_timm.calibration import recalibrate
 from rs_timm.data import create_multires_loader
 from rs_timm.hub.saving import write_weights
 from rs_timm.layers import get_resolutions
 from rs_timm.models import file_sha256, weights_dir
-from rs_timm.training import evaluate
+from rs_timm.training import Recipe, evaluate
 
 ORIGIN = 'https://github.com/fastai/imagenette'
 LICENSE = 'apache-2.0'
@@ -70,7 +74,9 @@ def ship(
     if recalibrated:
         recipe = dict(recipe, recalibrated=_recalibrate(model, run, data, workers, recalibrated))
     path = weights_dir() / f'{name}.safetensors'
-    _write_half(model, path)
+    with TemporaryDirectory(dir=path.parent) as folder:
+        write_weights(model, Path(folder), storage='half')
+        (Path(folder) / 'model.safetensors').replace(path)
     results = measure(model, path, data, workers)
     alpha = model.checkpoint_metadata['alpha']
     entry = dict(
@@ -86,51 +92,22 @@ def ship(
         measured=dict(data='Imagenette, val', pictures=results[model.resolutions[0]]['count'], **describe()),
         recipe=recipe,
     )
-    _add_to_manifest(name, entry)
+    listed = weights_dir() / 'manifest.json'
+    content = json.loads(listed.read_text(encoding='utf-8'))
+    content['weights'][name] = entry
+    write_bytes(listed, (json.dumps(content, indent=2) + '\n').encode())
     return entry
 
 
 def _recalibrate(model: torch.nn.Module, run: Path, data: str, workers: int, count: int) -> int:
-    """Statistics from training pictures, in the precision of the run; returns how many there were."""
+    """Statistics anew from training pictures as the run crops them, each size straight from the crop; their number."""
     settings = json.loads((run / 'recipe.json').read_text(encoding='utf-8'))
-    dtype = getattr(torch, settings['precision'])
-    with torch.autocast('cpu', dtype=dtype, enabled=dtype is torch.bfloat16):
-        crops = _training_crops(settings, data, workers, batch_size=min(count, 64))
-        used = recalibrate(model, crops, num_images=count, prior_images=0)
+    recipe = Recipe(**{field.name: settings[field.name] for field in fields(Recipe) if field.name in settings})
+    pictures = Pictures(data, replace(recipe, batch_size=count), torch.device('cpu'), workers)
+    with torch.autocast('cpu', pictures.amp_dtype, enabled=pictures.amp_dtype is torch.bfloat16):
+        used = recalibrate(
+            model, lambda r: pictures.training_crops((r,), 'train'), num_images=count, prior_images=0)
     return min(used.values())
-
-
-def _training_crops(
-        settings: Mapping[str, Any],
-        data: str,
-        workers: int,
-        batch_size: int,
-) -> Callable[[int], Iterator[torch.Tensor]]:
-    """Batches at one resolution as the recipe crops them, each size straight from the crop."""
-    def batches(resolution: int) -> Iterator[torch.Tensor]:
-        loader = create_multires_loader(
-            data,
-            (resolution,),
-            batch_size=batch_size,
-            num_workers=workers,
-            scale=settings['crop_scale'],
-            ratio=settings['crop_ratio'],
-            mean=settings['mean'],
-            std=settings['std'],
-            interpolation=settings['interpolation'],
-            seed=settings['seed'],
-        )
-        return (images[resolution] for images, _ in loader)
-
-    return batches
-
-
-def _write_half(model: torch.nn.Module, path: Path) -> None:
-    folder = path.parent / f'.{path.stem}'
-    folder.mkdir(exist_ok=True)
-    write_weights(model, folder, storage='half')
-    (folder / 'model.safetensors').replace(path)
-    folder.rmdir()
 
 
 def measure(model: torch.nn.Module, path: Path, data: str, workers: int) -> Dict[Any, Dict[str, float]]:
@@ -159,13 +136,6 @@ def _cfg(model: torch.nn.Module) -> Dict[str, Any]:
     names = {label: info.label_name_to_description(label, detailed=False).split(',')[0]
              for label in cfg['label_names'] if label in synsets}
     return dict(cfg, label_descriptions=names or None, description=DESCRIPTION)
-
-
-def _add_to_manifest(name: str, entry: Dict[str, Any]) -> None:
-    path = weights_dir() / 'manifest.json'
-    content = json.loads(path.read_text(encoding='utf-8'))
-    content['weights'][name] = entry
-    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -9,13 +9,11 @@ pair of which the switchable network was made first, and half one of which the s
     python -m benchmarks.switch_cost [--models rs_resnet18 ...] [--rounds 30]
 """
 import argparse
-import csv
 import statistics
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Dict, List, Tuple
 
 import safetensors.torch
 import timm
@@ -23,39 +21,11 @@ import torch
 
 import rs_timm
 from benchmarks.environment import RESULTS, describe
+from benchmarks.store import put
+from benchmarks.timing import interleaved, ratio_of
 
 MODELS = ('rs_resnet18', 'rs_resnet50', 'rs_mobilenetv2')
 UNSEEN = 144
-
-
-Pairs = List[Tuple[float, float]]
-
-
-def seconds(call: Callable[[], object], times: int) -> float:
-    """Mean seconds of a call, over `times` calls in a row."""
-    start = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - start) / times
-
-
-def paired(first: Callable[[], object], second: Callable[[], object], rounds: int, times: int = 1) -> Pairs:
-    """Seconds of both, round by round, in alternating order."""
-    pairs: Pairs = []
-    first(), second()
-    for index in range(rounds):
-        if index % 2:
-            b, a = seconds(second, times), seconds(first, times)
-        else:
-            a, b = seconds(first, times), seconds(second, times)
-        pairs.append((a, b))
-    return pairs
-
-
-def medians(pairs: Pairs) -> Tuple[float, float, float]:
-    """Median of the first, of the second, and of the ratio first / second."""
-    first, second = zip(*pairs)
-    return statistics.median(first), statistics.median(second), statistics.median(a / b for a, b in pairs)
 
 
 def switch_rows(name: str, rounds: int) -> List[Dict[str, object]]:
@@ -76,37 +46,35 @@ def switch_rows(name: str, rounds: int) -> List[Dict[str, object]]:
                 for size in switches:
                     rs_timm.set_resolution(model, size)
 
-            four, loading, _ = medians(paired(switch, load, rounds))
-            per_switch = four / len(switches)
+            times = interleaved(dict(rs=switch, other=load), rounds)
+            per_switch, loading = statistics.median(times['rs']) / len(switches), statistics.median(times['other'])
             rows.append(dict(
                 question='switch against load', model=name, batch='', resolution=kind, rs_ms=per_switch * 1e3,
                 other_ms=loading * 1e3, ratio=per_switch / loading))
     return rows
 
 
-def model_pairs(name: str) -> List[Tuple[torch.nn.Module, torch.nn.Module]]:
-    """(switchable, stock) twice: the switchable one made first, the stock one made first."""
-    ours = timm.create_model(name).eval()
-    stock_name = ours.stock_architecture
-    theirs, theirs_first = timm.create_model(stock_name).eval(), timm.create_model(stock_name).eval()
-    return [(ours, theirs), (timm.create_model(name).eval(), theirs_first)]
-
-
 def forward_rows(name: str, batch: int, rounds: int) -> List[Dict[str, object]]:
-    rows = []
-    models = model_pairs(name)
+    """Milliseconds of a forward pass, against that of stock timm."""
+    rows, models = [], []
+    for first in ('rs', 'other'):  # which network is made first, and so lies first in memory
+        names = dict(rs=name, other=timm.create_model(name, device='meta').stock_architecture)
+        models.append({side: timm.create_model(names[side]).eval() for side in sorted(names, key=first.__ne__)})
     for mode in ('following', 'pinned'):
         for resolution in (224, 96):
             x = torch.randn(batch, 3, resolution, resolution)
-            pairs: Pairs = []
-            for ours, theirs in models:
-                rs_timm.set_resolution(ours, resolution if mode == 'pinned' else None)
+            taken: Dict[str, List[float]] = dict(rs=[], other=[])
+            for pair in models:
+                rs_timm.set_resolution(pair['rs'], resolution if mode == 'pinned' else None)
                 with torch.inference_mode():
-                    pairs += paired(partial(ours, x), partial(theirs, x), rounds // 2, times=10 if batch == 1 else 1)
-            rs, other, ratio = medians(pairs)
+                    times = interleaved({side: partial(model, x) for side, model in pair.items()}, rounds // 2,
+                                        calls=10 if batch == 1 else 1)
+                for side, own in times.items():
+                    taken[side] += own
             rows.append(dict(
-                question=f'forward, {mode}', model=name, batch=batch, resolution=resolution, rs_ms=rs * 1e3,
-                other_ms=other * 1e3, ratio=ratio))
+                question=f'forward, {mode}', model=name, batch=batch, resolution=resolution,
+                **{f'{side}_ms': 1e3 * statistics.median(own) for side, own in taken.items()},
+                ratio=ratio_of(taken['rs'], taken['other'])))
     return rows
 
 
@@ -129,11 +97,7 @@ def main() -> None:
             print(f'{row["question"]:22} {row["model"]:15} {row["batch"]:>5} {row["resolution"]:>15} '
                   f'{row["rs_ms"]:11.4f} {row["other_ms"]:10.2f} {row["ratio"]:8.4f}', flush=True)
         rows += [dict(row, **environment) for row in made]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open('w', newline='') as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    put(args.out, rows)
 
 
 if __name__ == '__main__':

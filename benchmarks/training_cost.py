@@ -23,7 +23,6 @@ batch and precision replace those in the table; the others stay, so that parts m
 import argparse
 import multiprocessing
 import statistics
-import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -33,13 +32,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
+from torch import nn
 
 from benchmarks import data_pipeline
 from benchmarks.environment import RESULTS, describe, keep_kernels
-from benchmarks.training.paper_step import PaperStep
-from benchmarks.training.peak_memory import PeakMemory
-from benchmarks.training.plot import plot
-from benchmarks.training.results import merge
+from benchmarks.paper_step import PaperStep
+from benchmarks.peak_memory import PeakMemory
+from benchmarks.store import put
+from benchmarks.timing import interleaved, ratio_of, seconds
+from benchmarks.training_sections import UNIT, plot
 from rs_timm.training import MREDTask, Recipe, Trainer, keep_freed_memory
 from rs_timm.training.optimization import create_optimizer, create_schedule
 
@@ -55,15 +56,14 @@ Row = Dict[str, Any]
 
 def batch_of(
         sizes: Sequence[int],
-        args: argparse.Namespace,
+        count: int,
+        device: str,
         channels_last: bool = True,
 ) -> Tuple[Dict[int, torch.Tensor], Any]:
     """Noise at each size, as a loader would give it, and labels."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    shapes = {r: (args.batch, 3, r, r) for r in sizes}
-    images = {r: torch.randn(shape, device=args.device).contiguous(memory_format=memory_format)
-              for r, shape in shapes.items()}
-    return images, torch.randint(CLASSES, (args.batch,), device=args.device)
+    images = {r: torch.randn(count, 3, r, r, device=device).contiguous(memory_format=memory_format) for r in sizes}
+    return images, torch.randint(CLASSES, (count,), device=device)
 
 
 def recipe_of(sizes: Sequence[int], args: argparse.Namespace, **changes: Any) -> Recipe:
@@ -72,14 +72,18 @@ def recipe_of(sizes: Sequence[int], args: argparse.Namespace, **changes: Any) ->
 
 def rs_step(name: str, sizes: Sequence[int], args: argparse.Namespace, lean: bool = False) -> Step:
     """What `rs-timm train` runs for each batch."""
-    recipe = recipe_of(sizes, args, lean=lean)
-    model = timm.create_model(name, resolutions=recipe.resolutions, num_classes=CLASSES)
-    model = model.to(args.device, memory_format=torch.channels_last)
-    task = MREDTask(model, recipe.mred, lean=lean, device=torch.device(args.device)).to(args.device)
+    model = timm.create_model(name, resolutions=tuple(sizes), num_classes=CLASSES)
+    return step_of(model, recipe_of(sizes, args, lean=lean, batch_size=args.batch), args.device)
+
+
+def step_of(model: nn.Module, recipe: Recipe, device: str = 'cpu') -> Step:
+    """One update on noise, as the training loop makes it."""
+    model = model.to(device, memory_format=torch.channels_last)
+    task = MREDTask(model, recipe.mred, lean=recipe.lean, device=torch.device(device)).to(device)
     optimizer = create_optimizer(task, recipe)
     schedule = create_schedule(optimizer, recipe, updates_per_epoch=1000)
     trainer = Trainer(task.train(), recipe, optimizer, schedule, None, Path())  # an update needs no loaders
-    return partial(trainer.update, [batch_of(sizes, args)])
+    return partial(trainer.update, [batch_of(recipe.resolutions, recipe.batch_size, device)])
 
 
 def stock_step(name: str, size: int, args: argparse.Namespace) -> Step:
@@ -89,7 +93,7 @@ def stock_step(name: str, size: int, args: argparse.Namespace) -> Step:
     model = model.to(args.device, memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(
         model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum)
-    images, target = batch_of((size,), args)
+    images, target = batch_of((size,), args.batch, args.device)
 
     def step() -> float:
         optimizer.zero_grad()
@@ -104,29 +108,11 @@ def stock_step(name: str, size: int, args: argparse.Namespace) -> Step:
 
 def paper_step(name: str, sizes: Sequence[int], args: argparse.Namespace) -> Step:
     network = timm.create_model(stock_name(name), num_classes=CLASSES).to(args.device)
-    return partial(PaperStep(network, len(sizes)), *batch_of(sizes, args, channels_last=False))
+    return partial(PaperStep(network, len(sizes)), *batch_of(sizes, args.batch, args.device, False))
 
 
 def stock_name(name: str) -> str:
     return timm.create_model(name, device='meta').stock_architecture
-
-
-def interleaved(sides: Mapping[Any, Step], rounds: int) -> Dict[Any, List[float]]:
-    """Seconds of each side in each round, the first one, which warms up, left out."""
-    names = list(sides)
-    times: Dict[Any, List[float]] = {name: [] for name in names}
-    for index in range(rounds + 1):
-        for name in reversed(names) if index % 2 else names:
-            times[name].append(_seconds(sides[name]))
-    return {name: seconds[1:] for name, seconds in times.items()}
-
-
-def _seconds(step: Step) -> float:
-    start = time.perf_counter()
-    step()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def compare(question: str, name: str, sizes: Sequence[int], rs: List[float], other: List[float]) -> Row:
@@ -137,7 +123,7 @@ def compare(question: str, name: str, sizes: Sequence[int], rs: List[float], oth
         unit='ms',
         rs=1e3 * statistics.median(rs),
         other=1e3 * statistics.median(other),
-        ratio=statistics.median(a / b for a, b in zip(rs, other)),
+        ratio=ratio_of(rs, other),
         rounds=len(rs),
     )
 
@@ -206,15 +192,15 @@ def _used(
     torch.set_num_threads(threads)
     if CUDA in (getattr(argument, 'device', None) for argument in args):
         step = make(*args)
-        return dict(seconds=[_seconds(step) for _ in range(steps)], tensors=torch.cuda.max_memory_allocated() / 2 ** 20)
+        return dict(seconds=[seconds(step) for _ in range(steps)], tensors=torch.cuda.max_memory_allocated() / 2 ** 20)
     if keep:
         keep_freed_memory()
     before = _status('VmRSS')
     with PeakMemory() if count_tensors else nullcontext() as memory:
         step = make(*args)
-        seconds = [_seconds(step) for _ in range(steps)]  # the optimizer has its buffers from the first on
+        taken = [seconds(step) for _ in range(steps)]  # the optimizer has its buffers from the first on
     return dict(
-        seconds=seconds,
+        seconds=taken,
         resident=_status('VmHWM') - before,
         tensors=memory.peak / 2 ** 20 if memory else None,
     )
@@ -256,9 +242,10 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
             for row in PARTS[part](name, args):
                 rows.append(dict(row, batch=args.batch, **environment))
                 _show(rows[-1])
-            merge(args.out, rows)
-    drawn = f' and {plot()}' if args.out == RESULTS / TABLE else ''
-    print(f'wrote {args.out}{drawn}')
+            put(args.out, rows, UNIT)
+    if args.out == RESULTS / TABLE:
+        plot()
+    print(f'wrote {args.out}')
 
 
 def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:

@@ -3,7 +3,7 @@ import numpy as np
 
 from benchmarks.presets import PRESETS
 from benchmarks.runs import jobs, settings
-from benchmarks.store import ACCURACY, EPOCHS, FEATURES, FILES, MASKS, NORMS, RIGHT, RUNS, packed, put
+from benchmarks.store import ACCURACY, EPOCHS, FEATURES, FILES, MASKS, NORMS, RIGHT, RUNS, packed
 
 PICTURES = 400
 ENVIRONMENT = dict(device='cpu (some processor)', dtype='bfloat16', threads='2', python='3.11', torch='2', timm='1',
@@ -60,21 +60,21 @@ def write_job(folder, job, **changed):
         rows += [('int8', size, top1(name, size, job.seed, largest, 'int8')) for size in trained]
     if recipe.task == 'segmentation':
         return _write_masks(folder, job, recipe, changed)
-    put(ACCURACY, folder, job.key, [dict(sets=sets, resolution=size, top1=value, top5=50 + value / 2, loss=1., ece=2.)
+    ACCURACY.put(folder, job.key, [dict(sets=sets, resolution=size, top1=value, top5=50 + value / 2, loss=1., ece=2.)
                                     for sets, size, value in rows])
-    put(RIGHT, folder, job.key, [
+    RIGHT.put(folder, job.key, [
         dict(resolution=size, pictures=PICTURES, right=packed(rights(name, size, job.seed, value)))
         for sets, size, value in rows if sets == 'own' and size != 'ensemble'])
     if job.run.group == 'table3':
-        put(FILES, folder, job.key, [dict(kind=kind, bytes=count) for kind, count in FILE_BYTES.items()])
-    put(NORMS, folder, job.key, _norms(trained) if several else [])
-    put(FEATURES, folder, job.key, _features(name, trained) if job.run.features else [])
-    put(EPOCHS, folder, job.key, _epochs(recipe, job, several))
+        FILES.put(folder, job.key, [dict(kind=kind, bytes=count) for kind, count in FILE_BYTES.items()])
+    NORMS.put(folder, job.key, _norms(trained) if several else [])
+    FEATURES.put(folder, job.key, _features(name, trained) if job.run.features else [])
+    EPOCHS.put(folder, job.key, _epochs(recipe, job, several))
     _write_run(folder, job, recipe, changed)
 
 
 def _write_run(folder, job, recipe, changed):
-    put(RUNS, folder, job.key, [dict(
+    RUNS.put(folder, job.key, [dict(
         dict(model=job.model, recipe=job.preset.recipe_name, settings=settings(recipe), epochs=recipe.epochs,
              parameters=11 * 2 ** 20, pictures=PICTURES, train_seconds=1800. + 60 * job.seed, measure_seconds=45.,
              commit='abcdef0123', **ENVIRONMENT), **changed)])
@@ -86,7 +86,7 @@ def _write_masks(folder, job, recipe, changed):
     values = {size: top1(job.run.name, size, job.seed, sizes[0]) - 30 for size in sizes}
     if len(recipe.resolutions) > 1:
         values['ensemble'] = values[sizes[0]] + 1
-    put(MASKS, folder, job.key, [dict(resolution=size, pixel_accuracy=value + 20, mean_accuracy=value + 10,
+    MASKS.put(folder, job.key, [dict(resolution=size, pixel_accuracy=value + 20, mean_accuracy=value + 10,
                                       mean_iou=value) for size, value in values.items()])
     _write_run(folder, job, recipe, changed)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from training_run import ROOT, make_pictures
 
 from benchmarks import environment, presets, run, runs, segmentation_maps, store
-from benchmarks.paper.pilot import pilot_choice
+from benchmarks.paper.sections import pilot_choice
 from benchmarks.presets import MEAN_DECAY, MEAN_LR, PRESETS
 from benchmarks.runs import GROUPS, Job, jobs, settings
 from rs_timm.analysis import Predictions
@@ -116,13 +116,13 @@ def test_settings_tell_what_matters_and_nothing_else():
 def test_rows_replace_those_of_the_same_job_alone(tmp_path):
     table = store.Table('some', ('x',))
     one, two = (dict(preset='small', run='parallel', seed=seed) for seed in '01')
-    store.put(table, tmp_path, two, [dict(x=3)])
-    store.put(table, tmp_path, one, [dict(x=0.12345678), dict(x='b')])
-    store.put(table, tmp_path, two, [dict(x=4), dict(x=5)])
-    assert [(row['seed'], row['x']) for row in store.read(table, tmp_path)] == [
+    table.put(tmp_path, two, [dict(x=3)])
+    table.put(tmp_path, one, [dict(x=0.12345678), dict(x='b')])
+    table.put(tmp_path, two, [dict(x=4), dict(x=5)])
+    assert [(row['seed'], row['x']) for row in table.read(tmp_path)] == [
         ('0', '0.123457'), ('0', 'b'), ('1', '4'), ('1', '5')]
-    store.put(table, tmp_path, one, [])
-    assert [row['x'] for row in store.read(table, tmp_path)] == ['4', '5']
+    table.put(tmp_path, one, [])
+    assert [row['x'] for row in table.read(tmp_path)] == ['4', '5']
 
 
 def test_queues_side_by_side_lose_no_rows_of_each_other(tmp_path):
@@ -130,11 +130,11 @@ def test_queues_side_by_side_lose_no_rows_of_each_other(tmp_path):
 
     def queue(name):
         for seed in range(40):
-            store.put(table, tmp_path, dict(preset='small', run=name, seed=str(seed)), [dict(x=seed)])
+            table.put(tmp_path, dict(preset='small', run=name, seed=str(seed)), [dict(x=seed)])
 
     with ThreadPoolExecutor() as pool:  # a lock of a folder is held by a handle, not by a process
         list(pool.map(queue, ('parallel', 'rs_net')))
-    assert [(row['run'], int(row['x'])) for row in store.read(table, tmp_path)] == sorted(
+    assert [(row['run'], int(row['x'])) for row in table.read(tmp_path)] == sorted(
         ((name, seed) for name in ('parallel', 'rs_net') for seed in range(40)), key=lambda row: (row[0], str(row[1])))
 
 
@@ -153,9 +153,9 @@ def test_debug_twins_of_all_runs(data, tmp_path, tiny):
     assert run.run_queue(todo, args) == []
     assert all(run.state_of(job, args) == 'done' for job in todo)
     results = tmp_path / 'results'
-    rows = store.read(store.RUNS, results)
+    rows = store.RUNS.read(results)
     assert {row['run'] for row in rows} == set(runs.runs(PRESETS['small']))
-    accuracy, epochs = store.read(store.ACCURACY, results), store.read(store.EPOCHS, results)
+    accuracy, epochs = store.ACCURACY.read(results), store.EPOCHS.read(results)
     for job in todo:
         own = {row['resolution']: row for row in store.by_columns(accuracy, run=job.run.name, sets='own')}
         recipe = run.recipe_of(job, args)
@@ -168,7 +168,7 @@ def test_debug_twins_of_all_runs(data, tmp_path, tiny):
             if recipe.limit_batches * recipe.batch_size >= 9:  # the log then saw all pictures
                 assert float(own[size]['top1']) == pytest.approx(float(row['top1']), abs=1e-3)
         said = Predictions.load(run.folder_of(job, args) / 'predictions.npz')
-        for right in store.by_columns(store.read(store.RIGHT, results), run=job.run.name):
+        for right in store.by_columns(store.RIGHT.read(results), run=job.run.name):
             assert (store.unpacked(right['right'], 9) == said.right(int(right['resolution']))).all()
     kinds = {row['sets'] for row in store.by_columns(accuracy, run='rs_net')}
     assert kinds == {'own', 'params', 'affine', 'nearest', 'recalibrated'}
@@ -190,7 +190,7 @@ def test_debug_twins_of_the_runs_for_segmentation(tmp_path, monkeypatch):
     results = tmp_path / 'out/results'
     sizes = list(map(str, recipe.debug().resolutions))
     for job in todo:
-        rows = store.by_columns(store.read(store.MASKS, results), run=job.run.name)
+        rows = store.by_columns(store.MASKS.read(results), run=job.run.name)
         several = job.run.name == 'rs_net'
         assert [row['resolution'] for row in rows] == [*sizes, *(['ensemble'] if several else [])]
         with (run.folder_of(job, args) / 'log.csv').open() as stream:
@@ -198,7 +198,7 @@ def test_debug_twins_of_the_runs_for_segmentation(tmp_path, monkeypatch):
         for row in rows:
             if row['resolution'] in logged:
                 assert float(row['mean_iou']) == pytest.approx(float(logged[row['resolution']]['mean_iou']), abs=1e-3)
-    assert {row['model'] for row in store.read(store.RUNS, results)} == {'rs_refinenet_resnet18'}
+    assert {row['model'] for row in store.RUNS.read(results)} == {'rs_refinenet_resnet18'}
     monkeypatch.setattr(segmentation_maps, 'PRESET', replace(presets.PRESETS['camvid'], recipe=recipe.debug()))
     monkeypatch.setattr('sys.argv', ['x', '--data', str(tmp_path / 'data'), '--runs', str(tmp_path / 'out/camvid'),
                                      '--out', str(tmp_path / 'maps.png')])
@@ -221,7 +221,7 @@ def test_the_time_of_a_recalibration_is_kept(data, tmp_path, tiny, monkeypatch):
     for name, prior in made.items():
         clock = iter((100., 107.25))  # before and after
         run.execute(Job(PRESETS['small'], runs.Run(name, 'ladder', trains=False, prior_images=prior), 0), args)
-    seconds = {row['run']: float(row['train_seconds']) for row in store.read(store.RUNS, tmp_path / 'results')}
+    seconds = {row['run']: float(row['train_seconds']) for row in store.RUNS.read(tmp_path / 'results')}
     assert seconds == {'untouched': 0., 'replaced': pytest.approx(7.25, abs=0.06)}
 
 
@@ -285,7 +285,7 @@ def test_killed_and_stopped_it_goes_on(data, tmp_path):
     assert process.wait(60) == 128 + signal.SIGTERM
     assert run.main(['table5', '--preset', 'small', '--data', str(data), '--out', str(tmp_path), '--debug-twin',
                      '--device', 'cpu', '--workers', '0']) == 0
-    rows = store.read(store.RUNS, tmp_path / 'results')
+    rows = store.RUNS.read(tmp_path / 'results')
     assert [row['run'] for row in rows] == ['larger', 'largest', 'vanilla']
     log = (tmp_path / 'queue.log').read_text()
     assert log.count('small/vanilla-s0 (1 of 3): starts') == 2 and log.count(': done after') == 3
@@ -308,11 +308,11 @@ def test_a_row_of_other_settings_is_not_done(data, tmp_path, tiny, monkeypatch):
     assert run.state_of(job, args) == 'done'
     assert run.state_of(job, argparse.Namespace(**{**vars(args), 'epochs': 3})) == 'done with other settings'
     monkeypatch.setattr(run, 'describe', lambda *_: dict(device='another'))  # where it is measured again
-    before = store.read(store.RUNS, tmp_path / 'results')[0]
+    before = store.RUNS.read(tmp_path / 'results')[0]
     assert run.main(['vanilla', '--data', str(data), '--out', str(tmp_path), '--debug-twin']) == 2  # is done
     assert run.main(['vanilla', '--data', str(data), '--out', str(tmp_path), '--debug-twin', '--again', '--device',
                      'cpu', '--workers', '0']) == 0
-    after = store.read(store.RUNS, tmp_path / 'results')[0]
+    after = store.RUNS.read(tmp_path / 'results')[0]
     assert {**after, 'measure_seconds': ''} == {**before, 'measure_seconds': ''} and 'cpu (' in after['device']
 
 

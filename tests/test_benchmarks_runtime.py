@@ -1,20 +1,21 @@
 """The benchmarks of the runtime: what they time, count and draw is what happened."""
-import json
-import math
 import threading
 import time
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from timm.data import ImageNetInfo
 from training_run import make_pictures
 
-from benchmarks import cascade, load_curve, run, runtime_latency, store
+import rs_timm
+from benchmarks import cascade, environment, load_curve, run, runtime_latency, store
+from benchmarks.load_curve import Fixed, arrivals, p95, ramp, serve
 from benchmarks.runtime import figures, networks, questions, sections
-from benchmarks.runtime.contenders import engine_network, without_engine
-from benchmarks.runtime.stream import Fixed, arrivals, p95, ramp, serve
-from benchmarks.runtime.table import is_done, put, read
-from benchmarks.runtime.turns import VISIT, ratio, take_turns
+from benchmarks.runtime.memory import resident_memory
+from benchmarks.runtime.questions import engine_network, without_engine
+from benchmarks.store import put, read
+from benchmarks.timing import VISIT, ratio_of_visits, take_turns
 from rs_timm.runtime import Session
 
 pytest.importorskip('onnx')
@@ -31,12 +32,12 @@ def test_debug_twins_of_the_quantised_runs(tmp_path):
     arguments = ['full_precision', 'w2a32', '--preset', 'quantised', '--data', str(data), '--out', str(tmp_path),
                  '--debug-twin', '--device', 'cpu', '--workers', '0']
     assert run.main(arguments) == 0
-    rows = store.read(store.ACCURACY, tmp_path / 'results')
+    rows = store.ACCURACY.read(tmp_path / 'results')
     sizes = {str(r // 4 + 8) for r in (128, 112, 96, 80, 64)}
     assert {row['resolution'] for row in rows if row['sets'] == 'int8'} == sizes
     assert {row['run'] for row in rows if row['sets'] == 'int8'} == {'full_precision'}
     assert {row['resolution'] for row in rows if row['run'] == 'w2a32'} == {*sizes, 'ensemble'}
-    files = {(row['run'], row['kind']): int(row['bytes']) for row in store.read(store.FILES, tmp_path / 'results')}
+    files = {(row['run'], row['kind']): int(row['bytes']) for row in store.FILES.read(tmp_path / 'results')}
     assert files['full_precision', 'float32'] < 2.001 * files['full_precision', 'float16']
     assert 12 * files['w2a32', 'packed'] < files['full_precision', 'float32']
     assert ('full_precision', 'packed') not in files
@@ -57,7 +58,7 @@ def test_ratio_is_of_turns_and_not_of_totals():
     slow[2] *= 100  # a disturbance that hits both in one round
     fast[2] *= 100
     slow[3, 0] = 1e6  # and one in one call
-    assert ratio(slow, fast) == 2.
+    assert ratio_of_visits(slow, fast) == 2.
 
 
 # tables
@@ -69,15 +70,6 @@ def test_rows_of_a_unit_replace_its_older_ones(tmp_path):
     rows = read(path)
     assert [(row['question'], row['value'], row['more']) for row in rows] == [('b', '2', ''), ('a', '3.12346', 'x')]
     assert [file.name for file in tmp_path.iterdir()] == ['x.csv'] and read(tmp_path / 'none.csv') == []
-
-
-def test_a_table_is_done_if_all_its_rows_are_of_what_is_wanted(tmp_path):
-    path = tmp_path / 'x.csv'
-    assert not is_done(path, model='m')
-    put(path, [dict(model='m', seconds=40., row=row) for row in range(2)], ('row',))
-    assert is_done(path, model='m', seconds=40.) and not is_done(path, model='m', seconds=20.)
-    put(path, [dict(model='other', seconds=40., row=2)], ('row',))
-    assert not is_done(path, model='m') and not is_done(path, model='m', absent='')
 
 
 # the stream
@@ -124,6 +116,7 @@ def test_the_policy_is_told_of_each_request():
 
 
 def test_rows_count_every_request_once():
+    assert p95(np.arange(1., 101.)) == 95. and p95(np.array([7.])) == 7. and np.isnan(p95(np.array([])))
     served = type('Served', (), dict(
         arrived=np.array([0., 0.1, 3.9, 3.99]), latency_ms=np.array([10., 30., 20., 21.]),
         resolution=np.array([64, 64, 32, 64]), answer=np.array([1, 2, 3, 4])))
@@ -134,10 +127,6 @@ def test_rows_count_every_request_once():
         assert sum(row[column] for row in parts) == total[column]
     assert (total['in_time'], total['late'], total['right'], total['right_in_time']) == (2, 2, 3, 1)
     assert total['p95_ms'] == 30. and total['mean_resolution'] == 56. and total['switches'] == 2
-
-
-def test_p95_is_a_measured_value():
-    assert p95(np.arange(1., 101.)) == 95. and p95(np.array([7.])) == 7. and math.isnan(p95(np.array([])))
 
 
 # pictures
@@ -155,10 +144,6 @@ def test_labels_are_the_positions_of_the_folders_names(tmp_path):
 
 
 def test_a_classifier_cut_down_keeps_the_logits_of_its_classes():
-    import torch
-    from timm.data import ImageNetInfo
-
-    import rs_timm
     torch.manual_seed(0)
     model = rs_timm.switchable('test_resnet', SIZES, num_classes=1000).eval()
     x, names = torch.randn(2, 3, 48, 48), ImageNetInfo().label_names()
@@ -171,12 +156,11 @@ def test_a_classifier_cut_down_keeps_the_logits_of_its_classes():
 
 
 def test_a_fresh_network_has_no_weights_that_could_be_stored_once(tmp_path, monkeypatch):
-    import torch
     monkeypatch.setattr(networks, 'manifest', dict)  # nothing is shipped
     network = networks.load('rs_mobilenetv2', tmp_path)
     assert network.weights == 'random' and not network.trained
     for r in (224, 96):
-        plain = networks.rs_timm.extract(network.model, r)
+        plain = rs_timm.extract(network.model, r)
         gammas = [m.weight for m in plain.modules() if hasattr(m, 'running_mean')]
         assert all((gamma > 0.2).all() for gamma in gammas)
     with torch.no_grad():
@@ -187,29 +171,18 @@ def test_a_fresh_network_has_no_weights_that_could_be_stored_once(tmp_path, monk
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path, random_statistics):
-    """`load` gives a tiny network that counts as trained; DATA has pictures of its two classes."""
-    import torch
-
-    import rs_timm
+    """`load` gives a tiny network that counts as trained; the folder has pictures of its two classes."""
 
     def load(name, folder):
         torch.manual_seed(0)
         model = random_statistics(rs_timm.switchable('test_resnet', SIZES, num_classes=2))
-        model.pretrained_cfg['label_names'] = ['cat', 'dog']
+        model.pretrained_cfg['label_names'] = ['class0', 'class1']
         file = rs_timm.export_onnx(model, folder / 'tiny.onnx')
         return networks.Network('rs_resnet18', model, 'tiny', file)
 
-    for module in (load_curve, cascade, runtime_latency):
+    for module in (networks, runtime_latency):
         monkeypatch.setattr(module, 'load', load)
-    generator = np.random.default_rng(0)
-    for split in ('train', 'val'):
-        for label in ('cat', 'dog'):
-            (tmp_path / split / label).mkdir(parents=True)
-            for index in range(20):
-                pixels = generator.integers(0, 255, (9, 9, 3), np.uint8)
-                picture = Image.fromarray(pixels).resize((90, 80))
-                picture.save(tmp_path / split / label / f'{index}.jpg')
-    return tmp_path
+    return make_pictures(tmp_path, classes=2, train_each=20, val_each=20, size=80)
 
 
 def test_load_curve_end_to_end(tiny, monkeypatch):
@@ -223,7 +196,7 @@ def test_load_curve_end_to_end(tiny, monkeypatch):
         assert int(row['in_time']) + int(row['late']) == int(row['arrivals'])
     assert (totals['fixed 64']['mean_resolution'], totals['fixed 32']['switches']) == ('64', '0')
     assert (tiny / 'out' / 'load_curve.png').is_file()
-    monkeypatch.setattr(sections, 'RESULTS', tiny / 'out')
+    monkeypatch.setattr(environment, 'RESULTS', tiny / 'out')
     assert sections.load_section().count('\n| ') == 4 and 'controller' in sections.load_section()
 
 
@@ -253,7 +226,7 @@ def test_cascade_end_to_end(tiny, monkeypatch):
     cascade.main(['--data', str(tiny), '--engine', 'onnxruntime', '--batch', '4', '--out',
                   str(tiny / 'out' / 'cascade.csv')])
     assert (tiny / 'out' / 'cascade.csv').stat().st_mtime_ns == before  # all is there
-    monkeypatch.setattr(sections, 'RESULTS', tiny / 'out')
+    monkeypatch.setattr(environment, 'RESULTS', tiny / 'out')
     assert sections.cascade_section().count('\n| ') == len(rows) + 1
 
 
@@ -281,7 +254,7 @@ def test_runtime_latency_end_to_end(tiny, monkeypatch, capsys):
     capsys.readouterr()
     runtime_latency.main(options)  # all is there
     assert 'rs_resnet18, ' not in capsys.readouterr().out and read(out) == rows
-    monkeypatch.setattr(sections, 'RESULTS', tiny / 'out')
+    monkeypatch.setattr(environment, 'RESULTS', tiny / 'out')
     for section in ('latency', 'price', 'memory', 'agreement'):
         assert 'not measured' not in sections.SECTIONS[f'runtime_{section}']()
 
@@ -297,10 +270,6 @@ def test_the_session_around_the_engine_is_told_apart(tiny):
 
 
 def test_memory_of_a_fresh_process(tmp_path):
-    import torch
-
-    import rs_timm
-    from benchmarks.runtime.memory import resident_memory
     torch.manual_seed(0)
     file = rs_timm.export_onnx(rs_timm.switchable('test_resnet', SIZES, num_classes=2).eval(), tmp_path / 'tiny.onnx')
     taken = resident_memory('session', 'onnxruntime', 'fp32', 1, SIZES, [file])
@@ -317,20 +286,15 @@ def test_what_a_precision_costs_is_told_for_each_resolution(monkeypatch, tmp_pat
                 ('timm eager', 'fp32', 224, 100., 90.), ('timm eager', 'fp32', 96, 100., 80.),
                 ('openvino', 'int8', 224, 99., 89.5), ('openvino', 'int8', 96, 97., 80.))]
     put(tmp_path / 'runtime_latency.csv', rows, ('engine', 'resolution'))
-    monkeypatch.setattr(sections, 'RESULTS', tmp_path)
+    monkeypatch.setattr(environment, 'RESULTS', tmp_path)
     lines = sections.agreement_section().splitlines()
     assert '| timm eager fp32 | 100.0 (90.0) | 100.0 (80.0) |' in lines
     assert '| openvino int8 | 99.0 (89.5, -0.5) | 97.0 (80.0, +0.0) |' in lines
 
 
 def test_no_figure_without_the_rows_that_it_shows(tmp_path):
-    put(tmp_path / 'runtime_latency.csv', [dict(question='memory', model='m', value=1.)], ('question',))
     assert figures.write_figures(tmp_path) == []
-
-
-def test_nothing_measured_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(sections, 'RESULTS', tmp_path)
-    assert {section() for section in sections.SECTIONS.values()} == {'not measured'}
+    put(tmp_path / 'runtime_latency.csv', [dict(question='memory', model='m', value=1.)], ('question',))
     assert figures.write_figures(tmp_path) == []
 
 
@@ -340,7 +304,6 @@ def test_scaling_is_relative_to_multiply_adds(monkeypatch, tmp_path):
                  resolution=size, p50_ms=figures.madds_of_model('rs_resnet18', size) * scale, device='cpu', threads='2')
             for size, scale in ((224, 1.), (160, 1.), (96, 2.))]
     put(tmp_path / 'runtime_latency.csv', rows, ('question', 'resolution'))
-    monkeypatch.setattr(sections, 'RESULTS', tmp_path)
+    monkeypatch.setattr(environment, 'RESULTS', tmp_path)
     assert '| 1.00 | 2.00 |' in sections.scaling_section()
     assert figures.write_figures(tmp_path) == ['runtime_latency']
-    assert json.dumps(read(tmp_path / 'runtime_latency.csv'))

@@ -11,19 +11,15 @@ from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from paper_rows import LAYERS, PICTURES, gap, rights, top1, write_job, write_preset
-from training_run import make_pictures
 
-from benchmarks import environment, presets, report, run
-from benchmarks.figure_files import save
+from benchmarks import environment, presets, report
 from benchmarks.paper import curves, pictures
-from benchmarks.paper.aggregate import PAPER_PRESETS, load, madds_of
-from benchmarks.paper.listing import duration
-from benchmarks.paper.pilot import pilot_choice, pilot_samples
-from benchmarks.paper.sections import SECTIONS
+from benchmarks.paper.samples import PAPER_PRESETS, load, madds_of
+from benchmarks.paper.sections import SECTIONS, pilot_choice, pilot_samples
 from benchmarks.presets import PRESETS
 from benchmarks.published import MADDS, TABLE_1, TABLE_2
 from benchmarks.runs import jobs, runs, settings
-from benchmarks.store import RUNS
+from benchmarks.store import RUNS, save_figure
 
 SMALL = PRESETS['small']
 SIZES = SMALL.resolutions
@@ -225,10 +221,6 @@ def test_the_ladder(whole, section):
             assert row[f'{size} px'] == (text_of(own) if name == 'untouched' else with_gain(own, base))
 
 
-def test_durations():
-    assert [duration(s) for s in (0., 89.4, 90., 5399., 5400.)] == ['0 s', '89 s', '1.5 min', '90.0 min', '1.5 h']
-
-
 def test_the_list_of_runs(whole, section):
     text = section(whole, 'paper_runs')
     small, ladder, pilot, quantised, camvid = tables(text)
@@ -380,7 +372,8 @@ def test_a_rate_tried_for_one_kind_alone_does_not_count(whole, tmp_path, monkeyp
 
 # Pictures
 
-def test_every_picture_names_its_axes(whole):
+def test_every_picture_names_its_axes_and_no_labels_overlap(whole):
+    """Texts, ticks included, as they are laid out."""
     found = pictures.drawable(whole)
     assert list(found) == [f'paper_{name}_small' for name in pictures.PICTURES] + ['paper_ladder']
     for stem, draw in found.items():
@@ -392,6 +385,18 @@ def test_every_picture_names_its_axes(whole):
         assert figure.get_suptitle().strip() and (figure.legends or any(axes.get_legend() for axes in figure.axes))
         named = [text for axes in figure.axes for text in axes.get_legend_handles_labels()[1]]
         assert named and 'nan' not in ' '.join(named)
+        FigureCanvasAgg(figure).draw()
+        unseen = {tick.label1 for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
+                  for tick in axis.get_major_ticks()
+                  if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())}
+        boxes = [(text.get_text(), text.get_window_extent()) for text in figure.findobj(Text)
+                 if text.get_visible() and text.get_text().strip() and text not in unseen]
+        width, height = figure.get_size_inches() * figure.dpi
+        for i, (words, box) in enumerate(boxes):
+            assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, (stem, words)
+            for others, other in boxes[:i]:
+                apart = min(box.x1, other.x1) - max(box.x0, other.x0), min(box.y1, other.y1) - max(box.y0, other.y0)
+                assert min(apart) < 2, (stem, words, others)
     assert not pyplot.get_fignums()  # nothing is left open
 
 
@@ -429,27 +434,9 @@ def test_the_curves_are_those_of_the_table(whole):
         assert heights == pytest.approx([2 * stdev(v) for v in values])
 
 
-def test_no_labels_overlap(whole):
-    """The texts of a picture, ticks included, as they are laid out."""
-    for stem, draw in pictures.drawable(whole).items():
-        figure = draw()
-        FigureCanvasAgg(figure).draw()
-        unseen = {tick.label1 for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)
-                  for tick in axis.get_major_ticks()
-                  if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())}
-        boxes = [(text.get_text(), text.get_window_extent()) for text in figure.findobj(Text)
-                 if text.get_visible() and text.get_text().strip() and text not in unseen]
-        width, height = figure.get_size_inches() * figure.dpi
-        for i, (words, box) in enumerate(boxes):
-            assert box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1, (stem, words)
-            for others, other in boxes[:i]:
-                apart = min(box.x1, other.x1) - max(box.x0, other.x0), min(box.y1, other.y1) - max(box.y0, other.y0)
-                assert min(apart) < 2, (stem, words, others)
-
-
 def test_files_are_the_same_whenever_they_are_drawn(whole, tmp_path):
     draw = pictures.drawable(whole)['paper_figure4_small']
-    first, second = (save(draw(), tmp_path / folder / 'one') for folder in 'ab')
+    first, second = (save_figure(draw(), tmp_path / folder / 'one') for folder in 'ab')
     for a, b in zip(first, second):
         assert a.read_bytes() == b.read_bytes()
     assert b'<dc:date>' not in first[1].read_bytes()
@@ -481,24 +468,3 @@ def test_what_was_measured_has_its_pictures():
     for suffix in ('.png', '.svg'):
         there = {path.stem for path in environment.RESULTS.glob(f'paper_*{suffix}')}
         assert there == set(pictures.drawable(environment.RESULTS)), 'run python -m benchmarks.report'
-
-
-# From a run to the report
-
-@pytest.mark.filterwarnings('ignore:BatchNorm statistics of only')
-def test_real_runs_fill_their_cells(tmp_path, monkeypatch, section):
-    """Three sizes and a tiny network, trained and measured by benchmarks.run."""
-    recipe = replace(SMALL.recipe.debug(), resolutions=(48, 40, 32), precision='float32', channels_last=False)
-    tiny = replace(SMALL, model='test_resnet', recipe=recipe, dense=(56, 48, 44, 40, 32), far=(32, 48, 56), classes=3)
-    monkeypatch.setitem(PRESETS, 'small', tiny)
-    data = make_pictures(tmp_path / 'data', classes=3, train_each=8, val_each=3)
-    args = run.parse(['table2', '--data', str(data), '--out', str(tmp_path / 'out'), '--results', str(tmp_path / 'csv'),
-                      '--device', 'cpu', '--workers', '0'])[1]
-    assert run.run_queue(jobs(['small'], ['table2', 'shared_bn'], seed=0), args) == []
-    for name in ('paper_table2', 'paper_figure4', 'paper_dense', 'paper_table1', 'paper_table8', 'paper_figure3',
-                 'paper_alpha', 'paper_figure6'):
-        assert NOT not in section(tmp_path / 'csv', name).replace('not measured here', ''), name
-    row = tables(section(tmp_path / 'csv', 'paper_table2'))[0]['48 px']
-    assert row['RS-Net'].split(' ')[0] == text_of(measured(tmp_path / 'csv', 'rs_net', 48))
-    drawn = pictures.write_pictures(tmp_path / 'csv')
-    assert set(drawn) == {f'paper_{name}_small' for name in pictures.PICTURES if name != 'figure9'}  # one combination

@@ -1,20 +1,18 @@
 """The benchmarks of quantised networks: files and steps are measured, and the documents show what was measured."""
-import csv
-
-from benchmarks import environment, quantization_cost, quantization_section, quantization_size
+from benchmarks import environment, quantization_cost, quantization_size, training_sections
+from benchmarks.store import read
 
 
 def test_sizes_are_those_of_files(tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', ['x', '--models', 'rs_resnet18_w2a32', '--classes', '10',
                                      '--out', str(tmp_path / 'quantization_size.csv')])
     quantization_size.main()
-    with (tmp_path / 'quantization_size.csv').open() as stream:
-        rows = {row['head']: row for row in csv.DictReader(stream)}
+    rows = {row['head']: row for row in read(tmp_path / 'quantization_size.csv')}
     sizes = {head: int(row['packed_bytes']) for head, row in rows.items()}
     assert sizes['int8'] < sizes['float16'] < sizes['float32'] and 12 * sizes['int8'] < int(rows['int8']['full_bytes'])
     assert int(rows['int8']['separate_packed_bytes']) > 4 * sizes['int8']
     monkeypatch.setattr(environment, 'RESULTS', tmp_path)
-    text = quantization_section.size_section()
+    text = training_sections.quantised_size_section()
     assert f"| {sizes['int8'] / 1e6:.2f} |" in text and text.count('rs_resnet18_w2a32') == 1
 
 
@@ -23,14 +21,9 @@ def test_a_step_is_timed_against_the_same_network(tmp_path, monkeypatch):
                                      '1', '--out', str(tmp_path / 'quantization_cost.csv')])
     quantization_cost.main()
     monkeypatch.setattr(environment, 'RESULTS', tmp_path)
-    text = quantization_section.cost_section()
+    text = training_sections.quantised_step_section()
     for name, against in {'rs_resnet18_w2a32': 'resnet18', 'rs_resnet18_w2a2': 'resnetv2_18'}.items():
         line, = [line for line in text.splitlines() if f'`{name}`' in line]
         ratio = float(line.split('|')[-2])
         assert f'{against}, switchable' in line and ratio > 0
     assert 'Batch 2 at 40, 32 px, medians of 1 rounds' in text
-
-
-def test_nothing_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment, 'RESULTS', tmp_path)
-    assert {section() for section in quantization_section.SECTIONS.values()} == {'not measured'}

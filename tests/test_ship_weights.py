@@ -90,18 +90,6 @@ def test_shipped_weights_become_the_default_tag(shipped, registered):
     torch.testing.assert_close(model(x), trained(x), rtol=1e-2, atol=1e-2)  # float16 weights
 
 
-def test_a_damaged_file_is_refused(shipped, registered):
-    weights, entry, _, _ = shipped
-    path = weights / entry['file']
-    good = path.read_bytes()
-    try:
-        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-        with pytest.raises(ValueError, match='sha256'):
-            timm.create_model('rs_resnet18', pretrained=True, pretrained_cfg=registered['rs_resnet18'].default)
-    finally:
-        path.write_bytes(good)
-
-
 def test_both_stages_are_recorded(shipped):
     _, entry, run, _ = shipped
     record, start = entry['recipe'], entry['recipe']['init']

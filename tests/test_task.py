@@ -9,7 +9,7 @@ from timm.task import TrainingTask
 from torch import nn
 
 import rs_timm
-from benchmarks.training.peak_memory import PeakMemory
+from benchmarks.peak_memory import PeakMemory
 from rs_timm.loss import mred_loss
 from rs_timm.training import MREDTask
 

@@ -8,9 +8,9 @@ import torch
 import rs_timm
 from benchmarks import cpu_gradients as cpu_gradients_benchmark
 from benchmarks import environment, training_cost
-from benchmarks.training.paper_step import LayerByLayer, PaperStep, paper_loss
-from benchmarks.training.results import read
-from benchmarks.training.section import gradients_section, training_section
+from benchmarks.paper_step import LayerByLayer, PaperStep, paper_loss
+from benchmarks.store import read
+from benchmarks.training_sections import gradients_section, training_section
 from rs_timm.loss import mred_loss
 from rs_timm.training.cpu import kernels as cpu_gradients
 
@@ -76,10 +76,6 @@ def test_parts_add_to_the_table_and_replace_their_own_rows(results, monkeypatch)
     training_cost.main(['--parts', 'paper', *common[:-4], '1', '--out', str(results)])
     again = results.read_text().splitlines()
     assert len(again) == 5 and again[:3] == first and both[4] in again and both[3] not in again
-
-
-def test_without_results_the_section_says_so(results):
-    assert training_section() == 'not measured'
 
 
 def test_what_is_not_measured_on_cuda_is_refused(capsys):

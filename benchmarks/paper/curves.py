@@ -3,13 +3,9 @@ import re
 from statistics import mean
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from benchmarks.paper.aggregate import Results, Sample
-from benchmarks.paper.columns import COLUMNS_2, COLUMNS_4, Column, sample
+from benchmarks.paper.samples import COLUMNS_2, COLUMNS_4, Column, Results, Sample, sample
 from benchmarks.runs import prefix
 from benchmarks.store import EPOCHS, FEATURES, NORMS
-
-__all__ = ['BASES', 'CROPS', 'Curve', 'INTERPOLATIONS', 'NORM_TENSORS', 'alphas', 'combinations', 'dense', 'effects',
-           'features', 'figure_1', 'figure_4', 'norms', 'ordered_blocks', 'train_test_gap']
 
 Curve = Dict[int, Sample]  # size in pixels, or epoch -> what was measured there
 Steps = Tuple[List[float], List[float]]  # values and the shares at or below them
@@ -18,6 +14,13 @@ INTERPOLATIONS = ('params', 'affine', 'nearest', 'recalibrated')  # how the set 
 NORM_TENSORS = {'weight': 'scale γ', 'bias': 'bias β', 'running_mean': 'mean µ', 'running_var': 'variance σ²'}
 CROPS = {'crops of 8 to 100 %': '', 'crops of 30 to 100 %': 'crop30_'}  # what begins the names of the runs
 BASES = 'individual'  # what the interaction of resolutions is measured against
+LADDER = {
+    'untouched': 'untouched',
+    'recalibrated': 'statistics recalibrated, the old ones weighing most',
+    'replaced': 'statistics replaced',
+    'bn': 'BatchNorms trained (MRED)',
+    'full': 'everything trained (MRED)',
+}
 
 
 def _measured(curves: Mapping[str, Mapping[int, Sample]]) -> Dict[str, Curve]:
@@ -50,6 +53,12 @@ def dense(results: Results) -> Dict[str, Curve]:
         curves[f'RS-Net, {sets}'] = {r: results.sample('rs_net', r, sets=sets) for r in every}
     curves['RS-Net'] = {r: results.sample('rs_net', r) for r in results.sizes}
     return _measured(curves)
+
+
+def ladder(results: Results) -> Dict[str, Curve]:
+    """Step from ordinary weights -> top-1 at each size."""
+    return _measured({words: {size: results.sample(run, size) for size in results.sizes}
+                      for run, words in LADDER.items()})
 
 
 # The train-test discrepancy

@@ -1,27 +1,26 @@
 """The paper's tables as Markdown: what was measured, and below or beside it what the paper has."""
+from functools import partial
 from itertools import zip_longest
-from typing import List, Mapping, Sequence, Tuple
+from typing import List, Mapping, Optional, Sequence, Tuple
 
 from benchmarks import published
-from benchmarks.markdown import measured_or_note, table
-from benchmarks.paper.aggregate import Results, madds_of
-from benchmarks.paper.columns import (
+from benchmarks.paper.curves import INTERPOLATIONS
+from benchmarks.paper.samples import (
     COLUMNS_2,
     COLUMNS_4,
     COLUMNS_5,
     COLUMNS_6,
-    COLUMNS_RATES,
+    COLUMNS_7,
     Column,
+    Results,
+    madds_of,
     measured_table,
     parameters,
     published_table,
     seeds_note,
+    signed,
 )
-from benchmarks.paper.curves import INTERPOLATIONS
-from benchmarks.store import RUNS
-
-__all__ = ['PAPER', 'dense_table', 'figure_4_table', 'measured_on', 'rates_table', 'table_1', 'table_2',
-           'table_2_small', 'table_5', 'table_6', 'table_8']
+from benchmarks.store import FILES, NOT_MEASURED, RUNS, by_columns, markdown, measured_or_note
 
 PAPER = '**Published** in the paper, not measured here'
 
@@ -57,33 +56,36 @@ def table_2(results: Results) -> str:
     ])
 
 
-def table_2_small(results: Results) -> str:
-    """Top-1 alone."""
+def comparison(
+        results: Results,
+        columns: Sequence[Column],
+        figures: Optional[Mapping[str, published.Figures]] = None,
+        source: str = '',
+        difference: str = 'the gain over the I-Nets',
+        madds: bool = False,
+        foot: Sequence[Sequence[str]] = (),
+) -> str:
+    """Top-1 of several ways to train, then the paper's figures if it has some.
+
+    Args:
+        results: of a preset.
+        columns: the ways; the first is the base.
+        figures: key of a column in `benchmarks.published` -> its figures.
+        source: where the paper has them.
+        difference: name of what stands in brackets.
+        madds, foot: see `measured_table`.
+    """
     return '\n\n'.join([
-        f'{measured_on(results)}: top-1 in percent, and in brackets the gain over the I-Nets.',
-        measured_table(results, COLUMNS_2, madds=True),
-        seeds_note(results, COLUMNS_2),
+        f'{measured_on(results)}: top-1 in percent, and in brackets {difference}.',
+        measured_table(results, columns, madds=madds, foot=foot),
+        seeds_note(results, columns),
+        *([f'{PAPER} ({source} on ImageNet):', published_table(columns, figures)] if figures else []),
     ])
 
 
 def figure_4_table(results: Results) -> str:
     """Shared against private BatchNorms."""
-    return '\n\n'.join([
-        f'{measured_on(results)}: top-1 in percent, and in brackets the gain over the I-Nets.',
-        measured_table(results, COLUMNS_4),
-        seeds_note(results, COLUMNS_4),
-        f'{PAPER} (Figure 4, left; mobilenetv2 on ImageNet):',
-        published_table(COLUMNS_4, published.FIGURE_4),
-    ])
-
-
-def rates_table(results: Results) -> str:
-    """Private BatchNorms at the rate of the shared weights, and at S times that."""
-    return '\n\n'.join([
-        f'{measured_on(results)}: top-1 in percent, and in brackets the gain over the I-Nets.',
-        measured_table(results, COLUMNS_RATES),
-        seeds_note(results, COLUMNS_RATES),
-    ])
+    return comparison(results, COLUMNS_4, published.FIGURE_4, 'Figure 4, left; mobilenetv2')
 
 
 def dense_table(results: Results) -> str:
@@ -123,7 +125,7 @@ def _table_1(results: Results, column: Column) -> str:
     paper = [*(f'{size} px' for size in published.RESOLUTIONS)]
     blank = ['' for _ in range(len(header) + 1)]
     lines = [[*(mine or blank), *(his or blank)] for mine, his in zip_longest(ours, theirs)]
-    return table(['right at', *header, 'paper: right at', *paper], lines)
+    return markdown(['right at', *header, 'paper: right at', *paper], lines)
 
 
 def _shares(results: Results, column: Column) -> List[List[str]]:
@@ -143,31 +145,19 @@ def _published_shares(column: Column) -> List[List[str]]:
 
 # Tables 5, 6 and 8
 
+_FROM_FIRST = 'the difference from the first column'
+
+
 def table_5(results: Results) -> str:
     """Kinds of distillation."""
-    return _ablation(results, COLUMNS_5, 'Table 5', published.KINDS)
+    return comparison(results, COLUMNS_5, published.KINDS, 'Table 5, resnet18', _FROM_FIRST)
 
 
 def table_6(results: Results) -> str:
     """One crop or several, one resolution or several."""
     count = len(results.sizes)
-    return _ablation(results, COLUMNS_6, 'Table 6', published.TABLE_6, [['networks', '1', '1', f'{count}', f'{count}']])
-
-
-def _ablation(
-        results: Results,
-        columns: Sequence[Column],
-        name: str,
-        figures: Mapping[str, published.Figures],
-        foot: Sequence[Sequence[str]] = (),
-) -> str:
-    return '\n\n'.join([
-        f'{measured_on(results)}: top-1 in percent, and in brackets the difference from the first column.',
-        measured_table(results, columns, foot=foot),
-        seeds_note(results, columns),
-        f'{PAPER} ({name}, resnet18 on ImageNet):',
-        published_table(columns, figures),
-    ])
+    return comparison(results, COLUMNS_6, published.TABLE_6, 'Table 6, resnet18', _FROM_FIRST,
+                      foot=[['networks', '1', '1', f'{count}', f'{count}']])
 
 
 def table_8(results: Results) -> str:
@@ -184,7 +174,7 @@ def table_8(results: Results) -> str:
         f'{measured_on(results)}: top-1 in percent.',
         measured_or_note(_far_header(sizes, largest), lines, foot=[cost]),
         f'{PAPER} (Table 8, resnet50 on ImageNet):',
-        table(_far_header(tuple(published.TABLE_8_MADDS), published.RESOLUTIONS[0]), [
+        markdown(_far_header(tuple(published.TABLE_8_MADDS), published.RESOLUTIONS[0]), [
             *([label, *(f'{figures[size]:.1f}' for size in published.TABLE_8_MADDS)]
               for label, figures in (('FixRes', published.TABLE_8['FixRes']), ('RS-Net', published.TABLE_8['rs_net']))),
             ['MAdds, M', *(str(cost) for cost in published.TABLE_8_MADDS.values())],
@@ -194,3 +184,121 @@ def table_8(results: Results) -> str:
 
 def _far_header(sizes: Tuple[int, ...], largest: int) -> List[str]:
     return ['tested at', *(f'{size} px ({size / largest:.2f})' for size in sizes)]
+
+
+# Table 3
+
+_FULL = 'full_precision'
+# heading, run, how it is measured, how its file is stored
+_COLUMNS: Tuple[Tuple[str, str, str, str], ...] = (
+    ('RS-Net, full precision', _FULL, 'own', 'float16'),
+    ("the same, the runtime's int8", _FULL, 'int8', ''),
+    ('I-Nets, 2/32', 'w2a32_individual_{size}', 'own', 'packed'),
+    ('RS-Net, 2/32', 'w2a32', 'own', 'packed'),
+    ('RS-Net, 2/2', 'w2a2', 'own', 'packed'),
+)
+
+
+def table_3(results: Results) -> str:
+    """Top-1 of full precision, of the runtime's int8, of 2/32 and of 2/2; bytes; then the paper's."""
+    sizes = results.sizes
+    lines = [[f'{size} px', *(_cell(results, run.format(size=size), sets, size) for _, run, sets, _ in _COLUMNS)]
+             for size in sizes]
+    one = [_bytes(results, run.format(size=sizes[0]), kind) for _, run, _, kind in _COLUMNS]
+    several = [count and len(sizes) * count if '{size}' in run else count
+               for count, (_, run, _, _) in zip(one, _COLUMNS)]
+    whole = _bytes(results, _FULL, 'float32')
+    kinds = [kind for _, _, _, kind in _COLUMNS]  # none: int8 is made when the float32 file is loaded
+    for words, text in ((f'file or files for {len(sizes)} sizes, MB', _megabytes),
+                        ('float32 file of the RS-Net / that', partial(_times, whole))):
+        lines.append([words, *(text(count) if kind else '' for count, kind in zip(several, kinds))])
+    headings = [heading for heading, _, _, _ in _COLUMNS]
+    return '\n\n'.join([
+        f'**Measured**: {results.preset.about}; weights/activations in bits; top-1 in percent, and in brackets the '
+        'difference from full precision. I-Nets were trained at the largest and the smallest size.',
+        measured_or_note(['tested at', *headings], lines),
+        '**Published** in the paper, not measured here (Table 3, ImageNet): top-1, and in brackets the gain over the '
+        'I-Nets.',
+        _published_3(),
+    ])
+
+
+def _cell(results: Results, run: str, sets: str, size: int) -> str:
+    if run not in results.runs:
+        return ''  # nobody plans it
+    sample = results.sample(run, size, sets=sets)
+    return sample.text() if (run, sets) == (_FULL, 'own') else sample.gain_text(results.sample(_FULL, size))
+
+
+def _bytes(results: Results, run: str, kind: str) -> Optional[int]:
+    rows = by_columns(results.rows[FILES], run=run, kind=kind)
+    return int(rows[0]['bytes']) if rows else None
+
+
+def _megabytes(count: Optional[int]) -> str:
+    return NOT_MEASURED if count is None else f'{count / 1e6:.2f}'
+
+
+def _times(whole: Optional[int], count: Optional[int]) -> str:
+    return NOT_MEASURED if whole is None or count is None else f'{whole / count:.1f}'
+
+
+def _published_3() -> str:
+    pairs = {f'{network} {bits}': own for network, found in published.TABLE_3.items() for bits, own in found.items()}
+    lines = [[f'{size} px', *(cell for own in pairs.values()
+                              for cell in _pair(own['individual'][place], own['rs_net'][place]))]
+             for place, size in enumerate(published.RESOLUTIONS)]
+    return markdown(['tested at', *(f'{name}, {who}' for name in pairs for who in ('I-Nets', 'RS-Net'))], lines)
+
+
+def _pair(base: float, ours: float) -> Tuple[str, str]:
+    return f'{base:.1f}', f'{ours:.1f} ({signed(ours - base)})'
+
+
+# Table 7
+
+QUANTITIES = {'mean_iou': 'mean IoU', 'pixel_accuracy': 'pixel accuracy', 'mean_accuracy': 'mean accuracy'}
+_RESNET101 = 'resnet101_four_updates'
+
+
+def table_7(results: Results) -> str:
+    """Mean IoU, pixel accuracy and mean accuracy at each size, then the paper's."""
+    tested = sorted({row['pictures'] for row in results.rows[RUNS] if row['run'] != _RESNET101})
+    count = f', tested on {tested[0]} pictures' if tested else ''
+    parts = [f'**Measured**: {results.preset.about}{count}; in percent, and in brackets the gain over the I-Nets.']
+    for quantity, words in QUANTITIES.items():
+        first = quantity == 'mean_iou'
+        foot = [['parameters, millions (2^20)', '', *(parameters(results, column) for column in COLUMNS_7)]]
+        parts += [f'{words[0].upper()}{words[1:]}:',
+                  measured_table(results, COLUMNS_7, quantity, madds=first, foot=foot if first else ())]
+    ensemble = ', '.join(f"{words} {results.sample('rs_net', 'ensemble', quantity).text()}"
+                         for quantity, words in QUANTITIES.items())
+    parts += [f'Ensemble of the RS-Net: {ensemble}.', seeds_note(results, COLUMNS_7),
+              '**Published** in the paper, not measured here (Table 7; ResNet101, NYUDv2, 40 classes):', _published_7()]
+    return '\n\n'.join(parts)
+
+
+def _published_7() -> str:
+    places = [('pixel_accuracy', 'mean_accuracy', 'mean_iou').index(quantity) for quantity in QUANTITIES]
+    base, ours = published.TABLE_7['individual'], published.TABLE_7['rs_net']
+    lines = [[f'{size} px', *(cell for place in places for cell in _pair(base[size][place], ours[size][place]))]
+             for size in base]
+    header = ['tested at', *(f'{who}, {words}' for words in QUANTITIES.values() for who in ('I-Nets', 'RS-Net'))]
+    counts = published.TABLE_7_PARAMETERS
+    return (f"{markdown(header, lines)}\n\nParameters: {counts['individual']:.2f} million in three I-Nets, "
+            f"{counts['rs_net']:.2f} million in the RS-Net.")
+
+
+def cost_of_resnet101(results: Results) -> str:
+    """What the network of the paper costs on this machine, from a run of four updates."""
+    rows = results.of(RUNS, run=_RESNET101)
+    if not rows:
+        return f'rs_refinenet_resnet101, a training step: {NOT_MEASURED}.'
+    row = rows[0]
+    recipe = results.runs[_RESNET101].recipe(results.preset)
+    seconds = float(row['train_seconds']) / recipe.limit_batches
+    sizes = ', '.join(map(str, recipe.resolutions))
+    return (f"`{row['model']}` (256 channels, {int(row['parameters']) / 1e6:.2f} million parameters with "
+            f"{results.preset.classes} classes) trains with the same command: {seconds:.0f} s an update of "
+            f"{recipe.batch_size} pictures at {sizes} px on {row['device']}, {row['dtype']}, {row['threads']} threads. "
+            'It was not trained to the end.')

@@ -9,16 +9,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.environment import RESULTS
-from benchmarks.figure_files import save
 from benchmarks.runtime.networks import LITE0
-from benchmarks.runtime.table import Row, read
+from benchmarks.store import Row, by_columns, read, save_figure
 from rs_timm.analysis import madds
-
-__all__ = ['FIGURES', 'cascade_figure', 'latency_figure', 'load_figure', 'madds_of_model', 'write_figures']
-
-
-def _of(rows: Sequence[Row], **values: str) -> List[Row]:
-    return [row for row in rows if all(row.get(name) == value for name, value in values.items())]
 
 
 def _numbers(rows: Sequence[Row], column: str) -> List[float]:
@@ -32,13 +25,13 @@ def latency_figure(rows: Sequence[Row], madds: Callable[[str, int], float]) -> F
         rows: of runtime_latency.csv.
         madds: (model, resolution) -> multiply-adds.
     """
-    rows = _of(rows, question='latency', part='network')
+    rows = by_columns(rows, question='latency', part='network')
     models = list(dict.fromkeys(row['model'] for row in rows))
     figure = Figure(figsize=(4.4 * len(models) + 2., 4.2), layout='constrained')
     for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models):
-        cases = list(dict.fromkeys((row['engine'], row['precision']) for row in _of(rows, model=model)))
+        cases = list(dict.fromkeys((row['engine'], row['precision']) for row in by_columns(rows, model=model)))
         for engine, precision in cases:
-            line = _of(rows, model=model, engine=engine, precision=precision)
+            line = by_columns(rows, model=model, engine=engine, precision=precision)
             x = [madds(model, int(row['resolution'])) / 1e6 for row in line]
             style = '--' if engine == 'timm eager' else '-'
             axis.plot(x, _numbers(line, 'p50_ms'), style, marker='.', label=f'{engine} {precision}')
@@ -75,13 +68,13 @@ def load_figure(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(7, 8.5), layout='constrained')
     load, in_time, size, right = figure.subplots(4, 1, sharex=True)
     width = float(parts[1]['second']) - float(parts[0]['second'])
-    first = _of(parts, policy=policies[0])
+    first = by_columns(parts, policy=policies[0])
     edges = [*_numbers(first, 'second'), float(first[-1]['second']) + width]
     load.stairs([float(r['arrivals']) / width / float(r['capacity']) for r in first], edges, color='black')
     load.axhline(1., color='gray', linewidth=0.8)
     load.set(ylabel='requests, of what the\nlargest size can carry', ylim=(0, None))
     for policy, style in zip(policies, ('o-', 's-', '^--')):  # lines that lie upon another stay visible
-        line = _of(parts, policy=policy)
+        line = by_columns(parts, policy=policy)
         seconds = [float(row['second']) + width / 2 for row in line]
         for axis, column in ((in_time, 'in_time'), (right, 'right_in_time')):
             shares = [100. * float(row[column]) / max(1., float(row['arrivals'])) for row in line]
@@ -100,11 +93,11 @@ def load_figure(rows: Sequence[Row]) -> Figure:
 def cascade_figure(rows: Sequence[Row]) -> Figure:
     """Top-1 against measured time and against multiply-adds: single sizes, cascades, the ensemble."""
     figure = Figure(figsize=(10, 4.4), layout='constrained')
-    kinds: Dict[str, List[Row]] = {'one size': _of(rows, kind='single')}
-    for combine in dict.fromkeys(row['combine'] for row in _of(rows, kind='cascade')):
+    kinds: Dict[str, List[Row]] = {'one size': by_columns(rows, kind='single')}
+    for combine in dict.fromkeys(row['combine'] for row in by_columns(rows, kind='cascade')):
         name = {'last': 'cascade', 'alpha': 'cascade, logits weighted by alpha', 'mean': 'cascade, mean of the logits'}
-        kinds[name[combine]] = _of(rows, kind='cascade', combine=combine)
-    for row in _of(rows, kind='ensemble'):
+        kinds[name[combine]] = by_columns(rows, kind='cascade', combine=combine)
+    for row in by_columns(rows, kind='ensemble'):
         kinds[f"ensemble of {len(row['resolutions'].split())} sizes, {row['combine']}"] = [row]
     scales = dict(ms='measured ms a picture, one by one, preprocessing included', mmadds='mean million multiply-adds')
     for axis, (column, label) in zip(figure.subplots(1, 2, sharey=True), scales.items()):
@@ -147,8 +140,8 @@ def write_figures(results: Path = RESULTS, only: Optional[str] = None) -> List[s
     """Draw what there are results of, as PNG and SVG; returns the names."""
     drawn = []
     for name, (needed, draw) in FIGURES.items():
-        rows = _of(read(results / f'{name}.csv'), **needed)
+        rows = read(results / f'{name}.csv', **needed)
         if rows and only in (None, name):
-            save(draw(rows), results / name)
+            save_figure(draw(rows), results / name)
             drawn.append(name)
     return drawn

@@ -15,8 +15,6 @@ from typing import Any, Callable, Dict, List, Sequence
 import numpy as np
 import psutil
 
-__all__ = ['resident_memory']
-
 _MIB = 2 ** 20
 _ROOT = Path(__file__).resolve().parent.parent.parent
 

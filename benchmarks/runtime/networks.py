@@ -4,10 +4,13 @@ A name is one of timm's registry (`rs_resnet50`: shipped weights if the project 
 latency), or 'lite0': EfficientNet-Lite0 with its ImageNet weights, made switchable, and its last layer cut down to the
 ten classes of Imagenette.
 """
+import argparse
 import random
+import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import timm
@@ -18,10 +21,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import rs_timm
+from benchmarks.environment import RESULTS, describe
+from benchmarks.store import by_columns, put, read
 from rs_timm.data import ImageFiles
 from rs_timm.models import manifest
-
-__all__ = ['LITE0', 'Network', 'labelled', 'load', 'made_up_pictures', 'of_classes', 'pictures']
+from rs_timm.runtime import Session
 
 LITE0 = 'lite0'
 IMAGENETTE = ('n01440764', 'n02102040', 'n02979186', 'n03000684', 'n03028079', 'n03394916', 'n03417042', 'n03425413',
@@ -139,3 +143,51 @@ def labelled(
     turns = max(map(len, shuffled))
     mixed = [files[turn] for turn in range(turns) for files in shuffled if turn < len(files)][:count]
     return mixed, np.array([names.index(path.parent.name) for path in mixed])
+
+
+def parser_of_one(description: Optional[str], table: str) -> argparse.ArgumentParser:
+    """The options of a benchmark whose table holds one network."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', type=Path, required=True, help='folder with val/CLASS/*')
+    parser.add_argument('--model', default='rs_resnet18')
+    parser.add_argument('--engine', default='openvino')
+    parser.add_argument('--precision', default='fp32')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--again', action='store_true', help='measure even if the table is of this network')
+    parser.add_argument('--out', type=Path, default=RESULTS / f'{table}.csv')
+    return parser
+
+
+def measure_one(
+        args: argparse.Namespace,
+        compare: Callable[[Session, argparse.Namespace], Sequence[Mapping[str, Any]]],
+        **settings: Any,
+) -> bool:
+    """Fill the table of one trained network, unless it is there already; returns whether anything was measured.
+
+    Args:
+        args: of `parser_of_one`.
+        compare: makes the rows, without the columns about network and machine.
+        settings: columns which say, with those about the network, what the table was measured with.
+    """
+    common = dict(model=args.model, engine=args.engine, precision=args.precision)
+    there = read(args.out)
+    if not args.again and there and by_columns(there, **common, **settings) == there:
+        print(f'{args.out} has these rows; --again measures anew')
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        network = load(args.model, Path(folder))
+        if not network.trained:
+            raise SystemExit(f'{args.model} has random weights: its answers mean nothing; name another model.')
+        session = Session(network.file, args.engine, args.precision, args.threads)
+        rows = compare(session, args)
+    columns = dict(model=args.model, weights=network.weights, engine=session.engine_name, precision=args.precision,
+                   **environment(args.threads))
+    put(args.out, [dict(row, **columns) for row in rows])
+    return True
+
+
+def environment(threads: int) -> Dict[str, str]:
+    """Columns about the machine and the versions of all that answers here."""
+    columns = {key: value for key, value in describe().items() if key not in ('dtype', 'threads')}
+    return dict(columns, threads=str(threads), **{name: version(name) for name in ('openvino', 'onnxruntime')})

@@ -1,31 +1,123 @@
-"""The questions of benchmarks/runtime_latency.py: each gives rows of its table for one network."""
+"""The questions of benchmarks/runtime_latency.py, which each give rows of its table for one network, and what is timed:
+stock timm in eager mode, sessions, and plain networks in the same engine.
+"""
+import io
 import time
+import warnings
+from copy import copy
 from functools import partial
 from hashlib import sha256
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
 
-from benchmarks.runtime.contenders import (
-    EAGER,
-    Case,
-    Eager,
-    engine_network,
-    plain_graph,
-    plain_networks,
-    without_engine,
-)
+import rs_timm
 from benchmarks.runtime.memory import resident_memory
 from benchmarks.runtime.networks import Network
-from benchmarks.runtime.turns import ratio, take_turns
-from rs_timm import extract
+from benchmarks.timing import ratio_of_visits, seconds, take_turns
+from rs_timm.pictures import open_image
 from rs_timm.runtime import Session
+from rs_timm.runtime.engines import create_engine
 from rs_timm.runtime.policy.latency_table import Timing
 
-__all__ = ['agreement_rows', 'latency_rows', 'memory_rows', 'price_rows', 'switch_rows']
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+class Case(NamedTuple):
+    """An engine and its precision."""
+
+    engine: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f'{self.engine} {self.precision}'
+
+
+EAGER = Case('timm eager', 'fp32')
+CASES = tuple(Case(*pair) for pair in (
+    ('openvino', 'fp32'), ('openvino', 'bf16'), ('openvino', 'int8'), ('onnxruntime', 'fp32'), ('onnxruntime', 'int8'),
+    ('torch', 'fp32'), ('torch', 'bf16')))
+
+
+class Eager:
+    """The plain network of timm with the same weights, as its documentation says to run it."""
+
+    def __init__(self, network: Network) -> None:
+        self.models: Dict[int, nn.Module] = {r: rs_timm.extract(network.model, r) for r in network.resolutions}
+        config = resolve_model_data_config(network.model)
+        config = {key: value for key, value in config.items() if key != 'input_size'}
+        self.transforms = {r: create_transform((3, r, r), is_training=False, **config) for r in network.resolutions}
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return self.models[x.shape[-1]](torch.from_numpy(x)).numpy()
+
+    def preprocess(self, picture: Path, resolution: int) -> np.ndarray:
+        return self.transforms[resolution](open_image(picture))[None].numpy()
+
+    def whole(self, picture: Path, resolution: int) -> np.ndarray:
+        return self.run(self.preprocess(picture, resolution))
+
+
+def sessions(
+        network: Network,
+        cases: Sequence[Case],
+        threads: int,
+        calibration: Sequence[Path],
+        cache: Optional[Path],
+) -> Dict[Case, Session]:
+    """A session for each case that this machine can do; the others are named on standard output."""
+    made: Dict[Case, Session] = {}
+    for case in cases:
+        options: Dict[str, Any] = dict(calibration=calibration, cache_dir=cache) if case.precision == 'int8' else {}
+        source = network.model if case.engine == 'torch' else network.file
+        try:
+            made[case] = Session(source, case.engine, case.precision, threads, **options)
+            made[case].prepare()
+        except (ImportError, ValueError) as error:
+            print(f'# left out {case}: {error}')
+    return made
+
+
+def plain_networks(network: Network, case: Case, threads: int, sizes: Sequence[int]) -> Dict[int, Run]:
+    """resolution -> the plain network of timm in the engine, as torch exports it at this size."""
+    engine = create_engine(case.engine, case.precision, threads)
+    return {r: engine.compile(plain_graph(rs_timm.extract(network.model, r), r), 1) for r in sizes}
+
+
+def plain_graph(model: nn.Module, resolution: int) -> Any:
+    """The `onnx.ModelProto` of a plain network for one picture of this size; torch folds its BatchNorms."""
+    import onnx
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # this exporter is deprecated; the other is slower, and gives the same graph
+        torch.onnx.export(
+            model.eval(), (torch.zeros(1, 3, resolution, resolution),), buffer,  # type: ignore[arg-type]
+            input_names=['images'], output_names=['logits'], dynamo=False)
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def engine_network(session: Session, resolution: int) -> Run:
+    """The engine's own network of a session for one picture, without the session around it."""
+    return session._networks.get(resolution, 1)  # private: what is measured is the session's share
+
+
+def without_engine(session: Session) -> Session:
+    """The same session with networks that answer at once: what is left is its own work."""
+    session.prepare()
+    bare, answer = object.__new__(Session), np.zeros((1, 1), np.float32)
+    bare.__dict__.update(vars(session), _networks=copy(session._networks))
+    bare._networks.compiled = dict.fromkeys(session._networks.compiled, lambda images: answer)
+    return bare
+
+
+# Questions
 
 Rows = List[Dict[str, Any]]
 Sessions = Dict[Case, Session]
@@ -52,22 +144,6 @@ def latency_rows(
         calls: int,
 ) -> Rows:
     """All engines against stock timm in eager mode: the network alone, preprocessing alone, both."""
-    cases = _latency_cases(network, sessions, pictures, sizes)
-    times = take_turns(cases, calls, f'{network.name}: latency')
-    rows = []
-    for (case, resolution, part), taken in times.items():
-        reference = EAGER if part != PREPROCESSING else Case(EAGER.engine, '')
-        rows.append(_row(case, resolution, part, taken, against=str(reference).strip(),
-                         ratio=ratio(times[reference, resolution, part], taken)))
-    return rows
-
-
-def _latency_cases(
-        network: Network,
-        sessions: Sessions,
-        pictures: Sequence[Path],
-        sizes: Sequence[int],
-) -> Dict[_Key, Callable[[], Any]]:
     eager, inputs = Eager(network), _inputs(sizes)
     first = next(iter(sessions.values()))
     cases: Dict[_Key, Callable[[], Any]] = {}
@@ -80,7 +156,13 @@ def _latency_cases(
             cases[case, r, NETWORK] = partial(session.run, inputs[r], r)
             if case.engine != 'torch':
                 cases[case, r, TOTAL] = _each(pictures, partial(session, resolution=r))
-    return cases
+    times = take_turns(cases, calls, f'{network.name}: latency')
+    rows = []
+    for (case, resolution, part), taken in times.items():
+        reference = EAGER if part != PREPROCESSING else Case(EAGER.engine, '')
+        rows.append(_row(case, resolution, part, taken, against=str(reference).strip(),
+                         ratio=ratio_of_visits(times[reference, resolution, part], taken)))
+    return rows
 
 
 def _each(pictures: Sequence[Path], call: Callable[[Path], Any]) -> Callable[[], Any]:
@@ -104,7 +186,8 @@ def price_rows(network: Network, session: Session, case: Case, sizes: Sequence[i
         turns['one graph', r] = partial(shared.run, inputs[r], r)
     times = take_turns(turns, calls, f'{network.name}: {case} against plain')
     return [dict(engine=case.engine, precision=case.precision, resolution=r, part=part, calls=times[part, r].size,
-                 p50_ms=float(np.median(times[part, r])), against=other, ratio=ratio(times[part, r], times[other, r]))
+                 p50_ms=float(np.median(times[part, r])), against=other,
+                 ratio=ratio_of_visits(times[part, r], times[other, r]))
             for part, other in (('specialised', 'plain'), ('one graph', 'specialised')) for r in sizes]
 
 
@@ -129,7 +212,12 @@ def switch_rows(session: Session, case: Case, sizes: Sequence[int], rounds: int 
         for part, call in (('set_resolution', session.set_resolution), ('switch and dispatch', switch))]
     ways = {'first call': lambda r: session.run(inputs[r], r),
             'first call, engine alone': lambda r: networks[r](inputs[r])}
-    for (part, r), (first, later) in _after_switch(ways, (a, b), rounds).items():
+    taken: Dict[Tuple[str, int], List[List[float]]] = {(way, r): [] for way in ways for r in (a, b)}
+    for _ in range(rounds):  # four calls of each, the first of them after a switch
+        for way, r in taken:
+            taken[way, r].append([1e3 * seconds(partial(ways[way], r)) for _ in range(4)])
+    for (part, r), visits in taken.items():
+        first, later = median(visit[0] for visit in visits), median(median(visit[2:]) for visit in visits)
         rows.append(dict(common, resolution=r, part=part, calls=rounds, p50_ms=first, against='later calls',
                          ratio=first / later, value=1e3 * (first - later), unit='us'))
     return rows
@@ -147,28 +235,6 @@ def _per_call(calls: Sequence[Callable[[], Any]], rounds: int) -> float:
     return median(taken)
 
 
-def _after_switch(
-        ways: Dict[str, Callable[[int], Any]],
-        sizes: Sequence[int],
-        rounds: int,
-) -> Dict[Tuple[str, int], Tuple[float, float]]:
-    """(way, resolution) -> median milliseconds of the first of four calls, and of the last two; sizes alternate."""
-    first: Dict[Tuple[str, int], List[float]] = {(way, r): [] for way in ways for r in sizes}
-    later: Dict[Tuple[str, int], List[float]] = {key: [] for key in first}
-    for _ in range(rounds):
-        for way, r in first:
-            taken = [_milliseconds(partial(ways[way], r)) for _ in range(4)]
-            first[way, r].append(taken[0])
-            later[way, r].append(median(taken[2:]))
-    return {key: (median(first[key]), median(later[key])) for key in first}
-
-
-def _milliseconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - start) / 1e6
-
-
 def memory_rows(network: Network, case: Case, threads: int, folder: Path) -> Rows:
     """Resident memory of fresh processes that serve all resolutions: a session, one graph, separate plain networks.
 
@@ -183,7 +249,7 @@ def memory_rows(network: Network, case: Case, threads: int, folder: Path) -> Row
         files = [folder / f'{network.name}-plain-{weights}-{r}.onnx' for r in sizes]
         for r, file in zip(sizes, files):
             if not file.exists():
-                onnx.save(plain_graph(extract(network.model, r), r), str(file))
+                onnx.save(plain_graph(rs_timm.extract(network.model, r), r), str(file))
         kinds = dict(session=[network.file], shared=[network.file], separate=files)
     taken = {kind: resident_memory(kind, case.engine, case.precision, threads, sizes, sources)
              for kind, sources in kinds.items()}

@@ -1,24 +1,10 @@
 """The generated tables about the runtime: latency, price, memory, agreement; load curve; cascade."""
 from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
-from benchmarks.environment import RESULTS
 from benchmarks.runtime.figures import madds_of_model
-from benchmarks.runtime.table import Row, read
+from benchmarks.store import NOT_MEASURED, Row, markdown, read, section
 
-__all__ = ['SECTIONS']
-
-NOT_MEASURED = 'not measured'
 _EAGER = 'timm eager'
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ['---'] * len(header), *rows]
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
-
-
-def _rows(name: str, **values: str) -> List[Row]:
-    return [row for row in read(RESULTS / f'{name}.csv') if all(row[key] == value for key, value in values.items())]
 
 
 def _distinct(rows: Iterable[Row], *columns: str) -> List[Tuple[str, ...]]:
@@ -36,26 +22,22 @@ def _environment(row: Row) -> str:
             f"torch {row['torch']}, timm {row['timm']}")
 
 
-def latency_section() -> str:
+@section('runtime_latency', question='latency')
+def latency_section(rows: Sequence[Row]) -> str:
     """A table for each network: median ms at each resolution, and how many times as fast as timm."""
-    rows = _rows('runtime_latency', question='latency')
-    if not rows:
-        return NOT_MEASURED
     parts = []
     for (model, weights), own in _groups(rows, 'model', 'weights'):
         sizes = [size for (size,) in _distinct(own, 'resolution')]
         header = ['', *(f'{size} px' for size in sizes)]
         parts += [f'`{model}` ({weights} weights), median ms of one picture, and in brackets how many times as fast as '
-                  'stock timm:', table(header, _latency_lines(own, sizes))]
+                  'stock timm:', markdown(header, _latency_lines(own, sizes))]
     parts.append(f'Batch 1, all in turns in one run; {_environment(rows[0])}.')
     return '\n\n'.join(parts)
 
 
-def summary_section() -> str:
+@section('runtime_latency', question='latency', part='network')
+def summary_section(rows: Sequence[Row]) -> str:
     """For README.md: the network alone, as an engine's user meets it, beside stock timm."""
-    rows = _rows('runtime_latency', question='latency', part='network')
-    if not rows:
-        return NOT_MEASURED
     sizes = sorted({int(row['resolution']) for row in rows}, reverse=True)
     lines = []
     for (model, engine, precision), own in _groups(rows, 'model', 'engine', 'precision'):
@@ -64,7 +46,7 @@ def summary_section() -> str:
         found = {int(row['resolution']): row for row in own}
         lines.append([f'`{model}`', f'{engine} {precision}', *(_cell(found.get(size), engine) for size in sizes)])
     header = ['network', 'engine', *(f'{size} px' for size in sizes)]
-    return table(header, lines) + (
+    return markdown(header, lines) + (
         '\n\nMedian ms of one picture, preprocessing apart, and in brackets how many times as fast as the same network '
         f'of stock timm in eager mode at the same size, timed in turns in one run; {_environment(rows[0])}.')
 
@@ -88,18 +70,16 @@ def _cell(row: Optional[Row], engine: str) -> str:
     return f"{float(row['p50_ms']):.2f}{speed}"
 
 
-def scaling_section() -> str:
+@section('runtime_latency', question='latency', part='network')
+def scaling_section(rows: Sequence[Row]) -> str:
     """Time saved against multiply-adds saved: latency(r) / latency(largest) over MAdds(r) / MAdds(largest)."""
-    rows = _rows('runtime_latency', question='latency', part='network')
-    if not rows:
-        return NOT_MEASURED
     sizes = sorted({int(row['resolution']) for row in rows}, reverse=True)
     lines = []
     for (model, engine, precision), own in _groups(rows, 'model', 'engine', 'precision'):
         times = {int(row['resolution']): float(row['p50_ms']) for row in own}
         cells = [_scaling(model, times, size, sizes[0]) for size in sizes[1:]]
         lines.append([f'`{model}`', f'{engine} {precision}', *cells])
-    return table(['network', 'engine', *(f'{size} px' for size in sizes[1:])], lines) + (
+    return markdown(['network', 'engine', *(f'{size} px' for size in sizes[1:])], lines) + (
         f'\n\nlatency(r) / latency({sizes[0]}) divided by MAdds(r) / MAdds({sizes[0]}): 1 is proportional.')
 
 
@@ -110,11 +90,9 @@ def _scaling(model: str, times: Dict[int, float], size: int, largest: int) -> st
     return f'{times[size] / times[largest] / cost:.2f}'
 
 
-def price_section() -> str:
+@section('runtime_latency', question='price')
+def price_section(rows: Sequence[Row]) -> str:
     """What being switchable costs in the same engine, what one graph costs, and the switch."""
-    rows = _rows('runtime_latency', question='price')
-    if not rows:
-        return NOT_MEASURED
     sizes = sorted({int(row['resolution']) for row in rows}, reverse=True)
     lines = []
     for part, words in (('specialised', 'session / plain network'), ('one graph', "memory='shared' / session")):
@@ -123,11 +101,11 @@ def price_section() -> str:
             cells = [f'{ratios[size]:.3f}' if size in ratios else NOT_MEASURED for size in sizes]
             lines.append([words, f'`{model}`', f'{engine} {precision}', *cells])
     header = ['ratio of times', 'network', 'engine', *(f'{size} px' for size in sizes)]
-    return '\n\n'.join([table(header, lines), *_switch(), f'Medians of turns in one run; {_environment(rows[0])}.'])
+    return '\n\n'.join([markdown(header, lines), *_switch(), f'Medians of turns in one run; {_environment(rows[0])}.'])
 
 
 def _switch() -> List[str]:
-    rows = _rows('runtime_latency', question='switch')
+    rows = read('runtime_latency', question='switch')
     lines = []
     for (model, engine, precision), own in _groups(rows, 'model', 'engine', 'precision'):
         value = {(row['part'], row['resolution']): float(row['value']) for row in own}
@@ -138,14 +116,12 @@ def _switch() -> List[str]:
                         for part in ('first call', 'first call, engine alone'))])
     header = ['network', 'engine', '`set_resolution`', 'with all that a session does around a call',
               'first call after a switch takes longer by', 'the same without a session (cold caches)']
-    return [table(header, lines)] if lines else []
+    return [markdown(header, lines)] if lines else []
 
 
-def memory_section() -> str:
+@section('runtime_latency', question='memory')
+def memory_section(rows: Sequence[Row]) -> str:
     """Resident memory of processes that serve all five resolutions."""
-    rows = _rows('runtime_latency', question='memory')
-    if not rows:
-        return NOT_MEASURED
     names = {'separate': 'five separate networks', 'session': 'session', 'shared': "session, memory='shared'"}
     lines = []
     for (model, engine, precision), own in _groups(rows, 'model', 'engine', 'precision'):
@@ -154,16 +130,14 @@ def memory_section() -> str:
         cells = [f"{float(found[part]['value']):.0f} ({float(found[part]['ratio']):.2f})" if part in found else ''
                  for part in names]
         lines.append([f'`{model}`', f'{engine} {precision}', f'{baseline:.0f}', *cells])
-    return table(['network', 'engine', 'imports alone', *names.values()], lines) + (
+    return markdown(['network', 'engine', 'imports alone', *names.values()], lines) + (
         '\n\nResident MiB of a fresh process after each resolution has answered; in brackets what is there beyond the '
         'imports, in proportion to five separate networks.')
 
 
-def agreement_section() -> str:
+@section('runtime_latency', question='agreement')
+def agreement_section(rows: Sequence[Row]) -> str:
     """Top-1 agreement with torch in float32, and top-1."""
-    rows = _rows('runtime_latency', question='agreement')
-    if not rows:
-        return NOT_MEASURED
     parts = []
     for (model, weights), own in _groups(rows, 'model', 'weights'):
         sizes = [size for (size,) in _distinct(own, 'resolution')]
@@ -175,7 +149,7 @@ def agreement_section() -> str:
             lines.append([f'{engine} {precision}', *cells])
         parts += [f"`{model}` ({weights}), {own[0]['calls']} pictures: agreement with torch fp32 on the first class in "
                   'percent; in brackets top-1, and what it gains or loses against torch fp32:',
-                  table(['', *(f'{size} px' for size in sizes)], lines)]
+                  markdown(['', *(f'{size} px' for size in sizes)], lines)]
     return '\n\n'.join([*parts, f'{_environment(rows[0])}.'])
 
 
@@ -185,11 +159,9 @@ def _agreement(row: Row, exact: Optional[float]) -> str:
     return f"{float(row['value']):.1f} ({top1:.1f}{cost})"
 
 
-def load_section() -> str:
+@section('load_curve', second='all')
+def load_section(rows: Sequence[Row]) -> str:
     """Totals of the load curve for each policy."""
-    rows = _rows('load_curve', second='all')
-    if not rows:
-        return NOT_MEASURED
     lines = []
     for row in rows:
         count = int(row['arrivals'])
@@ -199,17 +171,15 @@ def load_section() -> str:
     header = ['policy', 'requests', 'in time', 'late', 'right', 'right and in time', 'p95', 'mean resolution',
               'switches']
     row = rows[0]
-    return table(header, lines) + (
+    return markdown(header, lines) + (
         f"\n\n`{row['model']}` ({row['weights']}), {row['engine']} {row['precision']}, one worker; in time is within "
         f"{float(row['deadline_ms']):.0f} ms; the largest size carries {float(row['capacity']):.0f} requests a second; "
         f'{_environment(row)}.')
 
 
-def cascade_section() -> str:
+@section('cascade')
+def cascade_section(rows: Sequence[Row]) -> str:
     """All single sizes, ensembles and cascades that were compared."""
-    rows = _rows('cascade')
-    if not rows:
-        return NOT_MEASURED
     lines = [[
         row['kind'] + (f", {row['combine']}" if row['combine'] else ''),
         row['resolutions'].replace(' ', ', '),
@@ -221,7 +191,7 @@ def cascade_section() -> str:
     ] for row in rows]
     row = rows[0]
     header = ['', 'resolutions', 'top-1, %', 'ms', 'ms in batches', 'million MAdds', 'answered at each, %']
-    return table(header, lines) + (
+    return markdown(header, lines) + (
         f"\n\n`{row['model']}` ({row['weights']}), {row['engine']} {row['precision']}, {row['pictures']} pictures that "
         f"the fit has not seen; per picture, preprocessing included; batches of {row['batch']}; {_environment(row)}.")
 

@@ -1,4 +1,4 @@
-"""What was measured for a preset, over the seeds: rows made with the planned settings, and nothing else.
+"""What was measured for a preset, over the seeds, and the columns that the paper's tables compare.
 
 A row counts when its settings are those of the run of its name today. Whatever was made with other ones (--epochs, a
 recipe that has changed since) is left out, so that a table never mixes what cannot be compared; `Results.left_out`
@@ -15,14 +15,25 @@ import numpy as np
 import timm
 
 import rs_timm  # noqa: F401 (registers the models)
-from benchmarks.markdown import NOT_MEASURED
+from benchmarks import published
 from benchmarks.presets import PRESETS, Preset
 from benchmarks.runs import Run, runs, settings
-from benchmarks.store import ACCURACY, MASKS, RIGHT, RUNS, TABLES, Row, Table, by_columns, read, unpacked
+from benchmarks.store import (
+    ACCURACY,
+    MASKS,
+    NOT_MEASURED,
+    RIGHT,
+    RUNS,
+    TABLES,
+    Row,
+    Table,
+    by_columns,
+    markdown,
+    measured_or_note,
+    unpacked,
+)
 from rs_timm.analysis import complementarity, madds
 from rs_timm.training import Recipe
-
-__all__ = ['PAPER_PRESETS', 'Results', 'Sample', 'load', 'madds_of', 'shown_presets', 'signed']
 
 RunOf = Callable[[str], Optional[Run]]
 PAPER_PRESETS = tuple(name for name in PRESETS if name == 'small' or name.startswith('imagenet_'))
@@ -149,7 +160,7 @@ def load(preset: str, folder: Path, run_of: Optional[RunOf] = None) -> Results:
     chosen = PRESETS[preset]
     planned = runs(chosen)
     find = run_of or planned.get
-    own = {table: by_columns(read(table, folder), preset=preset) for table in TABLES}
+    own = {table: table.read(folder, preset=preset) for table in TABLES}
     good = {(row['run'], row['seed']) for row in own[RUNS] if _as_planned(chosen, find(row['run']), row)}
     rows = {table: [row for row in found if (row['run'], row['seed']) in good] for table, found in own.items()}
     left_out = [row for row in own[RUNS] if (row['run'], row['seed']) not in good]
@@ -174,3 +185,127 @@ def madds_of(preset: Preset, resolution: int) -> float:
 @cache
 def _madds(model: str, classes: int, recipe: Recipe, resolution: int) -> int:
     return madds(timm.create_model(model, device='meta', num_classes=classes, **recipe.model_kwargs()), resolution)
+
+
+# Columns
+
+@dataclass(frozen=True)
+class Column:
+    """One way to train, measured at each size.
+
+    Attributes:
+        label: heading; may contain {largest}.
+        run: name of the run; may contain {size} and {largest}: another network for each size.
+        published: its key in `benchmarks.published`; '': the paper has no such column.
+    """
+
+    label: str
+    run: str
+    published: str = ''
+
+    def title(self, sizes: Sequence[int]) -> str:
+        return self.label.format(largest=sizes[0])
+
+    def run_at(self, size: int, sizes: Sequence[int]) -> str:
+        return self.run.format(size=size, largest=sizes[0])
+
+
+_I_NETS = Column('I-Nets', 'individual_{size}', 'individual')
+_PARALLEL = Column('parallel', 'parallel', 'parallel')
+_RS_NET = Column('RS-Net', 'rs_net', 'rs_net')
+COLUMNS_2 = (_I_NETS, Column('I-{largest}', 'individual_{largest}', 'largest'), _PARALLEL, _RS_NET)
+COLUMNS_4 = (_I_NETS, Column('parallel, shared BNs', 'shared_bn', 'shared_bn'),
+             Column('parallel, private BNs', 'parallel', 'parallel'), _RS_NET)
+COLUMNS_5 = (
+    Column('full MRED', 'rs_net', 'rs_net'),
+    Column('vanilla MRED', 'vanilla', 'vanilla'),
+    Column('only from the largest', 'largest', 'largest'),
+    Column('only from all larger ones', 'larger', 'larger'),
+)
+COLUMNS_6 = (
+    Column('several resolutions, one crop', 'rs_net', 'rs_net'),
+    Column('several resolutions, several crops', 'multi_crop', 'multi_crop'),
+    Column('one resolution, several crops', 'single_resolution_{size}', 'single_resolution'),
+    Column('one resolution, one crop', 'individual_{size}', 'individual'),
+)
+COLUMNS_7 = (*COLUMNS_2[:3], Column('vanilla MRED', 'vanilla', 'vanilla'), COLUMNS_2[3])
+COLUMNS_RATES = (_I_NETS, Column('parallel, one rate', 'one_rate_parallel'), _PARALLEL,
+                 Column('RS-Net, one rate', 'one_rate_rs_net'), _RS_NET)
+
+
+def titles(columns: Sequence[Column], sizes: Sequence[int]) -> List[str]:
+    """The headings of columns."""
+    return [column.title(sizes) for column in columns]
+
+
+def sample(results: Results, column: Column, size: int, quantity: str = 'top1') -> Sample:
+    """What a column holds at a size."""
+    return results.sample(column.run_at(size, results.sizes), size, quantity)
+
+
+def measured_table(
+        results: Results,
+        columns: Sequence[Column],
+        quantity: str = 'top1',
+        madds: bool = False,
+        foot: Sequence[Sequence[str]] = (),
+) -> str:
+    """A line for each size; in brackets the difference from the first column.
+
+    Args:
+        results: of a preset.
+        columns: the first is the base.
+        quantity: column of the table of accuracies.
+        madds: multiply-adds stand in front.
+        foot: further lines.
+    """
+    sizes = results.sizes
+    lines = []
+    for size in sizes:
+        base, *others = (sample(results, column, size, quantity) for column in columns)
+        cost = [f'{madds_of(results.preset, size):.1f}'] if madds else []
+        lines.append([f'{size} px', *cost, base.text(), *(other.gain_text(base) for other in others)])
+    return measured_or_note(_header(titles(columns, sizes), madds), lines, 1 + madds, foot)
+
+
+def published_table(columns: Sequence[Column], figures: Mapping[str, published.Figures], madds: Sequence[float] = ()
+                    ) -> str:
+    """The same of the paper's figures."""
+    base = figures[columns[0].published]
+    lines = []
+    for i, size in enumerate(published.RESOLUTIONS):
+        others = [figures[column.published][i] for column in columns[1:]]
+        lines.append([f'{size} px', *([f'{madds[i]:.0f}'] if madds else []), f'{base[i]:.1f}',
+                      *(f'{other:.1f} ({signed(other - base[i])})' for other in others)])
+    return markdown(_header(titles(columns, published.RESOLUTIONS), bool(madds)), lines)
+
+
+def _header(titles: Sequence[str], madds: bool) -> List[str]:
+    return ['tested at', *(['MAdds, M'] if madds else []), *titles]
+
+
+def parameters(results: Results, column: Column) -> str:
+    """Parameters of all the networks that a column needs: in millions, and in the paper's units of 2^20."""
+    names = dict.fromkeys(column.run_at(size, results.sizes) for size in results.sizes)
+    counts = [results.run_sample(name, 'parameters') for name in names]
+    if not all(counts):
+        return NOT_MEASURED
+    total = sum(count.mean for count in counts)
+    return f'{total / 1e6:.2f} ({total / 2 ** 20:.2f})'
+
+
+def seeds_note(results: Results, columns: Sequence[Column]) -> str:
+    """How many seeds are behind each column; the least and the most, where its networks differ."""
+    parts: Dict[str, Tuple[int, int]] = {}
+    for column in columns:
+        names = {column.run_at(size, results.sizes) for size in results.sizes}
+        counts = [len(results.run_sample(name, 'parameters').values) for name in names]
+        parts[column.title(results.sizes)] = min(counts), max(counts)
+    if len(set(parts.values())) == 1:
+        least, most = next(iter(parts.values()))
+        return f'Seeds: {_range(least, most)}.'
+    return 'Seeds: ' + ', '.join(f'{name} {_range(*counts)}' for name, counts in parts.items()) + '.'
+
+
+def _range(least: int, most: int) -> str:
+    return f'{least}' if least == most else f'{least} to {most}'

@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ['LayerByLayer', 'PaperStep', 'paper_loss']
-
 
 class Activations(List[torch.Tensor]):
     """What a layer makes of the pictures at each resolution, largest first."""

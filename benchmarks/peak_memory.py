@@ -6,8 +6,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ['PeakMemory']
-
 
 class PeakMemory(TorchDispatchMode):
     """The largest number of bytes, `peak`, that tensors made within it held at one time.
