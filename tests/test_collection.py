@@ -222,6 +222,9 @@ def test_bounds_are_of_one_picture(tmp_path):
         'pipe.jpg': 'not a regular file, but a pipe, device or socket',
         'sparse.png': 'refused, 21474836480 bytes are more than the bound of 5000',
         't.tar/large.jpg': 'refused, 5001 bytes are more than the bound of 5000'}
+    with pytest.raises(ImageError, match='pipe.jpg: not a regular file'):
+        timms = ReaderPictures(create_reader('', str(folder)))
+        timms.read(timms.names.index('pipe.jpg'))
     part = pictures.part([6, 3])
     assert part.names == ['x/other.jpg', 'small.jpg'] and part.read(0) == content('x/other.jpg')
     assert part.max_bytes == 5000

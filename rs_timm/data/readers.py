@@ -2,7 +2,9 @@
 from threading import Lock
 from typing import Any, List
 
-from rs_timm.pictures import ImageError, reason, without_surrogates
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+from rs_timm.pictures import MAX_BYTES, ImageError, read_file, reason, without_surrogates
 
 __all__ = ['NOT_INDEXED', 'ReaderPictures']
 
@@ -43,9 +45,12 @@ class ReaderPictures:
     def read(self, position: int) -> bytes:
         """The file of a picture, from any thread. Raises ImageError if it cannot be read."""
         try:
-            with self._lock:  # the tar reader has one handle for all
-                stream = self._reader[position][0]
-                with stream:
-                    return bytes(stream.read())
+            if isinstance(self._reader, ReaderImageFolder):  # it would wait for a pipe, and read a device without end
+                return read_file(self._reader.samples[position][0])
+            with self._lock, self._reader[position][0] as stream:  # the tar reader has one handle for all
+                data = bytes(stream.read(MAX_BYTES + 1))
+            if len(data) > MAX_BYTES:
+                raise ImageError(f'refused, more than the bound of {MAX_BYTES} bytes')
+            return data
         except Exception as error:  # whatever the reader's package raises: the other pictures go on
             raise ImageError(f'{self.names[position]}: {reason(error)}') from error

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, List, Optional, Sequence, Tuple, Union
 import numpy as np
 from PIL import Image
 
-from rs_timm.pictures import Picture, as_picture, open_picture, trim_strip
+from rs_timm.pictures import MAX_PIXELS, Picture, as_picture, open_picture, trim_strip
 
 __all__ = ['CROP_MODES', 'INTERPOLATIONS', 'Preprocessing', 'is_ready']
 
@@ -54,6 +54,7 @@ class Preprocessing:
             longer side to that, and pads with the mean.
         draft: let the JPEG decoder scale down by 2, 4 or 8, never below the size that is resized to.
         threads: pictures of a batch that are read at a time.
+        max_pixels: of a file that is decoded.
     """
     mean: Tuple[float, ...]
     std: Tuple[float, ...]
@@ -62,6 +63,7 @@ class Preprocessing:
     crop_mode: str = 'center'
     draft: bool = True
     threads: int = 1
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
@@ -108,7 +110,8 @@ class Preprocessing:
     def _into(self, index: int, source: Source, batch: np.ndarray) -> None:
         resolution = batch.shape[-1]
         scaled = math.floor(resolution / self.crop_pct)
-        pixels = self._cropped(_read(source, index, scaled if self.draft else None), scaled, resolution)
+        picture = _read(source, index, scaled if self.draft else None, self.max_pixels)
+        pixels = self._cropped(picture, scaled, resolution)
         for channel, table in enumerate(self._table):
             np.take(table, pixels[..., channel], out=batch[index, channel], mode='clip')
 
@@ -156,15 +159,17 @@ def as_list(images: Any) -> List[Any]:
     return pictures
 
 
-def _read(source: Any, index: int, shorter: Optional[int]) -> Picture:
-    if hasattr(source, 'read'):
-        name = getattr(source, 'name', None)
-        return open_picture(source, shorter, name=name if isinstance(name, str) else f'picture {index}')
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return open_picture(io.BytesIO(source), shorter, name=f'picture {index}')
+def _read(source: Any, index: int, shorter: Optional[int], max_pixels: int) -> Picture:
+    name: Optional[str] = f'picture {index}'
     if isinstance(source, (str, PathLike)):
-        return open_picture(source, shorter)
-    return as_picture(source if isinstance(source, Image.Image) else _from_array(source, index))
+        name = None
+    elif isinstance(source, (bytes, bytearray, memoryview)):
+        source = io.BytesIO(source)
+    elif hasattr(source, 'read'):
+        name = source.name if isinstance(getattr(source, 'name', None), str) else name
+    else:
+        return as_picture(source if isinstance(source, Image.Image) else _from_array(source, index))
+    return open_picture(source, shorter, name=name, max_pixels=max_pixels)
 
 
 def _from_array(array: Any, index: int) -> Image.Image:

@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterable, NoReturn, Optional, Sequence, Tuple, Uni
 import numpy as np
 
 from rs_timm.format.info import ModelInfo
+from rs_timm.pictures import MAX_PIXELS
 from rs_timm.resolutions import check_resolutions
 
 from .engines import check_precision, create_engine
@@ -60,6 +61,7 @@ class Session:
         cache_dir: for int8: a folder that keeps the calibrated networks; what is there is used as it is.
         max_networks: compiled networks that are kept, one for each resolution (and batch, where the engine wants that);
             beyond, the one that was not used for the longest time goes, and is compiled again when it is asked for.
+        max_pixels: width times height of a picture that is decoded; a larger one is an error.
 
     Raises:
         ImportError: the engine, or every engine, is not installed.
@@ -80,6 +82,7 @@ class Session:
             calibration: Optional[Sequence[Any]] = None,
             cache_dir: Union[None, str, 'PathLike[str]'] = None,
             max_networks: int = 32,
+            max_pixels: int = MAX_PIXELS,
     ) -> None:
         precision = check_precision(precision)
         if isinstance(max_networks, bool) or not isinstance(max_networks, int) or max_networks < 1:
@@ -91,6 +94,7 @@ class Session:
         self.threads = threads
         self.memory = memory
         self.draft = draft
+        self.max_pixels = max_pixels
         self._source: Source = open_source(model, self._engine.name, precision)
         if self.info.task == 'features':
             raise ValueError(f'{self.info.name} gives features, not one output: a session serves classifiers and '
@@ -181,7 +185,7 @@ class Session:
         info = self.info
         return Preprocessing(
             info.mean, info.std, info.crop_pct, info.resize_interpolation, info.crop_mode, self.draft,
-            threads=min(8, self.threads or os.cpu_count() or 1))
+            threads=min(8, self.threads or os.cpu_count() or 1), max_pixels=self.max_pixels)
 
     def run(self, x: np.ndarray, resolution: Optional[int] = None) -> np.ndarray:
         """Logits, float32 [N, classes], of a batch that is ready: no preprocessing.
