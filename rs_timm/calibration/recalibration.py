@@ -87,23 +87,9 @@ def recalibrate(
     pooled exactly, in float64, and at the end with the old statistics. So with one batch and `prior_images=0` the
     result is what a forward pass in training mode with momentum 1 leaves, unbiased variance included.
 
-    What to expect, from benchmarks/results/recalibration.csv: EfficientNet-Lite0 with ImageNet weights, 500 test
-    pictures of ten classes; top-1 of all 1000 classes / of those ten, in percent. `train` are pictures of the same ten
-    classes, `foolbox` 20 pictures of 20 classes; a random crop is that of training, 8 to 100 % of the area.
-
-                                                224 px       128 px       96 px
-        untouched                               75.8 / 99.0  61.4 / 94.4  44.4 / 86.8
-        1000 train, centre crop, prior 100000   75.4 / 99.0  61.6 / 94.6  44.6 / 86.6
-        1000 train, centre crop, prior 10000    73.8 / 99.0  60.8 / 94.6  44.0 / 87.0
-        1000 train, centre crop, prior 0        46.8 / 96.2  19.8 / 78.0  7.0 / 58.0
-        1000 train, random crop, prior 0        58.0 / 99.0  29.2 / 82.8  10.8 / 64.0
-        20 train, centre crop, prior 0          41.0 / 91.0  19.0 / 72.8  6.0 / 52.4
-        20 foolbox, centre crop, prior 0        56.0 / 92.6  31.0 / 82.0  14.0 / 64.8
-        20 foolbox, random crop, prior 0        60.4 / 96.8  34.0 / 84.8  16.4 / 67.0
-
-    The kind of pictures decides, more than their number: they should cover the classes of the network and be cropped as
-    in training. No setting brought a gain that 500 pictures can show, so the default keeps nearly all of the old
-    statistics. Lower `prior_images` with pictures of all classes only, and compare on held-out ones.
+    No setting brought a gain that 500 pictures can show (see the table in docs/recalibrate.md), so the default keeps
+    nearly all of the old statistics. Lower `prior_images` with pictures of all classes only, and compare on held-out
+    ones.
 
     To normalise by the old statistics during the pass would be worse: every layer then corrects what the layers before
     it correct as well, and with `prior_images=0` accuracy fell to chance.

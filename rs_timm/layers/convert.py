@@ -1,6 +1,6 @@
 """Surgery: plain network <-> switchable network. Every step here has an inverse."""
 from copy import deepcopy
-from typing import Iterable, Iterator, List, Mapping, Tuple
+from typing import Iterable, List, Mapping, Tuple
 
 import torch
 from torch import nn
@@ -188,23 +188,15 @@ def pack(models: Mapping[int, nn.Module], interpolation: str = 'params') -> nn.M
     return packed
 
 
-def _shared_tensors(model: nn.Module) -> Iterator[Tuple[str, torch.Tensor]]:
-    private = {name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
-    return ((key, value) for key, value in model.state_dict().items() if key.rpartition('.')[0] not in private)
-
-
 def _check_shared(first: nn.Module, other: nn.Module, resolution: int, other_resolution: int) -> None:
-    if other is first:
-        return
-    mine, theirs = dict(_shared_tensors(first)), dict(_shared_tensors(other))
-    keys = list(first.state_dict()) != list(other.state_dict())
+    private = {name for name, m in first.named_modules() if isinstance(m, _BatchNorm)}
+    mine, theirs = first.state_dict(), other.state_dict()
     for key in [*mine, *theirs]:
-        if key not in theirs or key not in mine or not torch.equal(mine[key], theirs[key]):
-            raise ValueError(f'{key} differs between the models for {resolution} and {other_resolution}: only '
-                             'BatchNorm tensors may differ, since all other weights are shared.')
-    if keys:
-        raise ValueError(f'the models for {resolution} and {other_resolution} have different layers: pack needs one '
-                         'architecture.')
+        own = key.rpartition('.')[0] in private
+        if key not in mine or key not in theirs or not (own or torch.equal(mine[key], theirs[key])):
+            raise ValueError(f'{key} differs between the models for {resolution} and {other_resolution}: pack joins '
+                             'networks of one architecture, in which BatchNorm tensors alone may differ, since all '
+                             'other weights are shared.')
 
 
 def insert_resolution(model: nn.Module, resolution: int) -> None:
