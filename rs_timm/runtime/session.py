@@ -26,11 +26,12 @@ class NotFiniteError(ValueError):
 
     Attributes:
         pictures: positions in the batch of those that it was for.
+        logits: of the whole batch.
     """
 
-    def __init__(self, message: str, pictures: Sequence[int]) -> None:
+    def __init__(self, message: str, pictures: Sequence[int], logits: np.ndarray) -> None:
         super().__init__(message)
-        self.pictures = tuple(pictures)
+        self.pictures, self.logits = tuple(pictures), logits
 
 
 class Session:

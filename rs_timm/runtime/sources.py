@@ -64,7 +64,7 @@ class ExportedFile:
     def network(self, resolution: int) -> Any:
         try:
             return extract_onnx(self.graph(), resolution)
-        except (AttributeError, IndexError, KeyError, StopIteration, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, StopIteration, TypeError, UnicodeDecodeError) as error:
             raise ValueError(f'{self._name} is damaged: its graph is none that rs-timm export writes ({error}).'
                              ) from error
 
