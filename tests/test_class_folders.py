@@ -41,7 +41,7 @@ def test_a_split_that_is_not_there_is_refused_where_there_are_others(tmp_path, s
     (['train/a', 'val/a'], 'val', 1),
     (['train/a', 'validation/a'], 'val', 1),  # timm's synonyms
     (['train/a', 'val/a'], 'train', 1),
-    (['train/a', 'val/a'], '.', 2),
+    (['train/a', 'val/b'], '.', 2),
     (['car', 'plane', 'train'], 'val', 3),  # a class, not a split
     (['a', 'b'], 'val', 2),
 ])
@@ -56,9 +56,45 @@ def test_a_tar_file_has_no_splits_and_numbers_its_folders(tmp_path):
     assert folder_classes(open_split(tmp_path / 'pictures.tar', 'val')) == dict(a=0, b=1)
 
 
-def test_a_class_map_that_is_not_there(tmp_path):
+def test_the_class_is_the_first_folder_below_the_split(tmp_path):
+    """However deep the pictures lie, and also where leaf folders have the same name; in a tar file too."""
+    folders(tmp_path / 'in', 'train/a/2020', 'train/a/2021/spring', 'train/b/2020')
+    with tarfile.open(tmp_path / 'pictures.tar', 'w') as archive:
+        archive.add(tmp_path / 'in', arcname='.')
+    for source in ('in', 'pictures.tar'):
+        dataset = open_split(tmp_path / source, 'train')
+        assert folder_classes(dataset) == dict(a=0, b=1)
+        assert sorted(target for _, target in dataset) == [0, 0, 1]
+
+
+def test_what_is_left_out_is_named_and_counted(tmp_path, caplog):
+    """Every ending that predict reads; hidden files and folders are passed over without a word."""
+    root = folders(tmp_path, 'train/a', 'train/b', 'train/.ipynb_checkpoints')
+    picture = Image.new('RGB', (40, 40))
+    for name in ('a/1.webp', 'a/2.TIF', 'b/3.gif', 'c/4.bmp', 'loose.png'):
+        (root / 'train' / name).parent.mkdir(exist_ok=True)
+        picture.save(root / 'train' / name)
+    for name in ('a/._0.png', '.DS_Store', 'a/notes.txt', 'b/list.csv'):
+        (root / 'train' / name).write_text('no picture')
+    (root / 'train/d').mkdir()
+    dataset = open_split(root, 'train')
+    assert folder_classes(dataset) == dict(a=0, b=1, c=2) and len(dataset) == 6
+    assert len(list(create_multires_loader(root, (32,), batch_size=1, num_workers=0))) == 6
+    said = caplog.text.splitlines()[0]
+    for part in ('1 pictures outside of the folders of classes, the first: loose.png',
+                 '2 files that do not end like a picture (.jpg, .jpeg, .jpe, ...), the first: a/notes.txt',
+                 '1 folders without pictures, the first: d'):
+        assert part in said
+    assert 'DS_Store' not in said and 'ipynb' not in said
+
+
+def test_class_maps_that_do_not_fit(tmp_path):
+    root = folders(tmp_path, 'a', 'b')
     with pytest.raises(ValueError, match='class map file'):
-        open_split(folders(tmp_path, 'a'), 'val', class_map='nowhere.txt')
+        open_split(root, 'val', class_map='nowhere.txt')
+    with pytest.raises(ValueError, match=r"the class map has no 'b' \(1 of 2 folders .* it has 'a', 'B'"):
+        open_split(root, 'val', class_map={'a': 0, 'B': 1})
+    assert [target for _, target in open_split(root, 'val', class_map={'c': 0, 'b': 1, 'a': 2})] == [2, 1]
 
 
 # Classes

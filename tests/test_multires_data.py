@@ -466,6 +466,20 @@ def test_skipped_pictures_are_counted(damaged, num_workers):
     assert sum(len(target) for _, target in evaluation) == 12 and evaluation.corrupt_count == 2
 
 
+@pytest.mark.parametrize('rank', [0, 1])
+def test_batches_are_full_as_long_as_one_picture_is_readable(folder, rank):
+    """On every rank, so that processes keep in step; then an error says that there is none."""
+    files = sorted((folder / 'train').rglob('*.png'))
+    for file in files[:-1]:
+        file.write_bytes(b'')
+    loader = create(folder, batch_size=3, skip_corrupt=True, rank=rank, world_size=2)
+    for _ in range(2):
+        assert [len(target) for _, target in loader] == [3, 3] and loader.corrupt_count == 11
+    files[-1].write_bytes(b'')
+    with pytest.raises(ImageError, match=r'none of the 12 pictures to train on can be read; the first: .*\.png: '):
+        list(create(folder, batch_size=3, skip_corrupt=True, rank=rank, world_size=2))
+
+
 def test_a_batch_without_a_single_readable_picture(damaged):
     loader = create(damaged, split='val', batch_size=1, skip_corrupt=True)
     assert len(list(loader)) == 12 and loader.corrupt_count == 2
@@ -593,6 +607,11 @@ class Tensors(Pictures):
     (None, dict(interpolation='lanczos', mode='device'), 'lanczos.*bilinear, bicubic'),
     (None, dict(interpolation='random', split='val', is_training=False), "'random' is for training"),
     (None, dict(batch_size=0), 'batch_size 0'),
+    (None, dict(mean=(123., 116., 103.)), r'mean \(123.0, 116.0, 103.0\): .* divide'),
+    (None, dict(mean=(float('nan'),) * 3), 'mean'),
+    (None, dict(std=(0., 0., 0.)), r'std \(0.0, 0.0, 0.0\)'),
+    (None, dict(ratio=(0., 1.)), r'ratio \(0.0, 1.0\): it is two positive numbers'),
+    (None, dict(scale=(0.5, 0.2)), 'the smaller one first'),
     (None, dict(channels=4), r'channels 4.*gray \(1\) or RGB \(3\)'),
     (None, dict(batch_size=13), '12'),
     (None, dict(batch_size=7, world_size=2), 'at most 6'),

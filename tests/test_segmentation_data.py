@@ -196,6 +196,52 @@ def test_a_bad_file_is_named_or_skipped(root, damage, message):
     assert sum(len(masks) for _, masks in loader) == 4 and loader.corrupt_count == 1
 
 
+def listed(root, listing, *files):
+    """A `MaskFolder` of the pictures in a list, where these files exist below `root`."""
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L' if file.startswith('Label') else 'RGB', (64, 48)).save(root / file)
+    (root / 'train.txt').write_text(listing)
+    return [(str(picture.relative_to(root)), str(mask.relative_to(root)))
+            for picture, mask in MaskFolder(root, 'train', NAMES).pairs]
+
+
+@pytest.mark.parametrize('listing, pairs', [
+    ('scene.001\n', [('RGB/scene.001.png', 'Label/scene.001.png')]),  # its end is no ending of a picture
+    ('RGB/a.jpg', [('RGB/a.jpg', 'Label/a.png')]),  # of a.jpg beside a.png the one that is named
+    ('b c', [('RGB/b c.png', 'Label/b c.png')]),
+    ('RGB/b c.png Label/b c.png', [('RGB/b c.png', 'Label/b c.png')]),
+    ('one/a\ntwo/a.png', [('RGB/one/a.png', 'Label/one/a.png'), ('RGB/two/a.png', 'Label/two/a.png')]),
+])
+def test_lists_name_files_exactly(tmp_path, listing, pairs):
+    names = 'scene.001', 'scene', 'a', 'b c', 'one/a', 'two/a'
+    files = [f'{folder}/{name}.png' for folder in ('RGB', 'Label') for name in names]
+    assert listed(tmp_path, listing, *files, 'RGB/a.jpg') == pairs
+
+
+@pytest.mark.parametrize('listing, message', [
+    ('img.flip', r'RGB/img.flip: no such file; .*train.txt names it'),
+    ('a', 'beside it has the same name but for the ending'),
+    ('a.jpg\na.png', r'Label/a.png: it would be the mask of a.jpg and of a.png'),
+])
+def test_lists_that_do_not_say_which_file(tmp_path, listing, message):
+    with pytest.raises(ValueError, match=message):
+        listed(tmp_path, listing, 'RGB/img.png', 'Label/img.png', 'RGB/a.jpg', 'RGB/a.png', 'Label/a.png')
+
+
+def test_two_pictures_of_one_name_are_not_one(root):
+    (root / 'train/images/1.jpg').write_bytes((root / 'train/images/1.png').read_bytes())
+    with pytest.raises(ValueError, match=r'masks/1.png: it would be the mask of 1.jpg and of 1.png'):
+        MaskFolder(root, 'train', NAMES)
+
+
+def test_training_goes_on_with_the_one_readable_mask(root):
+    for mask in sorted((root / 'train/masks').iterdir())[1:]:
+        mask.write_bytes(b'')
+    loader = create_mask_loader(root, RESOLUTIONS, batch_size=4, skip_corrupt=True, **PLAIN)
+    assert [len(masks) for _, masks in loader] == [4, 4] and loader.corrupt_count == 7
+
+
 def test_folders_that_do_not_fit(root, tmp_path):
     with pytest.raises(ValueError, match="no split 'test'; expected .*/test/images"):
         MaskFolder(root, 'test', NAMES)

@@ -1,66 +1,203 @@
 """Folders of pictures: with labels in ROOT/SPLIT/CLASS, and without."""
+import logging
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from PIL import Image
-from timm.data import create_dataset
+from timm.data import ImageDataset
+from timm.data.readers.class_map import load_class_map
+from timm.data.readers.reader import Reader
+from timm.data.readers.reader_image_in_tar import ReaderImageInTar, TarState, extract_tarinfos
+from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
-from rs_timm.pictures import ImageError, open_image
+from rs_timm.pictures import ENDINGS, ImageError, open_image
 
-__all__ = ['ImageFiles', 'folder_classes', 'open_split']
+__all__ = ['ImageFiles', 'find_pictures', 'folder_classes', 'open_split', 'without_ending']
 
-# The names that timm takes for each other in a search for a split, and those of a third one.
-_SPLITS = ('train', 'training', 'val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'testing')
+_logger = logging.getLogger(__name__)
+
+# Names that stand for each other in a search for a split, as in timm, and others that folders of splits have.
+_SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
+_SPLITS = (*_SYNONYMS[0], *_SYNONYMS[1], 'test', 'testing')
 
 
-def open_split(root: Union[str, 'PathLike[str]'], split: str, **options: Any) -> Dataset[Any]:
+def find_pictures(folder: Union[str, 'PathLike[str]'], follow_links: bool = True) -> Tuple[List[str], List[str]]:
+    """The files below a folder whose names end like a picture's, and the others, as paths relative to it, sorted.
+
+    What starts with a dot is passed over: hidden files, and folders such as .ipynb_checkpoints.
+
+    Args:
+        folder: searched at any depth.
+        follow_links: enter folders that are links too, each folder once.
+    """
+    pictures: List[str] = []
+    others: List[str] = []
+    entered = set()
+    for place, folders, files in os.walk(folder, followlinks=follow_links):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        if follow_links:
+            real = os.path.realpath(place)
+            if real in entered:
+                folders[:] = []
+                continue
+            entered.add(real)
+        for name in files:
+            if not name.startswith('.'):
+                path = os.path.relpath(os.path.join(place, name), folder)
+                (pictures if name.lower().endswith(ENDINGS) else others).append(path)
+    return sorted(pictures), sorted(others)
+
+
+def without_ending(name: str) -> str:
+    """The name of a file without the ending of a picture, if it has one.
+
+    >>> without_ending('a/cat.JPG'), without_ending('scene.001')
+    ('a/cat', 'scene.001')
+    """
+    stem, ending = os.path.splitext(name)
+    return stem if ending.lower() in ENDINGS else name
+
+
+class _ClassFolders(Reader):
+    """The pictures in ROOT/CLASS/..., in the order of timm's reader; the class is the first folder below the root."""
+
+    def __init__(self, root: str, class_map: Any = '') -> None:
+        super().__init__()
+        self.root = root
+        pictures, others = find_pictures(root)
+        labelled = [(path, path.split(os.sep)[0]) for path in pictures if os.sep in path]
+        self.class_to_idx = _class_indices([label for _, label in labelled], class_map, root)
+        self.samples = sorted(
+            ((os.path.join(root, path), self.class_to_idx[label]) for path, label in labelled),
+            key=lambda sample: natural_key(sample[0]))
+        loose = [path for path in pictures if os.sep not in path]
+        empty = sorted(entry.name for entry in os.scandir(root)
+                       if entry.is_dir() and not entry.name.startswith('.') and
+                       entry.name not in {label for _, label in labelled})
+        _warn_of_omissions(root, {
+            'pictures outside of the folders of classes': loose,
+            f'files that do not end like a picture ({", ".join(ENDINGS[:3])}, ...)': others,
+            'folders without pictures': empty,
+        })
+
+    def __getitem__(self, index: int) -> Tuple[Any, int]:
+        path, target = self.samples[index]
+        return open(path, 'rb'), target
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
+        path = self.samples[index][0]
+        return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
+
+
+class _ClassesInTar(ReaderImageInTar):
+    """The pictures in a tar file; the class is the first folder below those that all of its pictures are in."""
+
+    def __init__(self, root: str, class_map: Any = '') -> None:
+        Reader.__init__(self)
+        self.root = root
+        try:
+            found, _, _, tarfiles = extract_tarinfos(root, extensions=set(ENDINGS))
+        except ValueError:  # timm unpacks an empty list
+            found, tarfiles = [], [(None, TarState())]
+        folders = [self._folders(*sample) for sample in found]
+        shown = [index for index, parts in enumerate(folders)
+                 if not any(part.startswith('.') for part in (*parts, os.path.basename(found[index][0].path)))]
+        shared = os.path.commonprefix([folders[index][:-1] for index in shown if folders[index]])  # whole names
+        labels = [folders[index][len(shared)] if len(folders[index]) > len(shared) else '' for index in shown]
+        _warn_of_omissions(root, {'pictures outside of the folders of classes': [
+            found[index][0].path for index, label in zip(shown, labels) if not label]})
+        labelled = [(index, label) for index, label in zip(shown, labels) if label]
+        self.class_name_to_idx = _class_indices([label for _, label in labelled], class_map, root)
+        self.class_idx_to_name = {index: name for name, index in self.class_name_to_idx.items()}
+        self.samples = found[[index for index, _ in labelled]]
+        self.targets = [self.class_name_to_idx[label] for _, label in labelled]
+        self.root_is_tar, self.tar_state, self.cache_tarfiles = True, tarfiles[0][1], True
+
+    @staticmethod
+    def _folders(member: Any, _: Any, within: Any) -> List[str]:
+        outer = os.path.splitext(within.name)[0] if within is not None else ''
+        path = os.path.join(outer, os.path.dirname(member.path))
+        return [part for part in path.split(os.sep) if part not in ('', '.')]
+
+
+def _class_indices(labels: Sequence[str], class_map: Any, root: str) -> Dict[str, int]:
+    """Name of each class -> target: in natural order, or as in `class_map`, which must have all of them."""
+    if not labels:
+        raise ValueError(f'Found 0 images in the folders of {root}. Endings of pictures are {", ".join(ENDINGS)}.')
+    if not class_map:
+        return {label: index for index, label in enumerate(sorted(set(labels), key=natural_key))}
+    try:
+        indices: Dict[str, int] = load_class_map(class_map, root)
+    except AssertionError as error:  # timm's way to say that it cannot read it
+        raise ValueError(f'{root}: {error}') from error
+    missing = sorted(set(labels) - set(indices), key=natural_key)
+    if missing:
+        raise ValueError(f'{root}: the class map has no {missing[0]!r} ({len(missing)} of {len(set(labels))} folders '
+                         f'are not in it); it has {", ".join(map(repr, list(indices)[:3]))}, ...: add the folders, or '
+                         'move them away.')
+    return indices
+
+
+def _warn_of_omissions(root: str, omitted: Mapping[str, Sequence[str]]) -> None:
+    if int(os.environ.get('RANK', 0)):  # the first process of a run says it
+        return
+    parts = [f'{len(names)} {what}, the first: {names[0]}' for what, names in omitted.items() if names]
+    if parts:
+        _logger.warning('%s: left out are %s', root, '; '.join(parts))
+
+
+def open_split(root: Union[str, 'PathLike[str]'], split: str, class_map: Any = '', **options: Any) -> Dataset[Any]:
     """The pictures in ROOT/SPLIT/CLASS, or in ROOT/CLASS where there are no splits, as a data set of timm.
+
+    The class is the first folder below the split, whatever lies deeper. A warning names and counts what is left out:
+    files that do not end like a picture, pictures outside of the folders of classes, folders without pictures. What
+    starts with a dot is passed over.
 
     Args:
         root: the folder, or a tar file.
-        split: name of a sub-folder; timm takes 'val', 'valid', 'validation', ... for each other.
-        options: for `timm.data.create_dataset`, such as `class_map`.
+        split: name of a sub-folder; 'val', 'valid', 'validation', ... stand for each other.
+        class_map: a file of names of folders, one a line, or {name: target}; by default they are numbered in order.
+        options: for `timm.data.ImageDataset`.
 
     Raises:
-        ValueError: no such folder, no pictures in it, other splits but not this one, or a class map that is not there.
+        ValueError: no such folder, no pictures in it, other splits but not this one, a class map that is not there, or
+            one that lacks a folder.
     """
     root = Path(fspath(root))
     if not root.exists():
         raise ValueError(f'{root}: no such folder; expected {root}/{split}/CLASS/PICTURE.')
+    place = root
+    if root.is_dir():
+        same = next((names for names in _SYNONYMS if split in names), ())
+        place = next((root / name for name in (split, *same) if (root / name).is_dir()), root)
+        others = [] if place != root or split == '.' else _splits(root)
+        if others:
+            raise ValueError(f"{root}: it has no folder for the split {split!r}, but {', '.join(others)}: name one of "
+                             f'them (split, --split); expected {root}/{split}/CLASS/PICTURE.')
     try:
-        dataset = create_dataset('', root=str(root), split=split, **options)
-    except RuntimeError as error:  # timm's way to say that there are no pictures
+        reader: Any = (_ClassFolders if place.is_dir() else _ClassesInTar)(str(place), class_map)
+    except ValueError as error:
         raise ValueError(f'{error} Expected {root}/{split}/CLASS/PICTURE.') from error
-    except AssertionError as error:  # and that it cannot read the class map
-        raise ValueError(f'{root}: {error}') from error
-    others = _splits(root)
-    if others and str(dataset.reader.root) == str(root):  # timm then takes all pictures, those of other splits too
-        raise ValueError(f"{root}: it has no folder for the split {split!r}, but {', '.join(others)}: name one of "
-                         f'them (split, --split); expected {root}/{split}/CLASS/PICTURE.')
-    return dataset
+    return ImageDataset(str(place), reader=reader, **options)
 
 
 def _splits(root: Path) -> List[str]:
     """Sub-folders that are called like a split and hold folders, as a class of that name would not."""
-    if not root.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(root)
-                  if entry.name.lower() in _SPLITS and entry.is_dir() and _holds_folders(entry.path))
-
-
-def _holds_folders(path: str) -> bool:
-    with os.scandir(path) as entries:
-        return any(entry.is_dir() for entry in entries)
+    return sorted(entry.name for entry in os.scandir(root) if entry.name.lower() in _SPLITS and entry.is_dir() and
+                  any(inner.is_dir() for inner in os.scandir(entry.path)))
 
 
 def folder_classes(dataset: Any) -> Dict[str, int]:
-    """Name of each class's folder -> target, as timm's reader of a folder or tar file has it; empty for others."""
+    """Name of each class's folder -> target, as the reader of a folder or tar file has it; empty for others."""
     reader = getattr(dataset, 'reader', None)
     return getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
 
@@ -86,8 +223,7 @@ class ImageFiles:
     def __init__(self, folder: Union[str, 'os.PathLike[str]'], seed: int = 0) -> None:
         if not os.path.isdir(folder):
             raise ValueError(f'{folder}: no such folder; expected one with pictures.')
-        endings = tuple(Image.registered_extensions())
-        self.files = sorted(path for path in Path(folder).rglob('*') if path.name.lower().endswith(endings))
+        self.files = [Path(folder, path) for path in find_pictures(folder, follow_links=False)[0]]
         if not self.files:
             raise ValueError(f'{folder}: no pictures in it (.jpg, .png, ...).')
         random.Random(seed).shuffle(self.files)

@@ -107,6 +107,9 @@ class MultiResLoader:
     def _finished(self, batches: Iterable[ViewBatch], epoch: int, start: int) -> Iterator[Tuple[Images, torch.Tensor]]:
         for number, batch in enumerate(batches, start):
             self._note(batch.damaged)
+            if not batch.images and self.is_training:  # a substitute was looked for among all pictures
+                raise ImageError(f'none of the {self.num_samples} pictures to train on can be read; the first: '
+                                 f'{self.damaged[0]}')
             if batch.images:
                 yield self._finisher(batch, self._order.seed, epoch, number, self.rank)
 

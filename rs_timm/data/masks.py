@@ -1,8 +1,9 @@
 """Pictures with masks: which files belong together, what the values mean, and one crop of both at S sizes."""
 import random
+import re
 from os import PathLike
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from rs_timm.pictures import ImageError, open_image, reason, upright
 
+from .folders import find_pictures, without_ending
 from .samples import MultiResDataset, Sample, ViewBatch, collate_views
 from .views import EvalViews, Views, _colour_augmentation, _resize_with_pillow
 
@@ -48,9 +50,10 @@ def class_values(num_classes: int, ignore_label: int = IGNORED) -> List[int]:
 class MaskFolder(Dataset[MaskedPicture]):
     """The pictures and masks of one split, in the order of their names.
 
-    Known are ROOT/SPLIT/images with ROOT/SPLIT/masks (or rgb with labels_40), where a mask has the name of its picture
-    but for the ending, and ROOT/SPLIT.txt, whose lines name a picture and its mask, or both by one name in ROOT/RGB and
-    ROOT/Label. Masks have one channel or a palette, and the size of their picture.
+    Known are ROOT/SPLIT/images with ROOT/SPLIT/masks (or rgb with labels_40), where a mask has the name of its picture,
+    or differs in the ending alone, and ROOT/SPLIT.txt, whose lines name a picture and its mask by their paths, or both
+    by one name in ROOT/RGB and ROOT/Label. Folders below these are entered. Masks have one channel or a palette, and
+    the size of their picture.
 
     Args:
         root: the folder.
@@ -125,55 +128,88 @@ def _read_mask(file: Path) -> np.ndarray:
 
 
 def _pairs(root: Path, split: str) -> List[Tuple[Path, Path]]:
+    expected = f'expected {root}/{split}/images and {root}/{split}/masks, or {root}/{split}.txt with {root}/RGB and ' \
+               f'{root}/Label.'
     if not root.is_dir():
-        raise ValueError(f'{root}: no such folder; {_expected(root, split)}')
+        raise ValueError(f'{root}: no such folder; {expected}')
     for pictures, masks in _BY_SPLIT:
         if (root / split / pictures).is_dir() and (root / split / masks).is_dir():
-            return _matched(root / split / pictures, root / split / masks)
+            return _matched(_Names(root / split / pictures), _Names(root / split / masks))
     listing = root / f'{split}.txt'
     if listing.is_file():
         return _listed(root, listing)
-    raise ValueError(f'{root}: no split {split!r}; {_expected(root, split)}')
+    raise ValueError(f'{root}: no split {split!r}; {expected}')
 
 
-def _expected(root: Path, split: str) -> str:
-    return f'expected {root}/{split}/images and {root}/{split}/masks, or {root}/{split}.txt with {root}/RGB and ' \
-           f'{root}/Label.'
+class _Names:
+    """The pictures below a folder, found by their path in it, with its ending or without."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = find_pictures(folder)[0] if folder.is_dir() else []
+        self._by_stem: Dict[str, List[str]] = {}
+        for file in self.files:
+            self._by_stem.setdefault(without_ending(file), []).append(file)
+
+    def find(self, name: str) -> Path:
+        """The file of exactly this name, else the one that differs in the ending alone; where none is, the name."""
+        if (self.folder / name).is_file():
+            return self.folder / name
+        found = self._by_stem.get(without_ending(name), [])
+        if len(found) > 1:
+            raise ValueError(f'{self.folder / found[0]}: {found[1]} beside it has the same name but for the ending, '
+                             f'and {name} could mean either: name them apart.')
+        return self.folder / (found[0] if found else name)
 
 
-def _files(folder: Path) -> Dict[str, Path]:
-    """Name without ending -> picture file."""
-    endings = tuple(Image.registered_extensions())
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.name.lower().endswith(endings)}
-
-
-def _matched(pictures: Path, masks: Path) -> List[Tuple[Path, Path]]:
-    own, theirs = _files(pictures), _files(masks)
-    if not own:
-        raise ValueError(f'{pictures}: no pictures in it (.jpg, .png, ...).')
-    alone = [path for stem, path in own.items() if stem not in theirs]
+def _matched(pictures: _Names, masks: _Names) -> List[Tuple[Path, Path]]:
+    if not pictures.files:
+        raise ValueError(f'{pictures.folder}: no pictures in it (.jpg, .png, ...).')
+    pairs = [(pictures.folder / file, masks.find(file)) for file in pictures.files]
+    alone = [picture for picture, mask in pairs if not mask.is_file()]
     if alone:
-        raise ValueError(f'{alone[0]}: has no mask in {masks} ({len(alone)} of {len(own)} pictures have none); '
-                         f'expected {masks / alone[0].stem}.png.')
-    return [(path, theirs[stem]) for stem, path in own.items()]
+        raise ValueError(f'{alone[0]}: has no mask in {masks.folder} ({len(alone)} of {len(pairs)} pictures have '
+                         f'none); expected {masks.folder / alone[0].stem}.png.')
+    return _apart(pairs)
+
+
+def _apart(pairs: List[Tuple[Path, Path]]) -> List[Tuple[Path, Path]]:
+    """The pairs, of which no two may have the same mask."""
+    owners: Dict[Path, Path] = {}
+    for picture, mask in pairs:
+        if owners.setdefault(mask, picture) != picture:
+            raise ValueError(f'{mask}: it would be the mask of {owners[mask].name} and of {picture.name}, which have '
+                             'the same name but for the ending: name them apart.')
+    return pairs
 
 
 def _listed(root: Path, listing: Path) -> List[Tuple[Path, Path]]:
-    lines = [line.split() for line in listing.read_text(encoding='utf-8').splitlines() if line.strip()]
+    lines = [line.strip() for line in listing.read_text(encoding='utf-8').splitlines() if line.strip()]
     if not lines:
         raise ValueError(f'{listing}: it names no picture.')
-    if all(len(line) == 2 for line in lines):
-        pairs = [(root / picture, root / mask) for picture, mask in lines]
-    else:
-        folders = next((pair for pair in _BY_LIST if all((root / name).is_dir() for name in pair)), _BY_LIST[0])
-        own, theirs = (_files(root / name) if (root / name).is_dir() else {} for name in folders)
-        stems = [Path(line[0]).stem for line in lines]
-        pairs = [(own.get(stem, root / folders[0] / stem), theirs.get(stem, root / folders[1] / stem))
-                 for stem in stems]
+    folders = next((pair for pair in _BY_LIST if all((root / name).is_dir() for name in pair)), _BY_LIST[0])
+    pictures, masks = (_Names(root / name) for name in folders)
+    pairs = [_pair_in(line, root) or _pair_by_name(line, pictures, masks) for line in lines]
     missing = [path for pair in pairs for path in pair if not path.is_file()]
     if missing:
         raise ValueError(f'{missing[0]}: no such file; {listing} names it.')
-    return pairs
+    return _apart(pairs)
+
+
+def _pair_in(line: str, root: Path) -> Optional[Tuple[Path, Path]]:
+    """The picture and the mask that a line names by their paths below `root`, either of which may have spaces."""
+    for space in re.finditer(r'\s+', line):
+        pair = root / line[:space.start()], root / line[space.end():]
+        if all(path.is_file() for path in pair):
+            return pair
+    return None
+
+
+def _pair_by_name(line: str, pictures: _Names, masks: _Names) -> Tuple[Path, Path]:
+    """The picture and the mask of the one name in a line, which may begin with the folder of the pictures."""
+    name = line.removeprefix(f'{pictures.folder.name}/')
+    picture = pictures.find(name)
+    return picture, masks.find(str(picture.relative_to(pictures.folder)))
 
 
 class MaskedViews(NamedTuple):
@@ -248,10 +284,8 @@ class MaskedSamples(MultiResDataset):
         item: MaskedPicture = self.dataset[index]
         return self.transform(item.picture, item.mask)  # type: ignore[call-arg, return-value]
 
-    def __getitem__(self, key: Tuple[int, int]) -> Sample:
-        sample = super().__getitem__(key)
-        # the data set's messages name the file at fault, the picture or the mask, already
-        return sample._replace(damaged=tuple(message.split(': ', 1)[1] for message in sample.damaged))
+    def _message(self, index: int, error: ImageError) -> str:
+        return str(error)  # it names the file at fault, the picture or the mask
 
 
 class Masks(List[torch.Tensor]):

@@ -14,8 +14,6 @@ from .views import Erasure, Views
 
 __all__ = ['MultiResDataset', 'Sample', 'ViewBatch', 'collate_views']
 
-_MAX_SUBSTITUTES = 10  # damaged pictures in a row; as many as timm's ImageDataset allows
-
 
 class Sample(NamedTuple):
     views: Optional[Views]  # None: the picture is damaged and was not replaced
@@ -44,7 +42,8 @@ class MultiResDataset(Dataset[Sample]):
             a reduced scale), or any data set of (PIL picture, target).
         transform: opened, upright picture -> `Views`, drawing from the ambient generators.
         seed: with epoch and index it decides all that is random about a picture.
-        substitute: replace a damaged picture by the next one that can be read, so that batches keep their size.
+        substitute: replace a damaged picture by the next one that can be read, as long as there is any, so that batches
+            keep their size.
     """
 
     def __init__(
@@ -58,21 +57,29 @@ class MultiResDataset(Dataset[Sample]):
         self.transform = transform
         self.seed = seed
         self.substitute = substitute
+        self._damaged: Dict[int, str] = {}  # index -> what was wrong, as far as this process has tried in ...
+        self._epoch = -1  # ... this epoch
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, key: Tuple[int, int]) -> Sample:
         epoch, index = key
-        damaged: List[str] = []
-        for attempt in range(_MAX_SUBSTITUTES if self.substitute else 1):
+        if epoch != self._epoch:  # a disk that failed once gets another chance
+            self._epoch, self._damaged = epoch, {}
+        damaged = [self._damaged[index]] if index in self._damaged else []
+        for attempt in range(len(self) if self.substitute else 1):
             candidate = (index + attempt) % len(self)
+            if candidate in self._damaged and self.substitute:
+                continue
             try:
                 with seeded(self.seed, epoch, index):
                     views, target = self._load(candidate)
                 return Sample(views, target, tuple(damaged))
             except ImageError as error:
-                damaged.append(f'{self.filename(candidate)}: {error}')
+                if candidate not in self._damaged:
+                    damaged.append(self._message(candidate, error))
+                self._damaged[candidate] = damaged[-1]
         return Sample(None, -1, tuple(damaged))
 
     def _load(self, index: int) -> Tuple[Views, Any]:
@@ -98,11 +105,11 @@ class MultiResDataset(Dataset[Sample]):
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Image.open raises
             raise ImageError(reason(error)) from error
 
-    def filename(self, index: int) -> str:
-        """The file of a picture, as far as the data set knows it."""
-        if isinstance(self.dataset, ImageDataset):
-            return str(self.dataset.filename(index, absolute=True))
-        return f'picture {index}'
+    def _message(self, index: int, error: ImageError) -> str:
+        """The error with the file of the picture, as far as the data set knows it."""
+        known = isinstance(self.dataset, ImageDataset)
+        name = self.dataset.filename(index, absolute=True) if known else f'picture {index}'
+        return f'{name}: {error}'
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -125,7 +125,7 @@ class Trainer:
         self._warn_of_damaged(loader, 'training')
 
     def update(self, parts: Sequence[Part]) -> Dict[str, float]:
-        """One step of the optimizer on a batch that comes in parts; returns the losses, means over the parts.
+        """One step of the optimizer on a batch that comes in parts; returns the losses, means over parts and processes.
 
         Raises:
             NonFiniteError: the loss is inf or nan; the weights are as they were.
@@ -140,6 +140,8 @@ class Trainer:
                     losses = self.task(batch, target)
                 self.scaler.scale(losses['loss'] / len(parts)).backward()
             total += torch.stack([losses[name].detach() for name in LOSSES]).float() / len(parts)
+        if dist.is_initialized():
+            dist.all_reduce(total.div_(dist.get_world_size()))
         values = dict(zip(LOSSES, total.tolist()))
         if not math.isfinite(values['loss']):  # before the weights are touched
             self._not_finite(f"the loss is {values['loss']}")

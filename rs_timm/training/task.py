@@ -81,7 +81,14 @@ class MREDTask(TrainingTask):
         """
         if tuple(sorted(input, reverse=True)) != self.resolutions:
             raise ValueError(f'the batch has the resolutions {tuple(input)}, a step needs each of {self.resolutions}.')
-        logits = self.trainable_module(dict(input))
+        try:
+            logits = self.trainable_module(dict(input))
+        except ValueError as error:  # BatchNorm's, in training on one value per channel
+            if len(target) > 1 or not self.training:
+                raise
+            raise ValueError(f'one picture at {min(x.shape[-1] for x in input.values())} px gives a BatchNorm one '
+                             'value per channel, which has no variance: train with more pictures per process and part '
+                             '(batch_size, accumulate), or larger resolutions.') from error
         loss = dense_mred_loss if target.ndim == 3 else mred_loss
         losses = loss(logits, target, self.alpha, self.mode, self.smoothing)
         return dict(losses, output=logits[self.resolutions[0]], logits=logits)
