@@ -1,5 +1,6 @@
 """Evaluation at several resolutions in one pass over the data; accuracy, masks and analyses consume its logits."""
 import csv
+import warnings
 from contextlib import nullcontext
 from itertools import islice
 from os import PathLike
@@ -58,6 +59,7 @@ def pass_over(
     batches = len(loader) if isinstance(loader, Sized) else None
     total = limit_batches if batches is None else min(batches, limit_batches or batches)
     bar = tqdm(total=total, unit='batch', leave=False, disable=None if progress else True)
+    unusable: Dict[int, int] = dict.fromkeys(sizes, 0)
     network.eval()
     try:
         for images, target in islice(loader, limit_batches):
@@ -66,11 +68,16 @@ def pass_over(
                 pinned: Any = use_resolution(network, size) if switchable else nullcontext()
                 with pinned, torch.autocast(where.type, dtype=amp_dtype) if amp_dtype else nullcontext():
                     logits[size] = network(images[size].to(where)).float()
+                unusable[size] += int(not logits[size].isfinite().all())
             consume(logits, target.to(where))
             bar.update()
     finally:
         bar.close()
         network.train(was_training)
+    where_not = ', '.join(str(size) for size, batches_of_it in unusable.items() if batches_of_it)
+    if where_not:
+        warnings.warn(f'the network gives values that are not finite at {where_not} px; such predictions count as '
+                      'wrong. Its weights are damaged, or the precision is too low: try float32.', stacklevel=3)
 
 
 def device_of(model: nn.Module, device: Union[None, str, torch.device] = None) -> torch.device:
@@ -181,7 +188,7 @@ def evaluate(
         labelled = target >= 0
         for row, z in zip(totals, with_ensemble(logits, weights).values()):
             z, own = z[labelled], target[labelled]
-            hits = z.topk(min(5, z.shape[1]), dim=1).indices == own[:, None]
+            hits = (z.topk(min(5, z.shape[1]), dim=1).indices == own[:, None]) & z.isfinite().all(dim=1)[:, None]
             loss = F.cross_entropy(z.double(), own, reduction='sum')
             row += torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss, labelled.sum().double()])
 
@@ -240,7 +247,7 @@ def confusion_matrices(
         loader: of `create_mask_loader`, not for training.
 
     Returns:
-        {resolution, largest first, and perhaps 'ensemble': int64 [K, K]}.
+        {resolution, largest first, and perhaps 'ensemble': int64 [K, K]}. A warning names classes that no mask has.
     """
     sizes = _sizes(resolutions, loader)
     weights = ensemble_weights(model, sizes, alpha)
@@ -256,11 +263,18 @@ def confusion_matrices(
         for index, mask in enumerate(masks):
             full = {size: upsampled(z[index:index + 1], *mask.shape)[0] for size, z in logits.items()}
             for matrix, z in zip(counts, with_ensemble(full, weights).values()):
-                matrix += confusion_matrix(z.argmax(dim=0), mask, count)
+                another = (mask.long() + 1) % count  # than the right class, where there is no prediction
+                classes = torch.where(z.isfinite().all(dim=0), z.argmax(dim=0), another)
+                matrix += confusion_matrix(classes, mask, count)
 
     pass_over(loader, model, sizes, add, amp_dtype, device, limit_batches, progress)
     if loader.world_size > 1:
         dist.all_reduce(counts)
+    absent = [name for name, pixels in zip(loader.dataset.classes, counts[0].sum(dim=1)) if not pixels]
+    if 0 < len(absent) < count and limit_batches is None:
+        ignored = getattr(loader.dataset, 'ignore_label', None)
+        warnings.warn(f'no mask has a pixel of {", ".join(map(repr, absent))}, which the mean IoU therefore leaves out: '
+                      f'is the ignored value of masks, {ignored}, theirs (ignore_label)?', stacklevel=2)
     return dict(zip(rows, counts))
 
 

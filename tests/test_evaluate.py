@@ -141,6 +141,18 @@ def test_limit_and_unlabelled_pictures(model):
         evaluate(model, loader(data=Noise(label=-1)))
 
 
+def test_what_is_not_finite_is_no_prediction(model):
+    with torch.no_grad():
+        model.bn1.set_for(32).weight[0] = math.nan
+    expected = evaluate(model, loader())
+    assert expected[48]['loss'] < 20. and math.isnan(expected[32]['loss'])
+    assert expected[32]['top1'] == expected[32]['top5'] == 0.
+    with pytest.warns(UserWarning, match='not finite at 40, 32 px'):  # 40 px lies between the sets
+        evaluate(model, loader())
+    with pytest.raises(ValueError, match='softmax'):
+        evaluate(model, loader(), alpha={48: math.nan, 32: 1.})
+
+
 def test_fewer_than_five_classes():
     plain = timm.create_model('resnet18', num_classes=3)
     results = evaluate(plain, loader(data=Noise(label=1)))

@@ -219,6 +219,64 @@ def test_a_full_disk_within_an_epoch_is_survived(data, tmp_path, caplog):
     assert load_checkpoint(tmp_path / 'run/last.pth')['position']['epoch'] == 1
 
 
+@pytest.mark.parametrize('damage', ['torn', 'flipped', 'gone'])
+def test_the_checkpoint_before_the_last_one_is_kept(data, tmp_path, caplog, damage):
+    """Where the last one cannot be read, or is not what was written, a run goes on from the one before it, exactly."""
+    settings = dict(progressive=0., epochs=2)
+    expected = run(data, tmp_path / 'whole', **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Interrupted):
+            run(data, tmp_path / 'run', minutes=0., **settings)
+    last, previous = tmp_path / 'run/last.pth', tmp_path / 'run/previous.pth'
+    assert load_checkpoint(last)['position']['update'] == load_checkpoint(previous)['position']['update'] + 1
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == 'gone':
+        last.unlink()
+    else:
+        last.write_bytes(content if damage == 'flipped' else content[:-100])
+        with pytest.raises(ValueError, match='last.pth: (damaged: what it holds is not|not a checkpoint)'):
+            load_checkpoint(last)
+    assert_same(expected.rows, run(data, tmp_path / 'run', resume=True, **settings).rows)
+    assert ('goes on from the checkpoint before it' in caplog.text) == (damage != 'gone')
+
+
+def stop_after(patch, updates):
+    from rs_timm.training import Trainer
+    save = Trainer._save
+
+    def save_and_stop(self, must):
+        save(self, must)
+        if self.position.update == updates:
+            raise Interrupted
+
+    patch.setattr(Trainer, '_save', save_and_stop)
+
+
+def test_two_runs_do_not_share_a_folder(data, tmp_path):
+    """Also where there is no checkpoint yet; what an ended run has left behind locks nobody out."""
+    from filelock import FileLock
+    (tmp_path / 'run').mkdir()
+    with FileLock(tmp_path / 'run/.lock'), pytest.raises(ValueError, match='another run writes there'):
+        run(data, tmp_path / 'run')
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        stop_after(patch, 1)
+        run(data, tmp_path / 'run', minutes=0.)
+    with pytest.raises(ValueError, match='holds a run already'):
+        run(data, tmp_path / 'run')
+
+
+@pytest.mark.parametrize('opt', ['sgd', 'momentum', 'adamw'])
+def test_float16_goes_on_after_a_step_that_is_skipped(data, tmp_path, opt):
+    """The first scaled gradients overflow, as they should: no optimizer may go on with a state that was never made."""
+    trained = run(data, tmp_path / 'run', precision='float16', opt=opt, epochs=1, progressive=0., clip_grad=1., lr=1e-3)
+    state = load_checkpoint(tmp_path / 'run/last.pth')
+    assert state['scaler']['scale'] < 65536. and trained.rows[0]['train_loss'] < 3.
+    for own in state['optimizer']['state'].values():
+        assert all(value.isfinite().all() for value in own.values() if isinstance(value, torch.Tensor))
+
+
 def test_random_states_come_back(tmp_path):
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     random.gauss(0, 1), np.random.randn()  # leaves half of a pair behind

@@ -145,7 +145,7 @@ def test_encoder_weights_of_a_classifier(tmp_path, random_statistics):
     assert all(torch.equal(value, state[key]) for key, value in own.items())
     with pytest.raises(ValueError, match='weights.pth: not the weights of this encoder'):
         create('rs_refinenet_mobilenetv2', encoder_weights=str(tmp_path / 'weights.pth'))
-    with pytest.raises(ValueError, match="'nothing' are neither a file nor a model name"):
+    with pytest.raises(ValueError, match="'nothing' is neither a file nor a model name"):
         create(encoder_weights='nothing')
 
 

@@ -178,6 +178,15 @@ def test_evaluation_is_a_loop_over_pictures_at_their_own_size(root, random_stati
     assert batched[48].sum() == expected[48].sum() and (batched[48] - expected[48]).abs().sum() < 20
 
 
+def test_classes_that_no_mask_has_are_named(root, random_statistics):
+    """As those of masks of 0 and 255 with the usual ignored value."""
+    network = random_statistics(timm.create_model(MODEL, resolutions=SIZES, num_classes=4, features=8))
+    loader = create_mask_loader(
+        root, SIZES, split='val', batch_size=1, classes=(*NAMES, 'absent'), ignore_label=IGNORE, num_workers=0)
+    with pytest.warns(UserWarning, match=f"no mask has a pixel of 'absent', .*of masks, {IGNORE}, theirs"):
+        evaluate_masks(network, loader)
+
+
 def test_a_classifier_is_refused(root):
     with pytest.raises(ValueError, match=r'the network gives \(1, 3\), expected \[N, 3, h, w\]'):
         evaluate_masks(timm.create_model('test_resnet', num_classes=3), make_loader(root, 1))

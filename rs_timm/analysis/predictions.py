@@ -21,7 +21,7 @@ class Prediction:
     """The predictions for N pictures at one resolution.
 
     Attributes:
-        label: predicted class, int64 [N].
+        label: predicted class, int64 [N]; -1 where the logits are not finite.
         confidence: probability of that class, float32 [N], 0 to 1.
         in_top5: whether the true class is among the five most probable ones, bool [N].
         loss: cross-entropy, float32 [N], nats.
@@ -130,9 +130,10 @@ def predict(
         targets.append(target.cpu())
         for row, z in with_ensemble({size: z[labelled] for size, z in logits.items()}, weights).items():
             top = z.topk(min(5, z.shape[1]), dim=1).indices
-            in_top5 = (top == target[:, None]).any(dim=1)
+            finite = z.isfinite().all(dim=1)
+            in_top5 = (top == target[:, None]).any(dim=1) & finite
             loss = F.cross_entropy(z, target, reduction='none')
-            fields = top[:, 0], z.softmax(dim=1).amax(dim=1), in_top5, loss  # as in Prediction
+            fields = torch.where(finite, top[:, 0], -1), z.softmax(dim=1).amax(dim=1), in_top5, loss  # as in Prediction
             parts[row].append(tuple(field.cpu() for field in fields))
 
     pass_over(loader, model, sizes, note, amp_dtype, progress=progress)

@@ -1,51 +1,18 @@
 """Checkpoint files into switchable networks, with errors that name the file and say what was expected."""
-import os
 import re
 from typing import Any, Dict, Optional, Tuple
 
-import torch
-from timm.models import load_state_dict
 from torch import nn
 
 from rs_timm.layers import SwitchableBatchNorm2d
 from rs_timm.models import checkpoint_filter_fn, is_paper_layout
+from rs_timm.tensor_files import read_state_dict
 
 __all__ = ['PAPER_LAYOUT', 'StateDict', 'classes_in', 'layout_of', 'load_into', 'read_state_dict', 'resolutions_in']
 
 StateDict = Dict[str, Any]
 
 PAPER_LAYOUT = "the layout of the paper's code"
-
-_EXPECTED = 'expected a .safetensors or .pth file with a state dict'
-
-
-def read_state_dict(file: str) -> StateDict:
-    """Key -> tensor of a checkpoint (the EMA weights, where there are some). Pickled objects are not opened.
-
-    Raises:
-        ValueError: no such file, a directory, an empty, truncated, hostile or other file.
-    """
-    if not os.path.isfile(file):
-        raise ValueError(f"{file}: {'a directory' if os.path.isdir(file) else 'no such file'}; {_EXPECTED}.")
-    if not os.path.getsize(file):
-        raise ValueError(f'{file}: the file is empty; {_EXPECTED}.')
-    try:
-        state_dict = load_state_dict(file)
-    except Exception as error:  # each format has its own errors for damaged files
-        raise ValueError(f'{file}: {_reason(error)}; {_EXPECTED}.') from error
-    tensors = {key: value for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise ValueError(f'{file}: it holds no tensors by name; {_EXPECTED}.')
-    return tensors
-
-
-def _reason(error: Exception) -> str:
-    causes = ' '.join(str(e) for e in (error, error.__cause__) if e is not None)
-    found = re.search(r'GLOBAL:? (?P<name>[\w.]+)|[uU]nsupported global[^\w]+(?P<other>[\w.]+)', causes)
-    if found:
-        name = found['name'] or found['other']
-        return f'it holds a pickled object ({name}), which could run code and is not opened'
-    return f"not readable ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
 
 def layout_of(state_dict: StateDict, model: nn.Module) -> str:

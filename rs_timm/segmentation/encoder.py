@@ -1,13 +1,8 @@
 """Weights of a classifier, for the encoder of a segmentation network."""
-from pathlib import Path
-from typing import Any, Dict, Mapping
-
-import timm
-import torch
-from timm.models import load_state_dict
 from torch import nn
 
 from rs_timm.models import checkpoint_filter_fn
+from rs_timm.tensor_files import check_values, read_weights
 
 __all__ = ['load_encoder']
 
@@ -20,31 +15,20 @@ def load_encoder(encoder: nn.Module, weights: str) -> None:
 
     Args:
         encoder: of a segmentation network, made by timm with `features_only=True`.
-        weights: a file, or the name of a model that has weights ('rs_resnet18.mred_imagenette', 'resnet18.a1_in1k',
-            'local-dir:runs/first/model').
+        weights: see `read_weights`.
 
     Raises:
-        ValueError: no such file or name, or weights of another network.
+        ValueError: no such file or name, one that cannot be read, or weights of another network; the message names it.
     """
-    _load(encoder, _read(weights), weights)
-
-
-def _read(weights: str) -> Dict[str, Any]:
-    if Path(weights).is_file():
-        return dict(load_state_dict(weights))
+    state = read_weights(weights)
     try:
-        return dict(timm.create_model(weights, pretrained=True).state_dict())
-    except RuntimeError as error:
-        raise ValueError(f'encoder weights {weights!r} are neither a file nor a model name with weights: {error}'
-                         ) from error
-
-
-def _load(encoder: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    state = checkpoint_filter_fn(dict(state), encoder)
-    try:
+        state = checkpoint_filter_fn(state, encoder)
+        check_values(state, encoder, weights)
         missing = encoder.load_state_dict(state, strict=False).missing_keys  # what is left over is the head
-    except RuntimeError as error:
+    except ValueError:
+        raise
+    except Exception as error:  # shapes, or keys that only look like those of a network
         missing = [str(error).splitlines()[-1].strip()]
     if missing:
-        raise ValueError(f'{source}: not the weights of this encoder ({missing[0]} does not fit or is missing): take '
+        raise ValueError(f'{weights}: not the weights of this encoder ({missing[0]} does not fit or is missing): take '
                          'those of the classifier that it was made from.')

@@ -7,7 +7,7 @@ from typing import Any, Dict, Mapping
 import timm
 import torch
 from timm.layers import convert_sync_batchnorm
-from timm.models import adapt_input_conv, is_model, load_state_dict
+from timm.models import adapt_input_conv, is_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -15,6 +15,7 @@ from rs_timm.data.multires import per_channel
 from rs_timm.layers import extract, is_switchable, pack
 from rs_timm.models import checkpoint_filter_fn, switchable
 from rs_timm.segmentation import load_encoder
+from rs_timm.tensor_files import check_values, read_weights
 
 from .recipe import Recipe
 from .tasks import TASKS, task_of
@@ -25,7 +26,6 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 _PREFIX = 'switchable:'
-_WEIGHTS = 'model.safetensors'  # in a folder that save_pretrained or timm wrote
 
 
 def build_model(name: str, recipe: Recipe, num_classes: int) -> nn.Module:
@@ -91,19 +91,21 @@ def input_cfg(recipe: Recipe) -> Dict[str, Any]:
 
 def _load_init(model: nn.Module, init: str) -> None:
     """Start from weights of another network; a classifier for other classes starts anew."""
-    init = _located(init)
-    state = _read_init(init)
+    state = read_weights(init)
     if task_of(model) == 'segmentation' and not any(key.startswith('encoder.') for key in state):
         return load_encoder(model.encoder, init)  # type: ignore[arg-type]
-    state = checkpoint_filter_fn(state, model)
-    _keep_new_heads(state, model, init)
-    _fit_input(state, model, init)
     try:
+        state = checkpoint_filter_fn(state, model)
+        _keep_new_heads(state, model, init)
+        _fit_input(state, model, init)
+        check_values(state, model, init)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
             model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
+    except ValueError:
+        raise
+    except Exception as error:  # shapes, or keys that only look like those of a network
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise ValueError(f'{init}: does not fit {type(model).__name__}: {reason}') from error
     for warning in caught:
         _logger.info('%s: %s', init, warning.message)
@@ -132,27 +134,6 @@ def _fit_input(state: Dict[str, Any], model: nn.Module, init: str) -> None:
             channels = own[weight].shape[1]
             _logger.info('%s: %s is for 3 channels, the network has %d: it is adapted', init, weight, channels)
             state[weight] = adapt_input_conv(channels, state[weight])
-
-
-def _located(init: str) -> str:
-    """The file of weights in a folder; a file or a name as it is."""
-    if not Path(init).is_dir() or is_model(init):
-        return init
-    file = Path(init, _WEIGHTS)
-    if not file.is_file():
-        raise ValueError(f'init {init!r}: there is no {_WEIGHTS} in this folder; name the file with the weights.')
-    return str(file)
-
-
-def _read_init(init: str) -> Dict[str, Any]:
-    if Path(init).is_file():
-        return dict(load_state_dict(init))
-    if len(Path(init).parts) > 1 and ':' not in init:
-        raise ValueError(f'init {init!r}: there is no such file or folder.')
-    try:
-        return dict(timm.create_model(init, pretrained=True).state_dict())
-    except RuntimeError as error:
-        raise ValueError(f'init {init!r} is neither a file nor a model name with weights: {error}') from error
 
 
 def freeze(model: nn.Module, train: str) -> nn.Module:

@@ -1,20 +1,23 @@
-"""Checkpoints that are either whole or not there, and the random states that make a resumed run exact."""
+"""Checkpoints that are whole or not there, the two last of a run, and the random states that make it go on exactly."""
 import io
+import logging
 import os
 import random
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Union
+from typing import Any, Dict, List, Mapping, Optional, Union
 
 import numpy as np
 import torch
 
 from rs_timm.atomic import write_bytes
 
-from .processes import gather
+from .processes import gather, is_first_process
 from .recipe import Recipe
 
 __all__ = [
     'check_same_run',
+    'checkpoint_files',
     'common_checkpoint',
     'load_checkpoint',
     'random_state',
@@ -24,9 +27,14 @@ __all__ = [
 
 PathOrStr = Union[str, 'os.PathLike[str]']
 
+_logger = logging.getLogger(__name__)
+_PREVIOUS = 'previous.pth'
+
 
 def save_checkpoint(path: PathOrStr, state: Mapping[str, Any]) -> None:
-    """Write `state`, made of tensors and plain values, atomically.
+    """Write `state`, made of tensors and plain values, atomically, with a digest of it.
+
+    The file that was there before is kept beside it as `previous.pth`.
 
     Args:
         path: the file; the folder must exist.
@@ -36,15 +44,59 @@ def save_checkpoint(path: PathOrStr, state: Mapping[str, Any]) -> None:
         OSError: the disk is full or not writable; the file that was there is untouched.
     """
     buffer = io.BytesIO()  # a full disk is then met by write_bytes alone
-    torch.save(dict(state), buffer)
+    torch.save(dict(state, digest=_digest(state)), buffer)
+    path = Path(path)
+    if path.is_file():
+        _keep(path)
     write_bytes(path, buffer.getbuffer())
 
 
-def load_checkpoint(path: PathOrStr) -> Dict[str, Any]:
+def _keep(path: Path) -> None:
+    """Give a file its second name, so that there is always one that is whole."""
+    kept = path.with_name(_PREVIOUS)
+    link = path.with_name(f'.{_PREVIOUS}.{os.getpid()}')
+    try:
+        os.link(path, link)
+        os.replace(link, kept)
+    except OSError:  # a file system without links
+        os.replace(path, kept)
+
+
+def _digest(state: Any) -> str:
+    """Of the values and types in tensors, containers of them and plain values; of a pickle it would not be stable."""
+    found = sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found.update(f'{value.dtype}{tuple(value.shape)}'.encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, Mapping):
+            found.update(b'{')
+            for key, part in value.items():
+                found.update(repr(key).encode())
+                add(part)
+            found.update(b'}')
+        elif isinstance(value, (list, tuple)):
+            found.update(b'(')
+            for part in value:
+                add(part)
+            found.update(b')')
+        else:
+            found.update(f'{value!r};'.encode())
+
+    add(state)
+    return found.hexdigest()
+
+
+def load_checkpoint(path: PathOrStr, check: bool = True) -> Dict[str, Any]:
     """Read a checkpoint to the CPU; pickled code is not run.
 
+    Args:
+        path: the file.
+        check: compare the content with its digest, about a second for each gigabyte. Earlier versions wrote none.
+
     Raises:
-        ValueError: the file is no checkpoint of this package.
+        ValueError: the file is no checkpoint of this package, or is not as it was written.
         FileNotFoundError: no such file.
     """
     try:
@@ -56,22 +108,29 @@ def load_checkpoint(path: PathOrStr) -> Dict[str, Any]:
         raise ValueError(f'{path}: not a checkpoint of rs-timm train ({reason}).') from error
     if not isinstance(state, dict) or 'position' not in state:
         raise ValueError(f'{path}: holds no position in a training run; weights alone are the matter of --init.')
+    digest = state.pop('digest', None)
+    if check and digest is not None and digest != _digest(state):
+        raise ValueError(f'{path}: damaged: what it holds is not what was written.')
     return state
 
 
 def common_checkpoint(path: PathOrStr) -> Optional[Dict[str, Any]]:
     """Read the checkpoint that every process has at `path`, or return None where none has one; all must call it.
 
+    Where it cannot be read, the one before it is taken, and a warning says so.
+
     Raises:
         ValueError: on every process: some lack the file, theirs are of different updates, or one cannot be read.
     """
-    path, state, found = Path(path), None, 'none'
-    try:
-        if path.is_file():
-            state = load_checkpoint(path)
+    path, state, found, damage = Path(path), None, 'none', ''
+    for file in checkpoint_files(path):
+        try:
+            state = load_checkpoint(file)
             found = 'after {epoch} epochs, {update} updates'.format_map(state['position'])
-    except (OSError, ValueError) as error:
-        found = str(error)
+            break
+        except (OSError, ValueError) as error:
+            damage = damage or str(error)
+            found = damage
     each = gather((str(path.resolve()), found))
     if len({what for _, what in each}) > 1:
         ranks = '; '.join(f'rank {rank}: {place}: {what}' for rank, (place, what) in enumerate(each))
@@ -79,7 +138,15 @@ def common_checkpoint(path: PathOrStr) -> Optional[Dict[str, Any]]:
                          f'that all machines share, or copy {path.name} to all of them.')
     if state is None and found != 'none':
         raise ValueError(found)
+    if damage and is_first_process():
+        _logger.warning('%s The run goes on from the checkpoint before it, %s.', damage, found)
+        os.replace(path, path.with_name('damaged.pth'))  # else it would take the place of the one before it
     return state
+
+
+def checkpoint_files(path: PathOrStr) -> List[Path]:
+    """The checkpoint of a run and the one before it, as far as they are there."""
+    return [file for file in (Path(path), Path(path).with_name(_PREVIOUS)) if file.is_file()]
 
 
 def check_same_run(path: PathOrStr, state: Mapping[str, Any], own: Mapping[str, Any], recipe: Recipe) -> None:

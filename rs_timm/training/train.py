@@ -3,19 +3,21 @@ import json
 import logging
 import math
 import os
+import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from timm.utils import random_seed
 from torch import nn
 
 from rs_timm.atomic import write_bytes
 
 from .build import build_model, check_start, synchronized
-from .checkpoint import common_checkpoint
+from .checkpoint import checkpoint_files, common_checkpoint
 from .loop import Trainer
 from .optimization import create_optimizer, create_schedule
 from .processes import gather, is_first_process, join_processes, process_rank
@@ -82,7 +84,7 @@ def train(
 ) -> Trained:
     """Train `model` on the pictures in `data`; under torchrun, on all its processes.
 
-    To `output` go last.pth (the checkpoint), recipe.json, log.csv and curves.png.
+    To `output` go last.pth (the checkpoint), previous.pth (the one before it), recipe.json, log.csv and curves.png.
 
     >>> recipe = get_recipe('imagenette', debug=True)                   # doctest: +SKIP
     >>> train('rs_resnet18', 'imagenette', recipe, 'runs/first').rows   # doctest: +SKIP
@@ -96,21 +98,24 @@ def train(
         options: what does not decide the result.
 
     Raises:
-        ValueError: what cannot be trained, a folder that holds a run already, or one whose checkpoint is of another
-            run or not the same for all processes.
+        ValueError: what cannot be trained, a folder that holds a run already or that another run writes to, or one
+            whose checkpoint is of another run or not the same for all processes.
         NonFiniteError: the loss is inf or nan.
         Stopped: a signal came, and the run is saved.
     """
     folder = Path(output)
     joined = not dist.is_initialized()
     device = join_processes(options.device)
+    lock = FileLock(folder / '.lock', timeout=0)
     try:
+        if any(gather(folder.is_dir())):
+            _acquire(lock, folder)
         state = _checkpoint(folder, resume)
         if state is None:
             check_start(model, recipe)
         elif not recipe.init:
             recipe = replace(recipe, init=state['recipe'].get('init', ''))
-        trainer = _create_trainer(model, data, recipe, folder, device, options, state)
+        trainer = _create_trainer(model, data, recipe, folder, device, options, state, lock)
         if is_first_process():
             settings = dict(model=model, **asdict(trainer.recipe))
             write_bytes(folder / 'recipe.json', json.dumps(settings, indent=2).encode())
@@ -119,16 +124,31 @@ def train(
         if is_first_process():
             plot_curves(rows, folder / 'curves.png')
     finally:
+        lock.release(force=True)
         if joined and dist.is_initialized():
             dist.destroy_process_group()
     return trained
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    """Keep other runs out of the folder; on every process, refuse one that has a run already."""
+    refusal, owner = '', folder / '.lock.owner'
+    if is_first_process():
+        try:
+            lock.acquire()
+            write_bytes(owner, f'process {os.getpid()} on {platform.node()}'.encode())
+        except Timeout:
+            by = f' ({owner.read_text()})' if owner.is_file() else ''
+            refusal = f'{folder}: another run writes there{by}: wait for its end, or choose another output folder.'
+    for message in filter(None, gather(refusal)):
+        raise ValueError(message)
 
 
 def _checkpoint(folder: Path, resume: bool) -> Optional[Dict[str, Any]]:
     """The checkpoint that all processes go on from; None for a start."""
     path = folder / 'last.pth'
     state = common_checkpoint(path) if resume else None
-    if not resume and any(gather(path.is_file())):
+    if not resume and any(gather(bool(checkpoint_files(path)))):
         raise ValueError(f'{folder} holds a run already: go on with it (--resume), or choose another output folder.')
     return state
 
@@ -141,6 +161,7 @@ def _create_trainer(
         device: torch.device,
         options: Options,
         state: Optional[Dict[str, Any]],
+        lock: FileLock,
 ) -> Trainer:
     """A new run, or one that is where the checkpoint `state` was, which has all weights."""
     kind = TASKS[recipe.task]
@@ -159,6 +180,8 @@ def _create_trainer(
     reporter = None
     if is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
+    _acquire(lock, folder)
+    if is_first_process():
         reporter = Reporter(folder, options.progress, options.tensorboard)
     trainer = Trainer(
         task, recipe, optimizer, schedule, loaders, folder, reporter, options.checkpoint_minutes,
