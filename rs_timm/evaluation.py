@@ -273,7 +273,7 @@ def confusion_matrices(
     absent = [name for name, pixels in zip(loader.dataset.classes, counts[0].sum(dim=1)) if not pixels]
     if 0 < len(absent) < count and limit_batches is None:
         ignored = getattr(loader.dataset, 'ignore_label', None)
-        warnings.warn(f'no mask has a pixel of {", ".join(map(repr, absent))}, which the mean IoU therefore leaves out: '
+        warnings.warn(f'no mask has a pixel of {", ".join(map(repr, absent))}, which the mean IoU leaves out: '
                       f'is the ignored value of masks, {ignored}, theirs (ignore_label)?', stacklevel=2)
     return dict(zip(rows, counts))
 

@@ -1,7 +1,8 @@
 """`python -m rs_timm.run [--mred MODE] SCRIPT.py ARGS...`: run an unmodified script of timm with the `rs_*` models.
 
 timm's `validate.py`, `benchmark.py`, `inference.py`, `onnx_export.py` and `train.py` are not part of its wheel: clone
-https://github.com/huggingface/pytorch-image-models. As the models follow their input, `--img-size 160` runs the
+https://github.com/huggingface/pytorch-image-models. Scripts that the script starts with Python, as `bulk_runner.py`
+does, have the models too. As the models follow their input, `--img-size 160` runs the
 BatchNorm set for 160 pixels. For several processes: `torchrun --nproc_per_node 4 -m rs_timm.run train.py ...`.
 
 `--mred full` before `train.py` trains all resolutions of the model at once, as `rs-timm train --mred full` does; the
@@ -10,8 +11,10 @@ script loads and augments pictures of the largest size (`--img-size 224`), and t
 import os
 import runpy
 import sys
-from contextlib import nullcontext
-from typing import ContextManager, List, Optional
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ContextManager, Iterator, List, Optional
 
 import rs_timm
 
@@ -45,7 +48,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         sys.exit(2)
     sys.argv = argv
     _set_path(script)
-    with context:
+    with context, _models_in_children():
         runpy.run_path(script, run_name='__main__')
 
 
@@ -55,6 +58,35 @@ def _set_path(script: str) -> None:
     sys.path[:1] = [folder]
     if home not in sys.path:
         sys.path.append(home)
+
+
+# What Python runs by itself in a process that the script starts; another sitecustomize comes to its turn first.
+_SITECUSTOMIZE = '''
+import sys
+sys.path.remove({folder!r})
+del sys.modules['sitecustomize']
+try:
+    import sitecustomize
+except ImportError:
+    pass
+import rs_timm
+'''
+
+
+@contextmanager
+def _models_in_children() -> Iterator[None]:
+    """A context in which a Python that this one starts registers the models as soon as it imports timm."""
+    before = os.environ.get('PYTHONPATH')
+    with TemporaryDirectory() as folder:
+        Path(folder, 'sitecustomize.py').write_text(_SITECUSTOMIZE.format(folder=folder))
+        paths = (folder, before, os.path.dirname(rs_timm.__path__[0]))
+        os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
+        try:
+            yield
+        finally:
+            del os.environ['PYTHONPATH']
+            if before is not None:
+                os.environ['PYTHONPATH'] = before
 
 
 if __name__ == '__main__':

@@ -474,7 +474,7 @@ def test_batches_are_full_as_long_as_one_picture_is_readable(folder, rank):
         file.write_bytes(b'')
     loader = create(folder, batch_size=3, skip_corrupt=True, rank=rank, world_size=2)
     for _ in range(2):
-        assert [len(target) for _, target in loader] == [3, 3] and loader.corrupt_count == 11
+        assert [len(target) for _, target in loader] == [3, 3] and 5 <= loader.corrupt_count <= 11
     files[-1].write_bytes(b'')
     with pytest.raises(ImageError, match=r'none of the 12 pictures to train on can be read; the first: .*\.png: '):
         list(create(folder, batch_size=3, skip_corrupt=True, rank=rank, world_size=2))

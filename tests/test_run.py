@@ -70,6 +70,21 @@ def test_img_size_uses_the_set_of_that_size(script, tmp_path, random_statistics)
     assert out['argv'] == args and out['path'] == str(script.parent) and 'beside' in out['note']
 
 
+def test_scripts_that_the_script_starts_have_the_models(tmp_path):
+    """As timm's bulk_runner.py; a sitecustomize of the user's own still runs, and the current folder plays no part."""
+    (tmp_path / 'child.py').write_text("import os, timm\nprint(timm.is_model('rs_resnet18'), os.environ['CUSTOMISED'])")
+    (tmp_path / 'bulk.py').write_text(
+        'import subprocess, sys\nsys.exit(subprocess.run([sys.executable, "-u", "child.py"]).returncode)')
+    own = tmp_path / 'own'
+    own.mkdir()
+    (own / 'sitecustomize.py').write_text("import os\nos.environ['CUSTOMISED'] = 'yes'")
+    root = str(Path(rs_timm.__file__).parent.parent)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join((str(own), root)))
+    done = subprocess.run([sys.executable, '-m', 'rs_timm.run', 'bulk.py'], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, 'True yes\n'), done.stderr
+
+
 def test_script_keeps_its_arguments_and_sees_the_models(tmp_path, monkeypatch, capsys):
     script = tmp_path / 'tiny.py'
     script.write_text("import sys, timm\nprint(__name__, sys.argv[1:], timm.is_model('rs_resnet18'))")

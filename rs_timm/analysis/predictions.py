@@ -61,7 +61,7 @@ class Predictions:
         return tuple(sorted((row for row in self.at if isinstance(row, int)), reverse=True))
 
     def right(self, row: Row) -> np.ndarray:
-        """Which pictures are classified correctly at a resolution, or by the ensemble, bool [N]."""
+        """A mask of the pictures that are classified correctly at a resolution, or by the ensemble, bool [N]."""
         return self.at[row].label == self.target
 
     def rights(self) -> Dict[int, np.ndarray]:

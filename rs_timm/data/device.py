@@ -1,4 +1,4 @@
-"""From uint8 batches to what a network eats, on its device: reduced, flipped, normalised, mixed, erased."""
+"""The last steps from uint8 batches to tensors on a device: reduced, flipped, normalised, mixed, erased."""
 from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch

@@ -76,7 +76,7 @@ class MultiResLoader:
 
     @property
     def corrupt_count(self) -> int:
-        """How many pictures could not be read, in the pass that runs or ran last, on this rank."""
+        """The number of pictures that could not be read, in the pass that runs or ran last, on this rank."""
         return len(self.damaged)
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
@@ -114,7 +114,7 @@ class MultiResLoader:
                 yield self._finisher(batch, self._order.seed, epoch, number, self.rank)
 
     def _note(self, damaged: Sequence[str]) -> None:
-        self.damaged += damaged
+        self.damaged = list(dict.fromkeys((*self.damaged, *damaged))) if damaged else self.damaged
         if damaged and not self.skip_corrupt:
             raise ImageError(f'{damaged[0]} (repair or remove the file, or skip such files with skip_corrupt=True, '
                              '--skip-corrupt on the command line)')

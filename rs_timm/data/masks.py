@@ -296,7 +296,7 @@ class Masks(List[torch.Tensor]):
 
 
 def collate_masks(samples: Sequence[Sample], keep_sizes: bool) -> ViewBatch:
-    """As `collate_views`; the target is a tensor uint8 [N, H, W], or `Masks` with `keep_sizes`."""
+    """Stack samples as `collate_views` does; the target is a tensor uint8 [N, H, W], or `Masks` with `keep_sizes`."""
     masks = [torch.from_numpy(np.array(sample.target)) for sample in samples if sample.views is not None]
     batch = collate_views([sample._replace(target=-1) for sample in samples])
     target: Any = Masks(masks) if keep_sizes or not masks else torch.stack(masks)

@@ -1,4 +1,4 @@
-"""Which pictures make which batch, as a function of (seed, epoch) alone, and random numbers of a picture's own."""
+"""The order of pictures and batches, a function of (seed, epoch) alone, and random numbers of a picture's own."""
 import random
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -23,7 +23,7 @@ def sample_seed(*key: int) -> int:
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Within, `random`, numpy and torch (CPU) draw from `key` alone; after it they go on as if nothing had been drawn.
+    """A context in which `random`, numpy and torch (CPU) draw from `key` alone, and then go on as before.
 
     timm's augmentations draw from all three, and in the main process a training run owns their state.
     """

@@ -1,4 +1,4 @@
-"""Pictures of a timm data set as views at S sizes, and batches of them; damaged files are reported, never hidden."""
+"""The pictures of a timm data set as views at S sizes, and batches of them; damaged files are reported."""
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -22,7 +22,7 @@ class Sample(NamedTuple):
 
 
 class ViewBatch(NamedTuple):
-    """What a worker sends: N pictures at the sizes made there, uint8 NHWC."""
+    """A batch as a worker sends it: N pictures at the sizes made there, uint8 NHWC."""
 
     images: Dict[int, torch.Tensor]  # {size: uint8 [N, size, size, C]}
     target: torch.Tensor  # [N] int64, or [N, classes]

@@ -36,7 +36,7 @@ class Erasure(NamedTuple):
 
 
 class Views(NamedTuple):
-    """What a worker makes of one picture."""
+    """One picture as a worker sends it."""
 
     images: Dict[int, np.ndarray]  # {size: uint8 [size, size, C]}
     flips: Optional[Tuple[bool, ...]] = None  # per resolution, where the flip is left to the device

@@ -1,4 +1,4 @@
-"""From a recipe to a network: which one, from which weights, and what of it is trained."""
+"""The network of a recipe: which one, from which weights, and what of it is trained."""
 import logging
 import warnings
 from pathlib import Path

@@ -63,7 +63,7 @@ def _keep(path: Path) -> None:
 
 
 def _digest(state: Any) -> str:
-    """Of the values and types in tensors, containers of them and plain values; of a pickle it would not be stable."""
+    """A digest of tensors, containers of them and plain values; that of a pickle would not be stable."""
     found = sha256()
 
     def add(value: Any) -> None:

@@ -38,7 +38,7 @@ class NonFiniteError(RuntimeError):
 
 @dataclass
 class Position:
-    """How far a run is."""
+    """The place that a run has reached."""
 
     epoch: int = 0  # complete ones
     batch: int = 0  # of the loader, used in this epoch
@@ -125,7 +125,7 @@ class Trainer:
         self._warn_of_damaged(loader, 'training')
 
     def update(self, parts: Sequence[Part]) -> Dict[str, float]:
-        """One step of the optimizer on a batch that comes in parts; returns the losses, means over parts and processes.
+        """Make one step of the optimizer, and return the losses, means over the parts of a batch and the processes.
 
         Raises:
             NonFiniteError: the loss is inf or nan; the weights are as they were.
@@ -263,7 +263,7 @@ class Trainer:
         )
 
     def _buffers(self) -> Dict[str, torch.Tensor]:
-        """What differs between processes within an epoch: running statistics, of the network and of its average."""
+        """The running statistics of the network and of its average, which differ between processes within an epoch."""
         models = {'': self.task.get_eval_model(), 'ema.': self.task.get_eval_model(ema=True)}
         return {prefix + name: buffer for prefix, model in models.items() if model is not None
                 for name, buffer in model.named_buffers()}

@@ -49,7 +49,7 @@ def is_first_process() -> bool:
 
 
 def gather(value: Any) -> List[Any]:
-    """What each process passed, in the order of their ranks; all of them must call it."""
+    """The values that the processes passed, in the order of their ranks; all of them must call it."""
     values = [value]
     if dist.is_initialized():
         values = [None] * process_count()
@@ -65,7 +65,7 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """While it is entered, notes the first signal in `received`; a second one interrupts at once, as usual.
+    """A context that notes the first signal in `received`; a second one interrupts at once, as usual.
 
     Signals within two seconds of the first are the same wish, which came on several ways, and are ignored.
 
@@ -91,7 +91,7 @@ class StopSignals:
 
     @contextmanager
     def stop_at_once(self) -> Iterator[None]:
-        """Within: everything is saved already, so a signal raises `Stopped` on the spot."""
+        """A context in which a signal raises `Stopped` on the spot, since everything is saved already."""
         self._obey_at_once = True
         try:
             if self.received:

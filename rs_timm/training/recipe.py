@@ -201,12 +201,12 @@ class Recipe:
 
     @property
     def small_epochs(self) -> int:
-        """How many epochs, the first ones, feed the sets with smaller pictures."""
+        """The number of epochs, the first ones, that feed the sets with smaller pictures."""
         return round(self.progressive * self.epochs)
 
     @property
     def channels(self) -> int:
-        """Of the pictures: 3, or what `model_args` has as in_chans, as 1 for gray."""
+        """The channels of the pictures: 3, or what `model_args` has as in_chans, as 1 for gray."""
         return int(self.model_kwargs().get('in_chans', 3))
 
     def sizes(self, epoch: int) -> Dict[int, int]:

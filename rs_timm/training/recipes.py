@@ -212,7 +212,7 @@ class RSRefineNetNYUDv2(Recipe):
     color_jitter: float = 0.3
 
     def debug(self) -> 'Recipe':
-        """As of any recipe; no size is below the output stride of 32."""
+        """The twin as of any recipe, with no size below the output stride of 32."""
         return replace(super().debug(), resolutions=tuple(r // 8 + 20 for r in self.resolutions))
 
 

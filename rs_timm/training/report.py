@@ -1,4 +1,4 @@
-"""What a run tells: a bar and a line an epoch, a CSV file, a picture of the curves, TensorBoard if asked."""
+"""The reports of a run: a bar and a line an epoch, a CSV file, a picture of the curves, TensorBoard if asked."""
 import csv
 import io
 import logging

@@ -76,7 +76,7 @@ def _smoothing(criterion: nn.Module) -> float:
 
 @contextmanager
 def mred_in_scripts(mode: str) -> Iterator[None]:
-    """While a script runs that takes `ClassificationTask` from timm.task, give it a `ScriptTask` with this mode.
+    """Give scripts that take `ClassificationTask` from timm.task a `ScriptTask` with this mode.
 
     Raises:
         ValueError: an unknown mode.

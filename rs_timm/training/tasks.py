@@ -1,4 +1,4 @@
-"""What is learned, classification or segmentation: the loaders of a run, the measure, and the networks for it."""
+"""Classification and segmentation as tasks: the loaders of a run, the measure, and the networks for it."""
 import os
 from dataclasses import dataclass
 from hashlib import sha256
@@ -106,7 +106,7 @@ class Loaders:
         )
 
     def picture_count(self) -> int:
-        """How many pictures there are to train on."""
+        """The number of pictures to train on."""
         return self._made[True].num_samples
 
     def picture_names(self) -> str:
@@ -117,12 +117,13 @@ class Loaders:
         return self._digest
 
     def _file_names(self) -> List[str]:
-        """None for data whose pictures would have to be read for their names, such as those of the Hugging Face Hub."""
+        """The names of the training pictures; none for data whose pictures would have to be
+        read for them, such as those of the Hugging Face Hub."""
         dataset: Any = self._made[True].dataset
         return dataset.filenames(basename=True) if hasattr(dataset.reader, 'samples') else []
 
     def updates_per_epoch(self) -> int:
-        """How often the weights change in an epoch."""
+        """The number of steps of the optimizer in an epoch."""
         updates = len(self._made[True]) // self.recipe.accumulate  # equal for all sizes
         if not updates:
             raise ValueError(f'the data has fewer pictures than one batch of {self.recipe.batch_size}: use a smaller '
@@ -147,7 +148,7 @@ class Loaders:
 
 
 class MaskLoaders(Loaders):
-    """As `Loaders`, of pictures with masks: see `rs_timm.data.MaskFolder` for the folder's layout."""
+    """The loaders of pictures with masks; `rs_timm.data.MaskFolder` says how their folder is laid out."""
 
     def _class_names(self) -> List[str]:
         for loader in (self.training(0), self.evaluation(self.recipe.resolutions)):  # both splits must be there
@@ -182,7 +183,7 @@ class MaskLoaders(Loaders):
 
 @dataclass(frozen=True)
 class Task:
-    """What a network is trained for."""
+    """The loaders and the measure that come with what a network is trained for."""
 
     loaders: Type[Loaders]
     measure: Callable[..., Any]  # (model, loader, alpha=..., limit_batches=...) -> {resolution: {column: value}}
@@ -207,7 +208,7 @@ TASKS = {
 
 
 def task_of(model: nn.Module) -> str:
-    """What a network is for: 'classification' or 'segmentation'."""
+    """The task of a network: 'classification' or 'segmentation'."""
     return getattr(model, 'task', 'classification')  # type: ignore[return-value]
 
 

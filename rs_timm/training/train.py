@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 def _default_workers() -> int:
-    """As many as the process has cores for itself, up to 16."""
+    """The number of cores that the process has for itself, at most 16."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return max(1, min(16, cores // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
 
@@ -40,7 +40,7 @@ def _default_workers() -> int:
 @document
 @dataclass(frozen=True)
 class Options:
-    """Where and how a run takes place; unlike the recipe, free to change when it goes on, but for `splits`.
+    """The place and the manner of a run; unlike the recipe, free to change when it goes on, but for `splits`.
 
     Args:
 
@@ -67,7 +67,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Trained:
-    """What `train` returns."""
+    """The network that `train` returns, and how it came to be."""
 
     model: nn.Module  # the moving average, if the recipe has one; in evaluation mode
     rows: List[Dict[str, Any]]  # one for each epoch and resolution, as in log.csv

@@ -129,9 +129,10 @@ def spreads(
 
 
 class _WeightCasts:
-    """What convolutions keep of a weight: a copy in the dtype they compute in, one for all resolutions.
+    """Copies of weights in the dtype that convolutions compute in, one for all resolutions.
 
-    Lean: the weight itself, which the backward pass casts again. All copies at once are half the size of the gradients.
+    A lean one gives the weight itself, which the backward pass casts again. All copies at once are half the size of the
+    gradients.
     """
 
     def __init__(self, lean: bool) -> None:
@@ -181,7 +182,7 @@ def _pair(value: Any) -> Pair:
 
 
 class _Convolution(torch.autograd.Function):
-    """Without groups: the weight gradient is ours; depthwise: that of the input.
+    """A convolution whose weight gradient is ours, if it has no groups, or whose input gradient is, if it is depthwise.
 
     `kept` is the weight too, or its copy in the dtype of the input. The gradients of all resolutions are summed in the
     weight's own dtype.
@@ -250,7 +251,7 @@ def _is_intermediate(x: torch.Tensor) -> bool:
 
 
 class OwnKernels(TorchFunctionMode):
-    """Within it, convolutions on a CPU compute their gradients in the faster of two ways, and ReLU6 copies no input.
+    """A context in which convolutions on CPUs have the faster of two gradients, and ReLU6 in place copies no input.
 
     Values and gradients are those of torch, those of convolutions up to rounding. It obeys autocast. What has no faster
     way here (biases, groups, dilation, other devices) is torch's own. It changes `torch.conv2d` and ReLU6 and Hardtanh
