@@ -64,11 +64,11 @@ def _set_path(script: str) -> None:
 _SITECUSTOMIZE = '''
 import sys
 sys.path.remove({folder!r})
-del sys.modules['sitecustomize']
+this = sys.modules.pop('sitecustomize')
 try:
     import sitecustomize
 except ImportError:
-    pass
+    sys.modules['sitecustomize'] = this
 import rs_timm
 '''
 

@@ -15,6 +15,7 @@ from rs_timm.atomic import replacing
 __all__ = ['check_values', 'read_state_dict', 'read_weights', 'save_tensors']
 
 _EXPECTED = 'expected a .safetensors or .pth file with a state dict'
+_WITH_FRACTIONS = ('.weight', '.bias', '.running_mean', '.running_var')
 _WEIGHTS = 'model.safetensors'  # in a folder that save_pretrained or timm wrote
 
 
@@ -93,18 +94,18 @@ def check_values(state: Mapping[str, torch.Tensor], model: nn.Module, source: st
     """Refuse weights that torch would load without a word: not finite, or whole numbers where fractions belong.
 
     Args:
-        state: with the names that `model` uses; keys that it does not know are left alone.
+        state: with the names that `model` or its plain network uses.
         model: what they are for.
         source: the file, for the message.
 
     Raises:
         ValueError: which tensor is wrong, and how.
     """
-    for key, own in model.state_dict().items():
-        value = state.get(key)
-        if value is None or not own.is_floating_point():
-            continue
+    own = model.state_dict()
+    for key, value in state.items():  # a plain network's names of BatchNorms are not those of a switchable one
         if not value.is_floating_point():
-            raise ValueError(f'{source}: {key} is stored as {value.dtype}, expected a floating-point type.')
-        if not value.isfinite().all():
+            fractions = own[key].is_floating_point() if key in own else key.endswith(_WITH_FRACTIONS)
+            if fractions:
+                raise ValueError(f'{source}: {key} is stored as {value.dtype}, expected a floating-point type.')
+        elif not value.isfinite().all():
             raise ValueError(f'{source}: {key} is not finite: the file is damaged, or its training had failed.')

@@ -149,10 +149,13 @@ def test_run_cards(name):
         RECIPES[name]().epochs = 1
 
 
-def test_every_field_is_explained():
+def test_every_field_explains_itself(monkeypatch):
     for cls in (Recipe, Options):
         for field in fields(cls):
-            assert f'\n        {field.name}: ' in cls.__doc__, field.name
+            assert field.metadata['help'] and f"\n        {field.name}: {field.metadata['help']}" in cls.__doc__
+    assert 1 <= Options().workers <= 16
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '1000')
+    assert Options().workers == 1
 
 
 @pytest.mark.parametrize('name', RECIPES)
@@ -247,6 +250,14 @@ def test_any_field_from_the_command_line(data, tmp_path):
     (['--init', 'runs/none/model.safetensors'], 'there is no such file'),
     (['--init', '.'], 'there is no model.safetensors in this folder'),
     (['--model-args', 'drop_rate'], 'expected NAME=VALUE'),
+    (['--model-args', 'num_classes=7'], 'model_args num_classes=7: it is the number of classes in the data'),
+    (['--mean', '123', '116', '103'], 'mean (123.0, 116.0, 103.0): pixels are in [0, 1]'),
+    (['--std', '0', '0', '0'], 'std (0.0, 0.0, 0.0): pixels are in [0, 1]'),
+    (['--crop-ratio', '0', '1'], 'crop ratio (0.0, 1.0): it is two positive numbers'),
+    (['--lr', 'nan'], 'lr nan: it must be in [0, inf)'),
+    (['--workers', '-1'], 'workers -1: it must be in [0, inf)'),
+    (['--batch-size', '1', '--resolutions', '32', '--progressive', '0', '--precision', 'float32'],
+     'one picture at 32 px gives a BatchNorm one value per channel, which has no variance: train with more pictures'),
     (['--splits', 'train', 'test'], 'no folder'),
     (['--device', 'cuda'], 'no CUDA device'),
 ])
@@ -514,10 +525,29 @@ def test_the_prefix_of_other_commands(data, tmp_path, monkeypatch, capsys):
     assert type(build_model(f'switchable:{MODEL}', Recipe(), 3)) is type(build_model(MODEL, Recipe(), 3))
 
 
-def test_init_that_does_not_fit_is_named(tmp_path):
-    torch.save({'other.weight': torch.zeros(1)}, tmp_path / 'other.pth')
-    with pytest.raises(ValueError, match='other.pth: does not fit'):
-        build_model(MODEL, Recipe(resolutions=(48, 32), init=str(tmp_path / 'other.pth')), 3)
+class _Code:
+    def __reduce__(self):
+        return print, ('this must not run',)
+
+
+@pytest.mark.parametrize('model, settings', [(MODEL, {}), ('rs_refinenet_resnet18', dict(
+    task='segmentation', labels=('a', 'b', 'c'), crop_pct=1., model_args=('features=8',)))])
+@pytest.mark.parametrize('change, message', [
+    (lambda state: b'', 'the file is empty'),
+    (lambda state: b'text', 'not readable'),
+    (lambda state: dict(state, code=_Code()), 'it holds a pickled object'),
+    (lambda state: {}, 'no tensors by name'),
+    (lambda state: dict(state, **{'bn1.weight': state['bn1.weight'] / 0}), 'bn1.* is not finite'),
+    (lambda state: {key: value.to(torch.int8) for key, value in state.items()}, 'is stored as torch.int8'),
+    (lambda state: {key: value[..., :1] for key, value in state.items() if value.ndim}, 'not the weights|does not fit'),
+    (lambda state: {f'{key}.more': value for key, value in state.items()}, 'not the weights|does not fit'),
+])
+def test_weights_that_cannot_be_a_start_are_named(tmp_path, model, settings, change, message):
+    file = tmp_path / 'start.pth'
+    changed = change(timm.create_model(MODEL if model == MODEL else 'resnet18').state_dict())
+    file.write_bytes(changed) if isinstance(changed, bytes) else torch.save(changed, file)
+    with pytest.raises(ValueError, match=f'start.pth: ({message}|.*({message}))'):
+        build_model(model, Recipe(resolutions=(48, 32), init=str(file), **settings), 3)
 
 
 def test_corrupt_pictures_stop_or_are_counted(tmp_path, caplog):

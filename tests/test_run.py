@@ -82,7 +82,7 @@ def test_scripts_that_the_script_starts_have_the_models(tmp_path):
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join((str(own), root)))
     done = subprocess.run([sys.executable, '-m', 'rs_timm.run', 'bulk.py'], cwd=tmp_path, env=environment,
                           capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, 'True yes\n'), done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, 'True yes\n', '')
 
 
 def test_script_keeps_its_arguments_and_sees_the_models(tmp_path, monkeypatch, capsys):

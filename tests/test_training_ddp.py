@@ -113,8 +113,9 @@ def test_a_torchrun_run_is_a_run_in_two_parts(data, tmp_path):
         moved = (expected[name] - start_value.detach()).norm()
         assert moved > 0 and (two['state_dict'][name] - expected[name]).norm() < 1e-2 * moved, name
     assert [row['resolution'] for row in two['rows']] == [row['resolution'] for row in one.rows]
-    for mine in two['rows']:
+    for mine, theirs in zip(two['rows'], one.rows):
         assert (mine['top1'] * 10 / 100) % 1 == pytest.approx(0, abs=1e-9)  # of 10 pictures, each counted once
+        assert mine['train_loss'] == pytest.approx(theirs['train_loss'], rel=1e-3)  # the mean, not a process's share
 
 
 def test_a_torchrun_run_resumes_exactly(data, tmp_path):

@@ -47,9 +47,10 @@ def find_pictures(folder: Union[str, 'PathLike[str]'], follow_links: bool = True
                 folders[:] = []
                 continue
             entered.add(real)
+        within = os.path.relpath(place, folder)
         for name in files:
             if not name.startswith('.'):
-                path = os.path.relpath(os.path.join(place, name), folder)
+                path = name if within == os.curdir else os.path.join(within, name)
                 (pictures if name.lower().endswith(ENDINGS) else others).append(path)
     return sorted(pictures), sorted(others)
 

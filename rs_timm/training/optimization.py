@@ -1,4 +1,5 @@
 """The optimizer of a recipe and its learning rate: timm's, counted in updates, and one-cycle, which timm lacks."""
+import warnings
 from functools import partial
 from typing import Any, Dict, List, Optional, Tuple, Union
 
@@ -81,7 +82,9 @@ class OneCycle:
     def step_update(self, num_updates: int) -> None:
         """Set the rate for the update number `num_updates` (from 0)."""
         if num_updates > self.scheduler.last_epoch:
-            self.scheduler.step()
+            with warnings.catch_warnings():  # of an optimizer that has made no step yet: float16 skips its first ones
+                warnings.filterwarnings('ignore', message='Detected call of')
+                self.scheduler.step()
 
     def state_dict(self) -> Dict[str, Any]:
         return {key: value for key, value in self.scheduler.state_dict().items() if not callable(value)}
