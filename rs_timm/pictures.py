@@ -202,7 +202,7 @@ def _reduce(image: Image.Image, shorter: Optional[int]) -> Box:
     if shorter and shorter < min(image.size) and isinstance(image, JpegImageFile):
         drafted = image.draft('RGB', (shorter, shorter))
         if drafted is not None:
-            return drafted[1]
+            return 0., 0., float(drafted[1][2]), float(drafted[1][3])
     return 0., 0., float(image.width), float(image.height)
 
 
