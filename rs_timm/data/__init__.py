@@ -6,7 +6,7 @@ from .loader import MultiResLoader
 from .masks import MaskFolder
 from .multires import create_mask_loader, create_multires_loader
 from .readers import ReaderPictures
-from .views import image_transform
+from .views import data_config, image_transform
 
 __all__ = [
     'ImageError',
@@ -16,6 +16,7 @@ __all__ = [
     'ReaderPictures',
     'create_mask_loader',
     'create_multires_loader',
+    'data_config',
     'folder_classes',
     'image_transform',
     'open_image',

@@ -10,6 +10,8 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_pil_interp
 from torch.utils.data import Dataset, IterableDataset
 
+from rs_timm.crops import CropPct
+
 from .device import TORCH_RESAMPLING, BatchFinisher
 from .folders import open_split
 from .loader import MultiResLoader
@@ -42,7 +44,7 @@ def create_multires_loader(
         mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
         std: Sequence[float] = IMAGENET_DEFAULT_STD,
         interpolation: str = 'bilinear',
-        crop_pct: float = 0.875,
+        crop_pct: CropPct = 0.875,
         crop_mode: str = 'center',
         scale: Tuple[float, float] = (0.08, 1.),
         ratio: Tuple[float, float] = (3. / 4., 4. / 3.),
@@ -89,7 +91,7 @@ def create_multires_loader(
         channels: 3 for RGB; 1 for gray, as `image_transform` makes it; in training after the colour augmentation.
         mean, std: per channel, for values in [0, 1]; those of another number of channels are averaged.
         interpolation: a name that timm knows.
-        crop_pct: side of the crop over shorter side of the resized picture, in evaluation.
+        crop_pct: side of the crop over shorter side of the resized picture, in evaluation; or size -> crop.
         crop_mode: in evaluation, one of timm's: 'center' (the paper), 'squash' or 'border'.
         scale, ratio, hflip: share of the area and aspect ratio of the random crop; probability of the flip.
         mode: 'loader' resizes each size straight from the crop, as the paper does; 'device' makes the largest so, and

@@ -7,13 +7,16 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
-from timm.data import create_transform
+from timm.data import create_transform, resolve_model_data_config
 from timm.data.auto_augment import AugmentOp
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation, str_to_pil_interp
+from timm.utils import unwrap_model
+from torch import nn
 from torch.nn import functional as F
 from torchvision import transforms
 
+from rs_timm.crops import CropPct, check_crop_pct, crop_at, crops_of
 from rs_timm.pictures import ImageError, reason, to_rgb, trim_strip
 
 __all__ = ['Erasure', 'EvalViews', 'SeparateCrops', 'TrainViews', 'Views', 'image_transform']
@@ -230,7 +233,7 @@ class EvalViews:
 
     Args:
         made: sizes in pixels.
-        crop_pct: side of the crop over shorter side of the resized picture.
+        crop_pct: side of the crop over shorter side of the resized picture: for all sizes, or size -> crop.
         interpolation: a name that timm knows.
         channels: 3, or 1 for gray.
         others: for `timm.data.create_transform`: `crop_mode`, and `mean`, which fills borders.
@@ -239,7 +242,7 @@ class EvalViews:
     def __init__(
             self,
             made: Sequence[int],
-            crop_pct: float = 0.875,
+            crop_pct: CropPct = 0.875,
             interpolation: str = 'bilinear',
             channels: int = 3,
             **others: Any,
@@ -248,7 +251,8 @@ class EvalViews:
         self.transforms = {}
         for size in made:
             steps = create_transform(
-                (channels, size, size), interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True, **others)
+                (channels, size, size), interpolation=interpolation, crop_pct=crop_at(crop_pct, size),
+                use_prefetcher=True, **others)
             pictures = [step for step in steps.transforms if not isinstance(step, MaybePILToTensor)]
             self.transforms[size] = transforms.Compose(pictures)
 
@@ -258,6 +262,18 @@ class EvalViews:
         if self.channels == 1:
             image = image.convert('L')
         return Views({size: _pixels(transform(image)) for size, transform in self.transforms.items()})
+
+
+def data_config(model: nn.Module, crop_pct: Optional[CropPct] = None) -> Dict[str, Any]:
+    """How a network wants its pictures: timm's `resolve_model_data_config`, with the crop of each size if it has such.
+
+    Args:
+        model: a network of timm.
+        crop_pct: used in place of the network's: a number, or size in pixels -> number.
+    """
+    own = crops_of(unwrap_model(model)) if crop_pct is None else check_crop_pct(crop_pct)
+    config = resolve_model_data_config(model)
+    return config if own is None else dict(config, crop_pct=own)
 
 
 def image_transform(data_config: Mapping[str, Any], resolution: int) -> Callable[[Image.Image], torch.Tensor]:
@@ -273,7 +289,8 @@ def image_transform(data_config: Mapping[str, Any], resolution: int) -> Callable
     torch.Size([3, 160, 160])
 
     Args:
-        data_config: as returned by `timm.data.resolve_model_data_config(model)`.
+        data_config: as returned by `data_config(model)`, or by `timm.data.resolve_model_data_config(model)`, which
+            knows one crop for all sizes.
         resolution: pixels.
 
     Raises:
@@ -282,6 +299,7 @@ def image_transform(data_config: Mapping[str, Any], resolution: int) -> Callable
     if resolution < 1:
         raise ValueError(f'resolution {resolution}: it must be a positive number of pixels.')
     config = {key: value for key, value in data_config.items() if key != 'input_size'}
+    config['crop_pct'] = crop_at(config.get('crop_pct') or 0.875, resolution)
     channels = data_config.get('input_size', (3,))[0]
     steps = [trim_strip, create_transform((channels, resolution, resolution), is_training=False, **config)]
     return transforms.Compose(steps if channels == 3 else [transforms.Grayscale(channels), *steps])

@@ -11,6 +11,7 @@ from torch import nn
 
 from rs_timm.analysis import madds
 from rs_timm.analysis.cost import image_channels
+from rs_timm.crops import crops_of
 from rs_timm.format.info import ModelInfo
 from rs_timm.interpolation import scale_and_shift
 from rs_timm.layers import SwitchableBatchNorm2d, extract, get_interpolation, get_resolutions
@@ -146,6 +147,7 @@ def _describe(model: nn.Module, channels: int, outputs: Sequence[torch.Tensor], 
         origin=(cfg.get('origin_url') or derived_from) if derived_from else None,
         madds={r: madds(model, r) for r in resolutions},
         alpha=alpha if set(alpha) == set(resolutions) else None,
+        crops=crops_of(model),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 import numpy as np
 
+from rs_timm.crops import crop_at
 from rs_timm.interpolation import blend, bracket, scale_and_shift
 from rs_timm.resolutions import check_resolutions
 
@@ -157,7 +158,9 @@ def extract_onnx(model: Any, resolution: int, batch: Optional[int] = None, fold:
     plain.opset_import.extend(model.opset_import)
     plain.metadata_props.extend(model.metadata_props)
     madds = {r: count for r, count in info.madds.items() if r == resolution}
-    set_info(plain, info.replace(resolutions=(resolution,), choice='fixed', madds=madds, alpha=None))
+    crop = crop_at(info.crops or info.crop_pct, resolution)
+    set_info(plain, info.replace(
+        resolutions=(resolution,), choice='fixed', madds=madds, alpha=None, crop_pct=crop))
     plain.graph.name = model.graph.name
     plain.graph.node.extend(nodes)
     plain.graph.input.extend(value for value in model.graph.input if value.name == IMAGES)

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Dict, Optional, Tuple
 
+from rs_timm.crops import check_crop_pct
 from rs_timm.interpolation import INTERPOLATIONS
 from rs_timm.resolutions import check_resolutions
 
@@ -39,6 +40,7 @@ class ModelInfo:
         channels: of the images.
         mean, std: per channel, of pixels in [0, 1].
         crop_pct: side of the crop over the shorter side of the resized picture.
+        crops: resolution -> crop_pct, where it depends on the size; None: `crop_pct` at all sizes.
         crop_mode: as in timm: 'center', 'squash' or 'border'.
         resize_interpolation: how pictures are resized: 'bilinear', 'bicubic' and so on.
         num_classes: 0 for a network without a classifier.
@@ -70,6 +72,7 @@ class ModelInfo:
     origin: Optional[str] = None
     madds: Dict[int, int] = field(default_factory=dict)
     alpha: Optional[Dict[int, float]] = None
+    crops: Optional[Dict[int, float]] = None
 
     __pydantic_config__: ClassVar[Dict[str, Any]] = LENIENT  # a later version may add entries within the format
 
@@ -95,6 +98,8 @@ class ModelInfo:
                 raise ValueError(f'{name} {values}: finite numbers, and for std positive ones.')
         if not 0. < self.crop_pct <= 2.:  # some networks of timm want a little more than the picture has
             raise ValueError(f'crop_pct {self.crop_pct}: above 0 and at most 2.')
+        if self.crops is not None:
+            object.__setattr__(self, 'crops', check_crop_pct(self.crops))
         for name in ('madds', 'alpha'):
             for r, number in (getattr(self, name) or {}).items():
                 check_resolutions((r,))
@@ -120,6 +125,8 @@ class ModelInfo:
         unknown = sorted(set(changes) - {f.name for f in fields(self)})
         if unknown:
             raise ValueError(f"metadata has no {', '.join(unknown)}; it has {', '.join(f.name for f in fields(self))}.")
+        if 'crop_pct' in changes:
+            changes.setdefault('crops', None)  # one number for all sizes
         return replace(self, **changes)
 
     def to_json(self) -> str:

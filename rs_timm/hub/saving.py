@@ -16,6 +16,7 @@ from torch import nn
 
 from rs_timm.atomic import replacing_folder
 from rs_timm.card import CardData, model_card
+from rs_timm.crops import crops_of
 from rs_timm.layers import get_interpolation, get_resolutions, is_switchable
 from rs_timm.models import OWN_ARGUMENTS
 from rs_timm.quantization import pack_weights, unpack_weights
@@ -215,6 +216,7 @@ def _write_config(
     alpha = getattr(network, 'checkpoint_metadata', {}).get('alpha') or {}
     metadata = dict(
         version=__version__,
+        crops={str(resolution): crop for resolution, crop in (crops_of(network) or {}).items()},
         alpha={str(resolution): float(weight) for resolution, weight in alpha.items()},
         derived_from=getattr(network, 'derived_from', None),
     )

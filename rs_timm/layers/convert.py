@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rs_timm.crops import crop_at, crops_of
 from rs_timm.resolutions import check_resolutions
 
 from .switch import ResolutionSelector, follow_input, get_resolutions, selectors_of
@@ -137,7 +138,7 @@ def extract(model: nn.Module, resolution: int) -> nn.Module:
     plain = _plain_copy(model)
     layers = switchable_layers(plain)
     _replace(plain, {id(layer): _plain_bn(layer, resolution) for layer in layers})
-    _rename_architecture(plain, model)
+    _rename_architecture(plain, model, resolution)
     return plain
 
 
@@ -156,13 +157,16 @@ def _thaw(bn: nn.Module, layer: SwitchableBatchNorm2d) -> nn.Module:
     return plain
 
 
-def _rename_architecture(plain: nn.Module, model: nn.Module) -> None:
-    """Name the stock architecture in the cfg of an extracted model, and no weights of the switchable one."""
+def _rename_architecture(plain: nn.Module, model: nn.Module, resolution: int) -> None:
+    """Name the stock architecture and the size's crop in the cfg of an extracted model, and no switchable weights."""
     args = plain.__dict__.get('_model_args')
     if args is not None:
         own = ('resolutions', 'interpolation', 'base')
         plain._model_args = {key: value for key, value in args.items() if key not in own}  # type: ignore[assignment]
     cfg = getattr(plain, 'pretrained_cfg', None)
+    crops = crops_of(model)
+    if crops:
+        plain.pretrained_cfg = cfg = dict(cfg or {}, crop_pct=crop_at(crops, resolution))  # type: ignore[assignment]
     name = getattr(model, 'stock_architecture', None)
     if isinstance(cfg, dict) and name:
         sources = ('url', 'file', 'state_dict', 'hf_hub_id', 'hf_hub_filename', 'source', 'tag')

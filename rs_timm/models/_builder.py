@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from timm.models import build_model_with_cfg, generate_default_cfgs, resolve_pretrained_cfg
 from torch import nn
 
+from rs_timm.crops import check_crop_pct
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions
 
 from ._arguments import check_part
@@ -150,8 +151,11 @@ def _restore_metadata(model: nn.Module, cache_dir: Optional[str]) -> None:
     if file and 'derived_from' in found:
         model.derived_from = found['derived_from']
     alpha = {int(resolution): weight for resolution, weight in found.get('alpha', {}).items()}  # JSON has no int keys
-    if alpha and set(alpha) == set(get_resolutions(model)):
-        model.checkpoint_metadata = {'alpha': alpha}  # type: ignore[assignment]
+    metadata: Dict[str, Any] = {'alpha': alpha} if alpha and set(alpha) == set(get_resolutions(model)) else {}
+    if found.get('crops'):
+        metadata['crops'] = check_crop_pct({int(size): crop for size, crop in found['crops'].items()})
+    if metadata:
+        model.checkpoint_metadata = metadata  # type: ignore[assignment]
 
 
 def _saved_config(cfg: Any, cache_dir: Optional[str] = None) -> Dict[str, Any]:

@@ -9,6 +9,7 @@ from rs_timm.format.graph import extract_onnx, read_info, read_model
 from rs_timm.format.info import ModelInfo
 
 from .accuracy import evaluate_session
+from .crop_choice import CropChoice, choose_crops
 from .policy.budget import choose_resolution
 from .policy.cascade import Cascade, CascadeFit
 from .policy.cascade_fit import fit_cascade
@@ -20,11 +21,13 @@ from .session import Session
 __all__ = [
     'Cascade',
     'CascadeFit',
+    'CropChoice',
     'LatencyTable',
     'LoadController',
     'ModelInfo',
     'Preprocessing',
     'Session',
+    'choose_crops',
     'choose_resolution',
     'evaluate_session',
     'extract_onnx',

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, List, Optional, Sequence, Tuple, Union
 import numpy as np
 from PIL import Image
 
+from rs_timm.crops import CropPct, crop_at
 from rs_timm.pictures import MAX_PIXELS, Picture, as_picture, open_picture, trim_strip
 
 __all__ = ['CROP_MODES', 'INTERPOLATIONS', 'Preprocessing', 'is_ready']
@@ -48,7 +49,7 @@ class Preprocessing:
 
     Args:
         mean, std: per channel, of pixels in [0, 1]; one or three channels.
-        crop_pct: side of the crop over the shorter side of the resized picture.
+        crop_pct: side of the crop over the shorter side of the resized picture: for all sizes, or resolution -> crop.
         interpolation: one of `INTERPOLATIONS`.
         crop_mode: 'center' as above; 'squash' resizes both sides to floor(resolution / crop_pct); 'border' resizes the
             longer side to that, and pads with the mean.
@@ -58,7 +59,7 @@ class Preprocessing:
     """
     mean: Tuple[float, ...]
     std: Tuple[float, ...]
-    crop_pct: float = 0.875
+    crop_pct: CropPct = 0.875
     interpolation: str = 'bilinear'
     crop_mode: str = 'center'
     draft: bool = True
@@ -109,7 +110,7 @@ class Preprocessing:
 
     def _into(self, index: int, source: Source, batch: np.ndarray) -> None:
         resolution = batch.shape[-1]
-        scaled = math.floor(resolution / self.crop_pct)
+        scaled = math.floor(resolution / crop_at(self.crop_pct, resolution))
         picture = _read(source, index, scaled if self.draft else None, self.max_pixels)
         pixels = self._cropped(picture, scaled, resolution)
         for channel, table in enumerate(self._table):

@@ -179,13 +179,14 @@ class Session:
         """Pictures as the network expects them: float32 [N, C, resolution, resolution]. Arguments as for a call."""
         self._networks.check_process()
         resolution = self._checked(self._resolution if resolution is None else resolution)
-        return self._ready(images, resolution) if is_ready(images) else self._preprocessing(images, resolution)
+        return self._ready(images, resolution) if is_ready(images) else self.preprocessing(images, resolution)
 
     @cached_property
-    def _preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> Preprocessing:
+        """What the network wants done to pictures, at any resolution."""
         info = self.info
         return Preprocessing(
-            info.mean, info.std, info.crop_pct, info.resize_interpolation, info.crop_mode, self.draft,
+            info.mean, info.std, info.crops or info.crop_pct, info.resize_interpolation, info.crop_mode, self.draft,
             threads=min(8, self.threads or os.cpu_count() or 1), max_pixels=self.max_pixels)
 
     def run(self, x: np.ndarray, resolution: Optional[int] = None) -> np.ndarray:

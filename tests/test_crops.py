@@ -1,0 +1,122 @@
+"""A crop for each size: the same pixels in every path that prepares pictures, kept by saving and export."""
+import json
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import rs_timm
+from rs_timm.crops import check_crop_pct, crop_at, crop_rule, crops_of, set_crops
+from rs_timm.data import data_config, image_transform
+from rs_timm.data.views import EvalViews
+from rs_timm.format.graph import info_of
+from rs_timm.format.info import ModelInfo
+from rs_timm.runtime import Session, choose_crops, extract_onnx, read_info, read_model
+
+CROPS = {64: 0.9, 48: 0.6}
+
+
+def model_with_crops():
+    model = rs_timm.switchable('test_resnet', (64, 48), num_classes=10).eval()
+    set_crops(model, CROPS)
+    return model
+
+
+def photograph():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize('crop_pct, resolution, expected', [
+    (0.8, 96, 0.8), (CROPS, 64, 0.9), (CROPS, 48, 0.6), (CROPS, 56, 0.75), (CROPS, 224, 0.9), (CROPS, 32, 0.6)])
+def test_a_size_without_a_crop_gets_the_interpolated_or_the_nearest(crop_pct, resolution, expected):
+    assert crop_at(crop_pct, resolution) == pytest.approx(expected)
+
+
+def test_the_rule_is_the_square_root():
+    assert crop_rule((96, 224), 0.8) == {224: 0.8, 96: pytest.approx(0.8 * math.sqrt(96 / 224))}
+    assert crop_rule((288, 96), 0.9, native=192)[288] == 1  # no more than the picture has
+
+
+@pytest.mark.parametrize('bad, says', [
+    (0., 'crop_pct is 0.0: a crop is above 0'), (1.1, 'crop_pct is 1.1'), (math.nan, 'crop_pct is nan'),
+    ({64: -1}, 'crop_pct of 64 px is -1'), ({}, 'has no size'), ({64: True}, 'crop_pct of 64 px is True'),
+    ({'64': 0.5}, "for size '64': sizes are pixels"), ({0: 0.5}, 'for size 0'), ({32: 0.5}, 'it has 64, 48')])
+def test_what_is_no_crop_is_refused(bad, says):
+    with pytest.raises(ValueError, match=says):
+        check_crop_pct(bad, (64, 48))
+
+
+@pytest.mark.parametrize('size', [64, 56, 48])
+def test_every_path_cuts_the_same_pixels(size):
+    model, image = model_with_crops(), photograph()
+    config = timm.data.resolve_model_data_config(model)
+    expected = timm.data.create_transform(**dict(
+        config, input_size=(3, size, size), crop_pct=crop_at(CROPS, size)))(image)
+    assert torch.equal(image_transform(data_config(model), size)(image), expected)
+    session = Session(model, 'torch', draft=False)
+    np.testing.assert_allclose(session.preprocess(image, size)[0], expected.numpy(), atol=1e-6)
+    view = EvalViews((size,), CROPS, config['interpolation'])(image).images[size]
+    mean, std = (np.array(config[key], np.float32) for key in ('mean', 'std'))
+    np.testing.assert_allclose((view / np.float32(255) - mean) / std, expected.permute(1, 2, 0).numpy(), atol=1e-5)
+
+
+def test_saving_export_and_extraction_keep_them(tmp_path):
+    model = model_with_crops()
+    folder = rs_timm.save_pretrained(model, tmp_path / 'saved')
+    config = json.loads((folder / 'config.json').read_text())
+    assert config['pretrained_cfg']['crop_pct'] == 0.9 and config['rs_timm']['crops'] == {'64': 0.9, '48': 0.6}
+    again = timm.create_model(f'local-dir:{folder}', pretrained=True)
+    assert crops_of(again) == CROPS
+    assert rs_timm.extract(again, 56).pretrained_cfg['crop_pct'] == pytest.approx(0.75)
+    file = rs_timm.export_onnx(again, tmp_path / 'model.onnx')
+    assert read_info(file).crops == CROPS and Session(file).preprocessing.crop_pct == CROPS
+    assert info_of(extract_onnx(read_model(file), 48)).crop_pct == 0.6
+
+
+def test_a_file_of_before_has_one_crop_for_all_sizes():
+    text = ModelInfo('rs_resnet18', (64, 48), crop_pct=0.8).to_json()
+    old = {key: value for key, value in json.loads(text).items() if key != 'crops'}
+    assert ModelInfo.from_json(json.dumps(old)).crops is None
+    with pytest.raises(ValueError, match='crop_pct of 48 px is 7'):
+        ModelInfo.from_json(json.dumps(dict(old, crops={'64': 0.9, '48': 7.})))
+
+
+def test_a_crop_that_the_user_gives_holds_for_all_sizes():
+    model = timm.create_model('rs_efficientnet_lite0', pretrained=True, pretrained_cfg_overlay=dict(crop_pct=1.))
+    assert crops_of(model) is None and data_config(model)['crop_pct'] == 1.
+    info = ModelInfo('rs_resnet18', (64, 48), crops=CROPS)
+    assert info.replace(crop_pct=1.).crops is None and info.replace(license='mit').crops == CROPS
+
+
+def test_the_crop_with_most_agreement_is_chosen(monkeypatch):
+    """A stand-in that answers as at its own size exactly where 48 px pictures are cropped to 0.6."""
+    model = model_with_crops()
+    session = Session(model, 'torch')
+    shown = {}
+
+    class Recorded(type(session.preprocessing)):
+        def __call__(self, images, resolution):
+            shown['crop'] = crop_at(self.crop_pct, resolution)
+            return super().__call__(images, resolution)
+
+    monkeypatch.setitem(session.__dict__, 'preprocessing', Recorded(**vars(session.preprocessing)))
+    answers = np.eye(10, dtype=np.float32)
+    monkeypatch.setattr(Session, '__call__', lambda self, x, size: answers[
+        [1 if size == 64 or shown['crop'] == 0.6 else 2] * len(x)])
+    choice = choose_crops(session, [photograph()] * 60, candidates=(0.9, 0.6, 0.3))
+    assert choice.crops == CROPS and choice.scores[48] == {0.9: 0., 0.6: 100., 0.3: 0.} and choice.by == 'agreement'
+    labelled = choose_crops(session, [photograph()] * 60, [2] * 60, resolutions=[48], candidates=(0.9, 0.6))
+    assert labelled.crops == {48: 0.9} and labelled.by == 'accuracy'
+
+
+def test_what_cannot_be_chosen_on_is_refused():
+    model = model_with_crops()
+    for arguments, says in ((([],), 'no pictures'), (([photograph()], [1, 2]), '2 labels for 1 pictures'),
+                            (([photograph()], None, [32]), r'the network has \(64, 48\)')):
+        with pytest.raises(ValueError, match=says):
+            choose_crops(model, *arguments)
+    with pytest.warns(UserWarning, match='1 pictures are few'):
+        choose_crops(model, [photograph()], candidates=(0.9,))
