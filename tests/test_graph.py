@@ -1,8 +1,4 @@
 """An exported file read without torch, and the plain network that it is at one resolution."""
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -15,10 +11,8 @@ onnx = pytest.importorskip('onnx')
 
 from onnx import numpy_helper  # noqa: E402
 
-from rs_timm.export import export_onnx, onnx_model  # noqa: E402
+from rs_timm.export import onnx_model  # noqa: E402
 from rs_timm.runtime import extract_onnx, read_info  # noqa: E402
-
-ROOT = Path(rs_timm.__file__).parent.parent
 
 
 @pytest.fixture
@@ -129,25 +123,6 @@ def test_a_plain_file_can_be_given_a_batch_but_no_other_size(proto):
 def test_what_specialise_refuses(proto, arguments):
     with pytest.raises(ValueError, match='not a positive whole number'):
         extract_onnx(proto, **arguments)
-
-
-def test_a_process_without_torch_serves(model, tmp_path):
-    pytest.importorskip('onnxruntime')
-    file = export_onnx(model, tmp_path / 'net.onnx')
-    np.save(tmp_path / 'images.npy', images(2, 40).numpy())
-    code = f'''
-import sys, numpy, onnxruntime
-from rs_timm.runtime import extract_onnx, read_info, read_model
-plain = extract_onnx(read_model({str(file)!r}), 40, batch=2)
-session = onnxruntime.InferenceSession(plain.SerializeToString(), providers=['CPUExecutionProvider'])
-images = numpy.load({str(tmp_path / 'images.npy')!r})
-numpy.save({str(tmp_path / 'logits.npy')!r}, session.run(None, dict(images=images))[0])
-print(read_info({str(file)!r}).resolutions, [name for name in ('torch', 'timm') if name in sys.modules])
-'''
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert out.stdout.strip() == f'{SIZES} []'
-    with torch.no_grad():
-        assert_same([np.load(tmp_path / 'logits.npy')], model(images(2, 40)))
 
 
 # files that are not ours

@@ -1,10 +1,10 @@
 """Multiply-adds of a session's network at any size, counted in its graph. Needs `onnx`."""
 from math import prod
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Sequence
 
 from .graph import extract_onnx, import_onnx
 
-__all__ = ['graph_madds', 'madds_if_known', 'madds_of']
+__all__ = ['graph_madds', 'madds_of']
 
 Shape = Sequence[int]
 # output, inputs -> multiply-adds; the weights of a convolution are [out, in / groups, height, width]
@@ -26,14 +26,6 @@ def madds_of(session: Any, resolution: int) -> int:
     if known is not None:
         return int(known)
     return graph_madds(extract_onnx(session.graph, resolution, 1))
-
-
-def madds_if_known(session: Any, resolution: int) -> Optional[int]:
-    """As `madds_of`; None where onnx, which reads the graph, is not installed."""
-    try:
-        return madds_of(session, resolution)
-    except ImportError:
-        return None
 
 
 def graph_madds(model: Any) -> int:

@@ -40,15 +40,18 @@ class Networks:
     def run(self, x: np.ndarray) -> np.ndarray:
         """Outputs, float32 [N, ...], of images [N, C, r, r]; they go through in parts that bound memory."""
         size, batch = x.shape[-1], len(x)
+        network = self.compiled.get((size, batch))
+        if network is not None:
+            self._used[size, batch] = next(self._uses)
+            return network(x)
         if self._takes_any(batch):
             network = self.get(size, batch)
             step = max(1, _PIXELS // size ** 2)
             if batch <= step:
                 return network(x)
             return np.concatenate([network(x[start:start + step]) for start in range(0, batch, step)])
-        if (size, batch) in self.compiled or batch == 1:
-            return self.get(size, batch)(x)
-        return np.concatenate([self.get(size, stop - start)(x[start:stop]) for start, stop in powers_of_two(batch)])
+        parts = [self.get(size, stop - start)(x[start:stop]) for start, stop in powers_of_two(batch)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def prepare(self, resolution: int, batch: int) -> None:
         """Compile what `run` needs for this many images of a size; up to 32 get a network for just that many."""

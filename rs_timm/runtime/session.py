@@ -1,4 +1,5 @@
 """A switchable network that serves: pictures in, logits out, the resolution a dial."""
+import math
 import os
 from functools import cached_property
 from os import PathLike
@@ -108,6 +109,7 @@ class Session:
             raise ValueError("memory='shared' needs a graph that takes the resolution from the size of its images: "
                              "export the model with choice='shape', or take memory='speed'.")
         self._resolution = self.resolutions[0]
+        self._only = self._resolution if self.info.choice == 'fixed' else None
         source = self._source
         plain = (lambda resolution: source.graph()) if one_network else source.network
         self._networks = Networks(self._engine, plain, one_network, max_networks)
@@ -153,8 +155,8 @@ class Session:
 
     def _checked(self, resolution: int) -> int:
         (resolution,) = check_resolutions((resolution,))
-        if self.info.choice == 'fixed' and resolution != self.resolutions[0]:
-            raise ValueError(f'the file is the plain network for {self.resolutions[0]} px alone, not for {resolution}: '
+        if self._only not in (None, resolution):
+            raise ValueError(f'the file is the plain network for {self._only} px alone, not for {resolution}: '
                              'export the model with all its BatchNorm sets.')
         return resolution
 
@@ -201,7 +203,7 @@ class Session:
         """
         self._networks.check_process()
         x = self._ready(x, resolution)
-        if self.info.choice == 'fixed':
+        if self._only not in (None, x.shape[-1]):
             self._checked(x.shape[-1])
         try:
             logits = self._networks.run(x)
@@ -210,12 +212,13 @@ class Session:
         except Exception as error:  # engines have kinds of their own
             reason = ' '.join(str(error).split())[:300]
             raise ValueError(f'{self.engine_name} cannot run {self.info.name} at {x.shape[-1]} px: {reason}') from error
-        if not np.isfinite(logits).all():
+        if not math.isfinite(np.vdot(logits, logits)):  # the cheapest test; squares may overflow, though
             broken = np.flatnonzero(~np.isfinite(logits.reshape(len(x), -1)).all(axis=1)).tolist()
-            raise NotFiniteError(
-                f'{self.info.name} gives values that are not finite at {x.shape[-1]} px in {self.precision}, for '
-                f'{len(broken)} of {len(x)} pictures: its weights are damaged, or the precision does not hold '
-                'them.', broken, logits)
+            if broken:
+                raise NotFiniteError(
+                    f'{self.info.name} gives values that are not finite at {x.shape[-1]} px in {self.precision}, for '
+                    f'{len(broken)} of {len(x)} pictures: its weights are damaged, or the precision does not hold '
+                    'them.', broken, logits)
         return logits
 
     def _ready(self, x: Any, resolution: Optional[int]) -> np.ndarray:

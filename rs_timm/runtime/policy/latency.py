@@ -8,51 +8,24 @@ import math
 import random
 import time
 from datetime import datetime, timezone
-from typing import Any, Callable, Dict, Iterable, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Iterable, List, Optional, Sequence
 
 import numpy as np
 
-from rs_timm.format.madds import madds_if_known
+from rs_timm.format.madds import madds_of
 from rs_timm.resolutions import check_resolutions
 
 from .latency_table import LatencyRow, LatencyTable, Timing, least_calls
 from .machine import describe_machine
 
-__all__ = ['LatencyTable', 'Measurable', 'measure_latency']
+__all__ = ['LatencyTable', 'measure_latency']
 
 Clock = Callable[[], int]
 _VISIT = 4  # calls in a row that count; one before them finds the weights out of the cache, and does not
 
 
-class Measurable(Protocol):
-    """The part of a Session that a measurement needs."""
-
-    engine_name: str
-    precision: str
-    memory: str
-    threads: Optional[int]
-
-    @property
-    def info(self) -> Any: ...
-
-    @property
-    def versions(self) -> Dict[str, str]: ...
-
-    @property
-    def graph(self) -> Any: ...
-
-    @property
-    def resolutions(self) -> Tuple[int, ...]: ...
-
-    def prepare(self, resolutions: Optional[Iterable[int]] = None, batch: int = 1) -> None: ...
-
-    def preprocess(self, images: Any, resolution: int) -> np.ndarray: ...
-
-    def run(self, x: np.ndarray, resolution: Optional[int] = None) -> np.ndarray: ...
-
-
 def measure_latency(
-        session: Measurable,
+        session: Any,
         resolutions: Optional[Iterable[int]] = None,
         batches: Sequence[int] = (1,),
         images: Sequence[Any] = (),
@@ -143,7 +116,7 @@ def _take_turns(
 class _Case:
     """One resolution and batch size, and the nanoseconds of its calls."""
 
-    def __init__(self, session: Measurable, resolution: int, batch: int, images: Sequence[Any], clock: Clock) -> None:
+    def __init__(self, session: Any, resolution: int, batch: int, images: Sequence[Any], clock: Clock) -> None:
         self.session, self.resolution, self.batch, self.clock = session, resolution, batch, clock
         self.images = images
         generator = np.random.default_rng(resolution)
@@ -179,11 +152,15 @@ class _Case:
         return [self.images[index % len(self.images)] for index in range(first, first + self.batch)]
 
     def row(self) -> LatencyRow:
+        try:
+            madds: Optional[int] = madds_of(self.session, self.resolution)
+        except ImportError:  # of onnx, which reads the graph
+            madds = None
         return LatencyRow(
             resolution=self.resolution,
             batch=self.batch,
             network=Timing.of(self.network),
             preprocessing=Timing.of(self.preprocessing) if self.preprocessing else None,
             total=Timing.of(self.total) if self.total else None,
-            madds=madds_if_known(self.session, self.resolution),
+            madds=madds,
         )
