@@ -7,7 +7,6 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import torch.nn.functional as F
 from PIL import Image
 from timm.data import create_transform
 from torch import nn
@@ -105,11 +104,6 @@ def test_alpha_of_the_checkpoint(model):
     explicit = evaluate(model, loader(), alpha={48: 0.7, 32: 0.3})
     assert 'ensemble' in explicit and evaluate(model, loader()) == explicit
     assert 'ensemble' not in evaluate(model, loader(), resolutions=(48,))  # not all of its sizes are measured
-
-
-def test_an_ensemble_of_one_is_that_one(model):
-    results = evaluate(model, loader(), alpha={48: 1., 32: 0.})
-    assert results['ensemble'] == pytest.approx(results[48])
 
 
 def test_the_pin_and_the_mode_are_given_back(model):
@@ -310,9 +304,3 @@ def test_the_commands_errors_and_warnings(saved, folder, capsys):
     Noise()[0][0].save(folder / 'val' / 'class10' / 'more.png')
     assert command(*saved, '--data', folder, '--skip-corrupt') == 2
     assert '11 classes, the model 10' in capsys.readouterr().err
-
-
-def test_the_loss_is_the_cross_entropy_of_torch(model):
-    logits = logits_by_hand(rs_timm.extract(model, 48), 48)
-    target = torch.tensor([index % 10 for index in range(13)])
-    assert evaluate(model, loader())[48]['loss'] == pytest.approx(F.cross_entropy(logits, target).item(), abs=1e-5)

@@ -196,17 +196,6 @@ def test_a_crop_of_its_own_for_each_size(same_size):
     assert all(torch.equal(again[0][size], images[size]) for size in SIZES)
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(same_size=40), "use crop='per_resolution'"),
-    (dict(crop='per_resolution', mode='device'), "needs mode='loader'"),
-    (dict(crop='per_resolution', draft=True), 'without draft'),
-    (dict(crop='several'), "crop 'several' is unknown: use one of shared, per_resolution"),
-])
-def test_crops_that_cannot_be_made_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        create(Pictures([ramp(50, 50)] * 4), **arguments)
-
-
 def test_the_decoder_scales_down_where_the_crop_still_covers_the_largest_size(tmp_path):
     path = tmp_path / 'train' / 'a' / 'ramp.jpg'
     path.parent.mkdir(parents=True)
@@ -606,6 +595,10 @@ class Tensors(Pictures):
     (None, dict(interpolation='cubic'), "interpolation 'cubic'"),
     (None, dict(interpolation='lanczos', mode='device'), 'lanczos.*bilinear, bicubic'),
     (None, dict(interpolation='random', split='val', is_training=False), "'random' is for training"),
+    (None, dict(same_size=40), "use crop='per_resolution'"),
+    (None, dict(crop='per_resolution', mode='device'), "needs mode='loader'"),
+    (None, dict(crop='per_resolution', draft=True), 'without draft'),
+    (None, dict(crop='several'), "crop 'several' is unknown: use one of shared, per_resolution"),
     (None, dict(batch_size=0), 'batch_size 0'),
     (None, dict(mean=(123., 116., 103.)), r'mean \(123.0, 116.0, 103.0\): .* divide'),
     (None, dict(mean=(float('nan'),) * 3), 'mean'),

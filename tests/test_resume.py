@@ -110,7 +110,7 @@ def run_one_epoch(data, output, **settings):
         run(data, output, **settings)
 
 
-@pytest.mark.parametrize('sched', ['cosine', 'onecycle', 'multistep'])
+@pytest.mark.parametrize('sched', ['onecycle', 'multistep'])
 def test_every_schedule_resumes(data, tmp_path, sched):
     settings = dict(sched=sched, decay_milestones=(1,), progressive=0.)
     expected = run(data, tmp_path / 'whole', **settings).rows
@@ -199,7 +199,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(data, t
     assert all(v.isfinite().all() for v in state['state_dict'].values() if v.is_floating_point())
 
 
-def test_a_full_disk_within_an_epoch_is_survived(data, tmp_path, caplog):
+def test_a_full_disk_within_an_epoch_is_survived(data, tmp_path, caplog, monkeypatch):
     """The run goes on, and says so."""
     from rs_timm.training import loop
     save, failures = loop.save_checkpoint, []
@@ -210,11 +210,8 @@ def test_a_full_disk_within_an_epoch_is_survived(data, tmp_path, caplog):
             raise OSError(28, 'No space left on device')
         save(path, state)
 
-    loop.save_checkpoint = save_with_luck
-    try:
-        run(data, tmp_path / 'run', minutes=0., epochs=1, progressive=0.)
-    finally:
-        loop.save_checkpoint = save
+    monkeypatch.setattr(loop, 'save_checkpoint', save_with_luck)
+    run(data, tmp_path / 'run', minutes=0., epochs=1, progressive=0.)
     assert len(failures) == 1 and 'the one before it is still there' in caplog.text
     assert load_checkpoint(tmp_path / 'run/last.pth')['position']['epoch'] == 1
 
@@ -296,15 +293,10 @@ class _Code:
         return print, ('this must not run',)
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
-    torch.save(dict(position=0, code=_Code()), tmp_path / 'last.pth')
-    with pytest.raises(ValueError, match='not a checkpoint of rs-timm train'):
-        load_checkpoint(tmp_path / 'last.pth')
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 torn', b'text', dict(position=0, code=_Code())])
+def test_files_that_are_no_checkpoints_are_named_and_not_run(tmp_path, capsys, content):
+    file = tmp_path / 'last.pth'
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    with pytest.raises(ValueError, match='last.pth: not a checkpoint of rs-timm train'):
+        load_checkpoint(file)
     assert capsys.readouterr().out == ''
-
-
-@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 torn', b'text'])
-def test_torn_files_are_named(tmp_path, content):
-    (tmp_path / 'last.pth').write_bytes(content)
-    with pytest.raises(ValueError, match='last.pth: not a checkpoint'):
-        load_checkpoint(tmp_path / 'last.pth')

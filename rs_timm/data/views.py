@@ -216,7 +216,12 @@ def _colour_augmentation(
     """timm's transforms between the crop and the tensor, None where there are none, and its policy's operations."""
     if not augment.get('color_jitter'):
         augment['color_jitter'] = None
-    _, secondary, _ = create_transform(size, is_training=True, interpolation=interpolation, separate=True, **augment)
+    try:
+        _, secondary, _ = create_transform(
+            size, is_training=True, interpolation=interpolation, separate=True, **augment)
+    except AssertionError as error:  # timm's way to say that it does not know the policy
+        raise ValueError(f"auto_augment {augment['auto_augment']!r}: {error or 'unknown'}; take a policy of timm, such "
+                         "as 'rand-m9-mstd0.5', 'augmix-m3-w2' or 'v0'.") from error
     if not secondary.transforms:
         return None, []
     ops: List[AugmentOp] = []

@@ -47,6 +47,8 @@ def build_model(name: str, recipe: Recipe, num_classes: int) -> nn.Module:
     except RuntimeError as error:  # timm's 'Unknown model'
         raise ValueError(f'model {name!r}: {error}. rs_timm has {", ".join(timm.list_models("rs_*"))}, and converts '
                          'any BatchNorm network of timm.list_models().') from error
+    except TypeError as error:  # an argument that the network does not have, or of another type
+        raise ValueError(f"model_args {' '.join(recipe.model_args)}: {name} does not take this: {error}.") from error
     TASKS[recipe.task].check(model)
     if recipe.init:
         _load_init(model, recipe.init)

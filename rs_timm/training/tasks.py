@@ -117,8 +117,7 @@ class Loaders:
         return self._digest
 
     def _file_names(self) -> List[str]:
-        """The names of the training pictures; none for data whose pictures would have to be
-        read for them, such as those of the Hugging Face Hub."""
+        """The names of the training pictures; none where those must be read for them, as on the Hugging Face Hub."""
         dataset: Any = self._made[True].dataset
         return dataset.filenames(basename=True) if hasattr(dataset.reader, 'samples') else []
 

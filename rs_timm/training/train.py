@@ -109,8 +109,8 @@ def train(
     lock = FileLock(folder / '.lock', timeout=0)
     try:
         if any(gather(folder.is_dir())):
-            _acquire(lock, folder)
-        state = _checkpoint(folder, resume)
+            _enter(folder, lock, starts=not resume)
+        state = common_checkpoint(folder / 'last.pth') if resume else None
         if state is None:
             check_start(model, recipe)
         elif not recipe.init:
@@ -120,7 +120,10 @@ def train(
             settings = dict(model=model, **asdict(trainer.recipe))
             write_bytes(folder / 'recipe.json', json.dumps(settings, indent=2).encode())
         rows = trainer.fit()
-        trained = Trained(_trained_model(trainer.task), rows, trainer.loaders.class_names)
+        task = trainer.task
+        network: Any = task.get_eval_model(ema=task.has_ema())  # the one that was measured last
+        network.checkpoint_metadata = {'alpha': task.ensemble_weights(ema=task.has_ema())}
+        trained = Trained(network.eval(), rows, trainer.loaders.class_names)
         if is_first_process():
             plot_curves(rows, folder / 'curves.png')
     finally:
@@ -130,8 +133,8 @@ def train(
     return trained
 
 
-def _acquire(lock: FileLock, folder: Path) -> None:
-    """Keep other runs out of the folder; on every process, refuse one that has a run already."""
+def _enter(folder: Path, lock: FileLock, starts: bool) -> None:
+    """Keep other runs out of the folder; on every process, refuse one that another run writes to, or began in."""
     refusal, owner = '', folder / '.lock.owner'
     if is_first_process():
         try:
@@ -140,17 +143,10 @@ def _acquire(lock: FileLock, folder: Path) -> None:
         except Timeout:
             by = f' ({owner.read_text()})' if owner.is_file() else ''
             refusal = f'{folder}: another run writes there{by}: wait for its end, or choose another output folder.'
+    if starts and not refusal and checkpoint_files(folder / 'last.pth'):
+        refusal = f'{folder} holds a run already: go on with it (--resume), or choose another output folder.'
     for message in filter(None, gather(refusal)):
         raise ValueError(message)
-
-
-def _checkpoint(folder: Path, resume: bool) -> Optional[Dict[str, Any]]:
-    """The checkpoint that all processes go on from; None for a start."""
-    path = folder / 'last.pth'
-    state = common_checkpoint(path) if resume else None
-    if not resume and any(gather(bool(checkpoint_files(path)))):
-        raise ValueError(f'{folder} holds a run already: go on with it (--resume), or choose another output folder.')
-    return state
 
 
 def _create_trainer(
@@ -180,7 +176,7 @@ def _create_trainer(
     reporter = None
     if is_first_process():
         folder.mkdir(parents=True, exist_ok=True)
-    _acquire(lock, folder)
+    _enter(folder, lock, starts=state is None)
     if is_first_process():
         reporter = Reporter(folder, options.progress, options.tensorboard)
     trainer = Trainer(
@@ -201,10 +197,3 @@ def _create_task(name: str, recipe: Recipe, num_classes: int, device: torch.devi
     resolutions = recipe.resolutions if recipe.shared_bn else None
     task = MREDTask(model, recipe.mred, recipe.smoothing, resolutions, recipe.lean, recipe.own_kernels, device=device)
     return task.to(device)
-
-
-def _trained_model(task: MREDTask) -> nn.Module:
-    """The network that was measured last; it knows its ensemble."""
-    model: Any = task.get_eval_model(ema=task.has_ema())
-    model.checkpoint_metadata = {'alpha': task.ensemble_weights(ema=task.has_ema())}
-    return model.eval()
