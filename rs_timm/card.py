@@ -1,19 +1,21 @@
 """The model card: README.md of a saved or pushed network, generated from what was measured."""
+import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional
+from html import escape
+from typing import List, Mapping, Optional
 
-import yaml
+from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
 from rs_timm.layers import get_resolutions
 
-__all__ = ['CardData', 'model_card']
+__all__ = ['CardData', 'as_text', 'model_card']
 
 _METRICS = {  # by what the network is for
-    'classification': {'top1': 'Top-1 (%)', 'top5': 'Top-5 (%)'},
-    'segmentation': {
-        'pixel_accuracy': 'Pixel accuracy (%)', 'mean_accuracy': 'Mean accuracy (%)', 'mean_iou': 'Mean IoU (%)'},
+    'classification': {'top1': 'Top-1', 'top5': 'Top-5'},
+    'segmentation': {'pixel_accuracy': 'Pixel accuracy', 'mean_accuracy': 'Mean accuracy', 'mean_iou': 'Mean IoU'},
 }
+_HUB_METRICS = {'top1': 'accuracy', 'top5': 'accuracy', 'mean_iou': 'mean_iou'}  # ids of the hub; others keep our names
 _PAPER = '''```bibtex
 @inproceedings{wang2020resolution,
   title={Resolution Switchable Networks for Runtime Efficient Image Recognition},
@@ -26,7 +28,7 @@ _PAPER = '''```bibtex
 
 @dataclass(frozen=True)
 class CardData:
-    """What a model card says beyond what the network itself tells; what is left out is printed as not known.
+    """The facts of a model card that the network itself does not tell; what is left out is printed as not known.
 
     >>> CardData(license='mit', results={224: {'top1': 71.0}}, dataset='ImageNet, validation split').results[224]
     {'top1': 71.0}
@@ -92,11 +94,22 @@ def model_card(
         source: what `timm.create_model` takes to load it, 'hf-hub:user/name'; None: the folder of the card.
         base_model: hub repository that the weights were made from.
     """
+    cfg = model.pretrained_cfg
+    architecture = f"`{cfg['architecture']}`"
+    stock = getattr(model, 'stock_architecture', None)
+    facts = {
+        'Architecture': f"{architecture} (timm's `{stock}` with private BatchNorms)" if stock else architecture,
+        'Resolutions': ', '.join(str(r) for r in get_resolutions(model)),
+        'Classes': str(getattr(model, 'num_classes', 'not known')),
+        'Parameters (M)': f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
+        'Licence': as_text(data.license or 'not stated'),
+        **({'Weights made from': f'`{base_model}`'} if base_model else {}),
+    }
     parts = [
-        _front_matter(_task(model), data, base_model),
-        f'# {name}',
+        f'---\n{_front_matter(_task(model), data, name, base_model).to_yaml()}\n---',
+        f'# {as_text(name)}',
         data.description or 'What these weights are and how they were made was not stated.',
-        _facts(model, data, base_model),
+        '\n'.join(f'- **{key}:** {value}' for key, value in facts.items()),
         '## Usage',
         _usage(model, source or f'local-dir:{name}'),
         '## Resolutions',
@@ -107,37 +120,42 @@ def model_card(
     return '\n\n'.join([*parts, '## Citation', _PAPER]) + '\n'
 
 
+def as_text(text: str) -> str:
+    r"""`text` on one line of Markdown that shows it as it is: nothing in it is a link, a heading or HTML.
+
+    >>> print(as_text('[x](http://y)\n# <b>'))
+    \[x\](http://y) \# &lt;b&gt;
+    """
+    return re.sub(r'([\\`*\[\]#|~$])', r'\\\1', escape(' '.join(text.split()), quote=False))
+
+
 def _task(model: nn.Module) -> str:
     return getattr(model, 'task', 'classification')  # type: ignore[return-value]
 
 
-def _front_matter(task: str, data: CardData, base_model: Optional[str]) -> str:
-    front: Dict[str, Any] = dict(
+def _front_matter(task: str, data: CardData, name: str, base_model: Optional[str]) -> ModelCardData:
+    """The YAML for the hub, with each measured figure as a result of its model index."""
+    results = [
+        EvalResult(
+            task_type=f'image-{task}',
+            dataset_type=re.sub(r'[^a-z0-9]+', '-', str(data.dataset).partition(',')[0].lower()).strip('-'),
+            dataset_name=str(data.dataset),
+            metric_type=_HUB_METRICS.get(metric, metric),
+            metric_name=f'{_METRICS[task][metric]} at {resolution} px',
+            metric_value=value,
+            metric_args=dict(resolution=resolution),
+        )
+        for resolution, figures in sorted(data.results.items(), reverse=True)
+        for metric, value in figures.items() if metric in _METRICS[task]
+    ]
+    return ModelCardData(
         tags=[f'image-{task}', 'timm', 'rs_timm', 'resolution-switchable'],
         pipeline_tag=f'image-{task}',
         library_name='timm',
+        license=data.license,
+        base_model=base_model,
+        **(dict(model_name=name, eval_results=results) if results else {}),
     )
-    if data.license:
-        front['license'] = data.license
-    if base_model:
-        front['base_model'] = base_model
-    return f'---\n{yaml.safe_dump(front, sort_keys=False)}---'
-
-
-def _facts(model: nn.Module, data: CardData, base_model: Optional[str]) -> str:
-    cfg = model.pretrained_cfg
-    architecture = f"`{cfg['architecture']}`"
-    stock = getattr(model, 'stock_architecture', None)
-    facts = {
-        'Architecture': f"{architecture} (timm's `{stock}` with private BatchNorms)" if stock else architecture,
-        'Resolutions': ', '.join(str(r) for r in get_resolutions(model)),
-        'Classes': str(getattr(model, 'num_classes', 'not known')),
-        'Parameters (M)': f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
-        'Licence': data.license or 'not stated',
-    }
-    if base_model:
-        facts['Weights made from'] = f'`{base_model}`'
-    return '\n'.join(f'- **{key}:** {value}' for key, value in facts.items())
 
 
 def _usage(model: nn.Module, source: str) -> str:
@@ -169,11 +187,12 @@ with torch.inference_mode():
 
 
 def _count(model: nn.Module, resolution: int) -> str:
+    """The MAdds in millions, or that a size is too small for this network."""
     from rs_timm.analysis import madds
 
     try:
         return f'{madds(model, resolution) / 1e6:.1f}'
-    except (RuntimeError, ValueError):  # a size that is too small for this network
+    except (RuntimeError, ValueError):
         return 'not counted'
 
 
@@ -183,7 +202,7 @@ def _table(model: nn.Module, data: CardData) -> str:
     lines: List[str] = [
         f'{measured_on}One MAdd is one multiply-add of a convolution or linear layer, for one square image.',
         '',
-        f"| Resolution | MAdds (M) | {' | '.join(metrics.values())} |",
+        f"| Resolution | MAdds (M) | {' | '.join(f'{title} (%)' for title in metrics.values())} |",
         '|---:|---:|' + '---:|' * len(metrics),
     ]
     private = get_resolutions(model)

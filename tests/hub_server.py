@@ -68,6 +68,7 @@ class HubServer:
         repos: 'user/name' -> Repo.
         fail: steps ('preupload', 'lfs-put', 'commit', ...: see _ROUTES) whose connection is cut midway; 'commit-answer'
             cuts it when the commit is made.
+        silent: steps whose request is read and never answered, until the server ends.
         damage: applied to the content of LFS downloads, hashes and sizes left as they were.
         requests: 'METHOD /path' of everything that was asked.
     """
@@ -77,6 +78,8 @@ class HubServer:
         self.repos: Dict[str, Repo] = {}
         self.blobs: Dict[str, bytes] = {}
         self.fail: set = set()
+        self.silent: set = set()
+        self.ended = threading.Event()
         self.damage: Callable[[bytes], bytes] = bytes
         self.requests: List[str] = []
         handler = type('Handler', (_Handler,), {'hub': self})
@@ -90,6 +93,7 @@ class HubServer:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.ended.set()
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -133,6 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = _handle
 
     def _read(self, step: str) -> None:
+        if step in self.hub.silent:
+            self.hub.ended.wait()
+            raise _Cut
         if step in self.hub.fail:
             self.rfile.read1(1 << 10)  # the first piece arrives, then the line goes dead
             raise _Cut
@@ -276,8 +283,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _info(self, repo_id: str, revision: Optional[str]) -> None:
         repo, commit = self._commit(repo_id, revision or 'main')
+        files = [dict(rfilename=path, size=len(blob.content), blobId=blob.oid, **(
+            dict(lfs=dict(sha256=blob.oid, size=len(blob.content), pointerSize=0)) if blob.lfs else {}))
+            for path, blob in commit.files.items()]
         self._send(200, dict(id=repo_id, sha=commit.sha, private=repo.private, tags=[], downloads=0, likes=0,
-                             siblings=[{'rfilename': path} for path in commit.files]))
+                             siblings=files))
 
     def _resolve(self, repo_id: str, revision: str, path: str) -> None:
         _, commit = self._commit(repo_id, revision)

@@ -10,13 +10,24 @@ import numpy as np
 import pytest
 import timm
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from training_run import make_pictures
 
 import rs_timm
 from rs_timm.analysis import Prediction, Predictions, complementarity, predict, sufficient_resolution
-from rs_timm.analysis.page import Html, details, page, paragraph, picture, section, table
-from rs_timm.analysis.report import Subject, analysis_page, picture_rows
+from rs_timm.analysis.report import (
+    Html,
+    Subject,
+    analysis_page,
+    details,
+    page,
+    paragraph,
+    picture,
+    picture_rows,
+    section,
+    table,
+)
 from rs_timm.cli import main
 from rs_timm.data import create_multires_loader
 from rs_timm.hub import save_pretrained
@@ -70,7 +81,7 @@ def subject(classes=30, **changes):
 
 def test_elements_escape_what_they_are_given():
     parts = [section(NASTY, paragraph(NASTY), table([NASTY], [[NASTY]]), details(NASTY, paragraph(NASTY)),
-                     picture(b'', NASTY))]
+                     picture(Figure((1, 1)), NASTY))]
     made = page(NASTY, parts)
     parsed = Parser(made)
     assert '<script' not in made and 'script' not in parsed.tags

@@ -33,7 +33,7 @@ def test_nothing_is_invented(model):
     front = front_matter(text)
     assert {'timm', 'image-classification', 'rs_timm', 'resolution-switchable'} <= set(front['tags'])
     assert front['library_name'] == 'timm'
-    assert 'license' not in front and 'base_model' not in front
+    assert not {'license', 'base_model', 'model-index'} & set(front)
     assert '**Licence:** not stated' in text
     assert '## Training' not in text and 'Accuracy on' not in text
     rows = table(text)
@@ -53,6 +53,12 @@ def test_given_facts_are_printed(model):
     assert front_matter(text)['license'] == 'mit' and front_matter(text)['base_model'] == 'timm/resnet18.a1_in1k'
     assert 'Ten minutes of training.' in text and 'SGD, 10 epochs.' in text
     assert 'Accuracy on Imagenette, validation split.' in text
+    (index,) = front_matter(text)['model-index']
+    (result,) = index['results']
+    assert result['task'] == {'type': 'image-classification'}
+    assert result['dataset'] == {'name': 'Imagenette, validation split', 'type': 'imagenette'}
+    assert [(m['args']['resolution'], m['name'], m['value']) for m in result['metrics']] == [
+        (64, 'Top-1 at 64 px', 71.25), (64, 'Top-5 at 64 px', 90.0), (40, 'Top-1 at 40 px', 60.0)]
     rows = table(text)
     assert rows['64'][1:] == ['71.2', '90.0'] and rows['40 (interpolated)'][1:] == ['60.0', 'not measured']
     assert rows['32'][1:] == ['not measured', 'not measured']
@@ -79,6 +85,7 @@ def test_the_front_matter_stays_yaml_whatever_the_licence(model, value):
     ({224: {'top1': 71.0}}, None, 'without a dataset'),
     ({224: {'top1': 0.71, 'top5': 101.0}}, 'ImageNet', 'top5=101.0'),
     ({224: {'top1': -1.0}}, 'ImageNet', 'top1=-1.0'),
+    ({224: {'top1': float('nan')}}, 'ImageNet', 'top1=nan'),
     ({224: {'accuracy': 71.0}}, 'ImageNet', 'accuracy=71.0'),
 ])
 def test_bad_results_are_refused(results, dataset, words):

@@ -122,18 +122,6 @@ def test_training_moves_one_set_and_every_parameter_has_a_gradient(name):
     assert changed == {'48'}
 
 
-@pytest.mark.filterwarnings('ignore:BatchNorm statistics of only 8')
-def test_recalibration(random_statistics):
-    """Statistics are those of the pictures again, and nothing else has changed."""
-    model = random_statistics(create())
-    weights = {key: p.clone() for key, p in model.named_parameters()}
-    rs_timm.recalibrate(model, [image(64, 64, batch=8)], resolutions=(64,), prior_images=0)
-    first = model.encoder.bn1['64']
-    x = model.encoder.conv1(image(64, 64, batch=8))
-    torch.testing.assert_close(first.running_mean, x.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
-    assert all(torch.equal(weights[key], p) for key, p in model.named_parameters())
-
-
 # Weights
 
 def test_encoder_weights_of_a_classifier(tmp_path, random_statistics):

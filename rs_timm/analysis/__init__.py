@@ -1,17 +1,20 @@
-"""What a network costs, what its BatchNorm sets hold, and what it gets right at which resolution; nothing trains."""
-from .agreement import (
+"""Cost, BatchNorm sets, and what a network gets right at which resolution; nothing trains."""
+from .cost import ParameterCounts, activations, madds, parameter_counts
+from .measures import (
     NEVER,
+    Reliability,
     class_accuracy,
     complementarity,
+    distribution,
+    expected_calibration_error,
+    norm_means,
+    pooled_features,
+    reliability,
     sensitivity,
     sufficient_for_classes,
     sufficient_resolution,
 )
-from .cost import ParameterCounts, activations, madds, parameter_counts
-from .features import distribution, pooled_features
-from .norms import norm_means
 from .predictions import ENSEMBLE, Prediction, Predictions, predict
-from .reliability import Reliability, expected_calibration_error, reliability
 
 __all__ = [
     'ENSEMBLE',

@@ -11,8 +11,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 from rs_timm.analysis import Predictions, madds, norm_means, predict
-from rs_timm.analysis.plots import require_matplotlib
-from rs_timm.analysis.report import Subject, analysis_page, picture_rows
+from rs_timm.analysis.report import Subject, analysis_page, picture_rows, require_matplotlib
 from rs_timm.data import MultiResLoader, folder_classes
 from rs_timm.layers import get_resolutions
 from rs_timm.pictures import without_surrogates

@@ -1,62 +1,27 @@
 """Repositories of the Hugging Face hub: a network -> one commit, and back; saved folders are read here too."""
 import json
 import re
-from contextlib import contextmanager
+from contextlib import suppress
+from hashlib import sha1
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Dict, Iterator, Optional, Union
+from typing import Any, Dict, List, Optional, Union
 
 import timm
+from huggingface_hub import CommitOperationAdd, HfApi, constants, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from timm.models import is_model, model_entrypoint
 from torch import nn
 
+from rs_timm.atomic import recover_folder
 from rs_timm.card import CardData
+from rs_timm.hub_client import HubError, UnreachableError, hub_errors
 from rs_timm.layers import is_switchable
-from rs_timm.models import file_sha256
+from rs_timm.models import digest_check, file_sha256, read_bytes, read_config
 
 from .saving import CARD, CONFIG, WEIGHTS, card_text, write_model
 
 __all__ = ['HubError', 'from_pretrained', 'push_to_hub']
-
-_TOKEN = 'log in with `hf auth login`, set HF_TOKEN, or pass token='
-
-
-class HubError(OSError):
-    """The hub refused, was not reached, or what came from it is not what it should be."""
-
-
-@contextmanager
-def _hub_errors(repo_id: str, revision: Optional[str], action: str, remedy: str = '') -> Iterator[None]:
-    """Turn what the client raises, which is as many kinds as it has had HTTP libraries, into HubError."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, ValueError) and not isinstance(error, OSError):
-            raise  # a name that no repository can have
-        raise HubError(f'cannot {action} {repo_id}: {_reason(error, repo_id, revision)}. {remedy}'.rstrip()) from error
-
-
-def _reason(error: Exception, repo_id: str, revision: Optional[str]) -> str:
-    from huggingface_hub import constants, errors
-
-    status = getattr(getattr(error, 'response', None), 'status_code', None)
-    if isinstance(error, errors.GatedRepoError):
-        return f'access is granted by its owners: ask at {constants.ENDPOINT}/{repo_id}, then {_TOKEN}'
-    if isinstance(error, errors.RevisionNotFoundError):
-        return f'it has no branch, tag or commit {revision!r}'
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return f'{constants.ENDPOINT} was not reached, and the file is not in the cache'
-    if isinstance(error, errors.EntryNotFoundError):
-        return 'the repository has no such file; rs_timm reads config.json and model.safetensors'
-    if status == 403:
-        return f'the token has no right to do this; one with write access is needed: {_TOKEN}'
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f'there is no such repository, or it is private and the token is missing or not its owner\'s: {_TOKEN}'
-    if status == 401:
-        return f'the token is missing or not valid: {_TOKEN}'
-    text = str(error).strip()
-    return f"{type(error).__name__}{': ' + text.splitlines()[0].rstrip('.') if text else ''}"
 
 
 def push_to_hub(
@@ -78,7 +43,8 @@ def push_to_hub(
     """Save the network, upload it to the hub in one commit, and return the address of the commit or pull request.
 
     Whoever has `import rs_timm` in the program then loads it with `timm.create_model('hf-hub:user/name',
-    pretrained=True)`. A push that breaks off leaves the repository as it was.
+    pretrained=True)`. A push that breaks off leaves the repository as it was; one whose answer alone was lost is found
+    on the hub. A hub that is silent for a minute counts as lost.
 
     >>> push_to_hub(model, 'user/rs_resnet18-pets', card=CardData(license='mit'))  # doctest: +SKIP
     'https://huggingface.co/user/rs_resnet18-pets/commit/...'
@@ -97,14 +63,14 @@ def push_to_hub(
         HubError: no token, no right to write, or a connection that broke; the old revision is then as it was.
         ValueError: as `save_pretrained`, or a name that no repository can have.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     from rs_timm import __version__
 
     api = HfApi(token=token, library_name='rs_timm', library_version=__version__)
+    remedy = 'A push is one commit, made whole or not at all' + (
+        f': see {constants.ENDPOINT}/{repo_id}/discussions before you repeat it.' if create_pr else '.')
     with TemporaryDirectory() as folder:
         network = write_model(model, Path(folder), half, packed, model_config, model_args, card, keep_source)
-        with _hub_errors(repo_id, revision, 'push to', 'A push is one commit, made whole or not at all.'):
+        with hub_errors(repo_id, revision, 'push to', remedy):
             repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
             if private and not api.model_info(repo_id).private:
                 raise ValueError(f'{repo_id} exists and is public: make it private on the hub first, or choose another '
@@ -114,15 +80,36 @@ def push_to_hub(
             if card is not None or not api.file_exists(repo_id, CARD, revision=revision):
                 text = card_text(network, card, repo_id.split('/')[-1], f'hf-hub:{repo_id}')
                 (Path(folder) / CARD).write_text(text, encoding='utf-8')
-            # not upload_folder: with hf_xet it makes several commits, and a break between them leaves half a model
-            commit = api.create_commit(
-                repo_id,
-                [CommitOperationAdd(file.name, file) for file in sorted(Path(folder).iterdir())],
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-            )
+        files = sorted(Path(folder).iterdir())
+        try:
+            with hub_errors(repo_id, revision, 'push to', remedy):
+                # not upload_folder: with hf_xet it makes several commits, and a break between leaves half a model
+                commit = api.create_commit(
+                    repo_id,
+                    [CommitOperationAdd(file.name, file) for file in files],
+                    commit_message=commit_message,
+                    revision=revision,
+                    create_pr=create_pr,
+                )
+        except UnreachableError:
+            address = None if create_pr else _commit_with(files, api, repo_id, revision)
+            if address is None:
+                raise
+            return address
     return str(commit.pr_url or commit.commit_url)
+
+
+def _commit_with(files: List[Path], api: HfApi, repo_id: str, revision: Optional[str]) -> Optional[str]:
+    """The address of the newest commit if it holds exactly these files: the commit was made, its answer was lost."""
+    with suppress(HubError), hub_errors(repo_id, revision, 'look at'):
+        info = api.model_info(repo_id, revision=revision, files_metadata=True)
+        hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or ()}
+        for file in files:
+            git = sha1(b'blob %d\0' % file.stat().st_size + file.read_bytes()).hexdigest()
+            if hashes.get(file.name) not in (git, file_sha256(file)):
+                return None
+        return f'{constants.ENDPOINT}/{repo_id}/commit/{info.sha}'
+    return None
 
 
 def from_pretrained(
@@ -132,13 +119,13 @@ def from_pretrained(
         token: Optional[str] = None,
         cache_dir: Optional[Union[str, Path]] = None,
         force_download: bool = False,
+        check_digest: bool = True,
         **kwargs: Any,
 ) -> nn.Module:
     """The network of a hub repository, or of a folder that `save_pretrained` wrote, with its weights.
 
-    It is `timm.create_model('hf-hub:user/name', pretrained=True)`, and more: the downloaded file is compared with the
-    hash that the hub gave, errors say what to do, and the ensemble weights `alpha` come back in
-    `model.checkpoint_metadata`.
+    It is `timm.create_model('hf-hub:user/name', pretrained=True)`, and more: a network in the cache is found without a
+    connection, the downloaded file is compared with the hash that the hub gave, and errors say what to do.
 
     >>> from_pretrained('user/rs_resnet18-pets').resolutions  # doctest: +SKIP
     (224, 192, 160, 128, 96)
@@ -149,22 +136,32 @@ def from_pretrained(
         token: for a private repository; None takes HF_TOKEN, or that of `hf auth login`.
         cache_dir: where downloads are kept; None is the cache of huggingface_hub.
         force_download: load the files again, whatever the cache has.
+        check_digest: compare the tensors with the digest in config.json; False saves the time for huge files.
         kwargs: passed to `timm.create_model`, for example `num_classes` to fine-tune.
 
     Raises:
         HubError: no such repository or revision, a token is needed, no connection, or a damaged download.
-        ValueError: not a model of rs_timm.
+        ValueError: not a model of rs_timm, an entry of its config.json that may not be there, or tensors that are not
+            those that were saved.
     """
+    recover_folder(repo_id)
     local = Path(repo_id).is_dir()
     if local:
         files = {name: Path(repo_id, name) for name in (CONFIG, WEIGHTS)}
     else:
         files = _download(repo_id, revision, token=token, cache_dir=cache_dir, force_download=force_download)
-    config = _read_config(files[CONFIG], repo_id, local)
+    architecture = _check_config(files[CONFIG], repo_id, local)
     _check_weights(files[WEIGHTS], repo_id, local)
-    model = timm.create_model(f'local-dir:{files[WEIGHTS].parent}', pretrained=True, **kwargs)
+    try:
+        with digest_check(check_digest):
+            model = timm.create_model(f'local-dir:{files[WEIGHTS].parent}', pretrained=True, **kwargs)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if kwargs or repo_id in str(error):
+            raise
+        reason = (str(error).strip() or 'no message').splitlines()[0]
+        raise ValueError(f'{repo_id}: its config.json builds no network ({type(error).__name__}: {reason}).') from error
     if not is_switchable(model):
-        raise ValueError(f"{repo_id} is a {config['architecture']}, no resolution-switchable network: "
+        raise ValueError(f"{repo_id} is a {architecture}, no resolution-switchable network: "
                          f"rs_timm.switchable({_address(repo_id, local)!r}, pretrained=True) makes it one.")
     if not local:
         model.derived_from = '@'.join(filter(None, (repo_id, revision)))  # type: ignore[assignment]
@@ -174,17 +171,15 @@ def from_pretrained(
 
 
 def _download(repo_id: str, revision: Optional[str], **kwargs: Any) -> Dict[str, Path]:
-    from huggingface_hub import hf_hub_download
-
     from rs_timm import __version__
 
     files = {}
     for name in (CONFIG, WEIGHTS):
-        with _hub_errors(repo_id, revision, f'get {name} of'):
+        with hub_errors(repo_id, revision, f'get {name} of'):
             files[name] = Path(hf_hub_download(
                 repo_id, name, revision=revision, library_name='rs_timm', library_version=__version__, **kwargs))
         if name == CONFIG:
-            _read_config(files[name], repo_id, local=False)  # before a large download
+            _check_config(files[name], repo_id, local=False)  # before a large download
     return files
 
 
@@ -193,31 +188,30 @@ def _address(repo_id: str, local: bool) -> str:
     return f"{'local-dir' if local else 'hf-hub'}:{repo_id}"
 
 
-def _read_config(path: Path, repo_id: str, local: bool) -> Dict[str, Any]:
+def _check_config(path: Path, repo_id: str, local: bool) -> str:
+    """Return the architecture that config.json names, or raise ValueError for what it may not say."""
     try:
-        config = json.loads(path.read_text(encoding='utf-8'))
-        architecture = config['architecture']
-    except FileNotFoundError:
-        raise ValueError(f'{path}: no such file; expected a folder that rs_timm.save_pretrained wrote.') from None
-    except (ValueError, KeyError, TypeError) as error:
+        architecture = json.loads(read_bytes(path, repo_id))['architecture']
+    except (KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} of {repo_id} is no config.json of timm ({type(error).__name__}: {error}).') from error
-    if not is_model(architecture):
+    if not (isinstance(architecture, str) and is_model(architecture)):
         raise ValueError(f'{repo_id} is a {architecture!r}, which neither rs_timm nor timm {timm.__version__} knows: '
                          'update them, or import the package that registers it.')
     if model_entrypoint(architecture).__module__.startswith('timm.'):
         raise ValueError(f'{repo_id} is a plain {architecture} of timm, no model of rs_timm: '
                          f"rs_timm.switchable({_address(repo_id, local)!r}, pretrained=True) makes it switchable.")
-    return config
+    read_config(path, repo_id)
+    return architecture
 
 
 def _check_weights(path: Path, repo_id: str, local: bool) -> None:
     """Raise HubError unless the file is whole, and is the one that the hub announced."""
     problem = None
     try:
+        if not path.is_file():
+            raise ValueError(f'{path}: no such file; expected a folder that rs_timm.save_pretrained wrote.')
         with safe_open(path, framework='pt') as weights:
             weights.keys()
-    except FileNotFoundError:
-        raise ValueError(f'{path}: no such file; expected a folder that rs_timm.save_pretrained wrote.') from None
     except SafetensorError as error:
         problem = f'{error}'
     blob = path.resolve()  # the cache names a file by the hash that the hub gave

@@ -1,4 +1,5 @@
 """A network -> a folder that gives it back: the config that timm writes, the weights, and the proof that they do."""
+import json
 from contextlib import suppress
 from copy import copy
 from dataclasses import fields, replace
@@ -15,10 +16,10 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from rs_timm.atomic import replacing_folder
-from rs_timm.card import CardData, model_card
+from rs_timm.card import CardData, as_text, model_card
 from rs_timm.crops import crops_of
 from rs_timm.layers import get_interpolation, get_resolutions, is_switchable
-from rs_timm.models import OWN_ARGUMENTS
+from rs_timm.models import OWN_ARGUMENTS, tensor_digest
 from rs_timm.quantization import pack_weights, unpack_weights
 from rs_timm.tensor_files import save_tensors
 
@@ -108,17 +109,18 @@ def write_model(
     data = card or CardData()
     claims = dict(license=data.license, description=data.description)
     network = _restorable(model, keep_source, claims, (model_config or {}).get('pretrained_cfg', {}))
-    _write_config(network, folder, model_config or {}, model_args or {})
     saved = write_weights(network, folder, storage)
+    _write_config(network, folder, model_config or {}, model_args or {})
     check_restores(network, folder, saved)
     return network
 
 
 def card_text(network: nn.Module, card: Optional[CardData], name: str, source: Optional[str] = None) -> str:
     """The README.md of what `write_model` returned."""
-    data = card or CardData()
-    cfg = network.pretrained_cfg
-    data = replace(data, license=cfg.get('license'), description=cfg.get('description'))  # type: ignore
+    cfg: Any = network.pretrained_cfg
+    data = replace(card or CardData(), license=cfg.get('license'))
+    if data.description is None and cfg.get('description'):  # of a config.json that somebody else may have written
+        data = replace(data, description=as_text(cfg['description']))
     origin = (getattr(network, 'derived_from', None) or '').partition('@')[0]
     return model_card(network, data, name, source, base_model=origin if '/' in origin else None)
 
@@ -206,7 +208,11 @@ def _write_config(
         model_config: Mapping[str, Any],
         model_args: Mapping[str, Any],
 ) -> None:
-    """Let timm write config.json for what `_restorable` returned."""
+    """Let timm write config.json for what `_restorable` returned, beside its weights; then finish it.
+
+    The number of classes stands at the top alone, and so do their names: transformers' wrapper of timm passes what is
+    in `model_args` a second time, and reads names nowhere else.
+    """
     from rs_timm import __version__
 
     config = {key: value for key, value in model_config.items() if key != 'pretrained_cfg'}
@@ -219,10 +225,18 @@ def _write_config(
         crops={str(resolution): crop for resolution, crop in (crops_of(network) or {}).items()},
         alpha={str(resolution): float(weight) for resolution, weight in alpha.items()},
         derived_from=getattr(network, 'derived_from', None),
+        digest=tensor_digest(load_file(folder / WEIGHTS)),
     )
     config['rs_timm'] = {**{key: value for key, value in metadata.items() if value}, **config.get('rs_timm', {})}
     args = {**_constructor_arguments(network), **model_args}
     save_config_for_hf(network, folder / CONFIG, config, args)  # type: ignore[arg-type]
+    written = json.loads((folder / CONFIG).read_text(encoding='utf-8'))
+    written['model_args'].pop('num_classes', None)
+    for key in ('label_names', 'label_descriptions'):
+        found = written['pretrained_cfg'].pop(key, None)
+        if found and key not in written:
+            written[key] = found
+    (folder / CONFIG).write_text(json.dumps(written, indent=2), encoding='utf-8')
 
 
 def _constructor_arguments(network: nn.Module) -> Dict[str, Any]:

@@ -4,6 +4,7 @@ from ._arguments import check_model_args
 from ._builder import OWN_ARGUMENTS, build_switchable
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, is_paper_layout
 from ._manifest import file_sha256, manifest, manifest_cfgs, weights_dir
+from ._saved import digest_check, read_bytes, read_config, tensor_digest
 from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin, pack, switchable
 
 __all__ = [
@@ -14,16 +15,20 @@ __all__ = [
     'build_switchable',
     'check_model_args',
     'checkpoint_filter_fn',
+    'digest_check',
     'file_sha256',
     'is_paper_layout',
     'manifest',
     'manifest_cfgs',
     'pack',
+    'read_bytes',
+    'read_config',
     'rs_efficientnet_lite',
     'rs_mobilenetv2',
     'rs_resnet',
     'rs_resnet_lq',
     'rs_switchable',
     'switchable',
+    'tensor_digest',
     'weights_dir',
 ]

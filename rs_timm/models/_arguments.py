@@ -10,13 +10,16 @@ from rs_timm.resolutions import MAX_RESOLUTIONS, check_resolutions
 
 __all__ = ['check_model_args', 'check_part']
 
-_LARGEST = 1 << 20  # of a number in a config: no width, depth or number of classes is larger
+_LARGEST = 1 << 17  # of a number in a config: there are no more classes
+_LIMITS = dict(features=4096, in_chans=1024, output_stride=32, weight_bits=8, act_bits=8)
+_NOT_NULL = ('base', 'encoder', 'interpolation', 'resolutions')
 
-# arguments of timm's factory and builder, not of a network: they name other files and repositories, or how to load them
-_OF_THE_FACTORY = (
-    'cache_dir', 'checkpoint_path', 'feature_cfg', 'kwargs_filter', 'model_cfg', 'model_name', 'pretrained',
-    'pretrained_cfg', 'pretrained_cfg_overlay', 'pretrained_filter_fn', 'pretrained_model_args', 'pretrained_strict',
-    'pruned', 'state_dict', 'url', 'file', 'hf_hub_id')
+# Arguments that name no file and no repository, and with which a network of any size is built in bounded time. Depths
+# and widths are not among them: they come with the name of an architecture.
+_HARMLESS = {
+    'base', 'encoder', 'resolutions', 'interpolation', 'encoder_weights', 'num_classes', 'in_chans', 'global_pool',
+    'drop_rate', 'drop_path_rate', 'drop_block_rate', 'act_layer', 'norm_layer', 'aa_layer', 'pad_type', 'stem_type',
+    'bn_eps', 'bn_momentum', 'avg_down', 'zero_init_last', 'replace_stem_pool', 'fix_stem', *_LIMITS}
 
 
 def check_part(name: str, architecture: Any, switchable: bool) -> None:
@@ -47,15 +50,17 @@ def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:
         args: key -> value as JSON has it.
 
     Raises:
-        ValueError: an argument that belongs to timm's factory (`checkpoint_path`), a part that is no plain name of the
+        ValueError: an argument that is not known to be harmless (`checkpoint_path`, `layers`), a part that is no plain name of the
             registry, more than 64 resolutions, or a value that is no finite number, text, boolean or list of those.
     """  # noqa: E501
     if not isinstance(args, Mapping):
         raise ValueError(f'model_args is a {type(args).__name__}: it must be an object of names and values.')
     for key, value in args.items():
         name = f'model_args.{str(key)[:100]}'
-        if not (isinstance(key, str) and key.isidentifier()) or key in _OF_THE_FACTORY:
-            raise ValueError(f'{name} is no argument of a network: remove it from config.json.')
+        if key not in _HARMLESS or key == 'encoder_weights' and value is not None:
+            raise ValueError(f'{name} is no argument of a network that is read from a file: remove it.')
+        if value is None and key in _NOT_NULL:
+            raise ValueError(f'{name} is null.')
         if key == 'base' and architecture == 'rs_switchable' or key == 'encoder':
             check_part(name, value, switchable=key == 'encoder')
         elif key == 'resolutions':
@@ -67,16 +72,16 @@ def check_model_args(architecture: str, args: Mapping[str, Any]) -> None:
                 raise ValueError(f'{name}: {error}') from error
         elif key == 'interpolation' and value not in INTERPOLATIONS:
             raise ValueError(f"{name} is {str(value)[:100]!r}: it must be one of {', '.join(INTERPOLATIONS)}.")
-        _check_value(name, value)
+        _check_value(name, value, _LIMITS.get(key, _LARGEST))
 
 
-def _check_value(name: str, value: Any, depth: int = 0) -> None:
+def _check_value(name: str, value: Any, largest: int, depth: int = 0) -> None:
     if isinstance(value, (list, tuple)) and len(value) <= 1000 and depth < 3:
         for entry in value:
-            _check_value(name, entry, depth + 1)
+            _check_value(name, entry, largest, depth + 1)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not (math.isfinite(value) and abs(value) <= _LARGEST):
-            raise ValueError(f'{name} has {str(value)[:100]}: a number must be finite, and no larger than {_LARGEST}.')
+        if not (math.isfinite(value) and abs(value) <= largest):
+            raise ValueError(f'{name} has {str(value)[:100]}: a number must be finite, and no larger than {largest}.')
     elif not (value is None or isinstance(value, bool) or isinstance(value, str) and len(value) <= 100):
         raise ValueError(f'{name} has a {type(value).__name__}: it must be a number, a short text, true, false, null '
                          'or a list of those.')

@@ -1,32 +1,35 @@
 """Build a registered model through timm's own builder, with the checks that timm leaves to its hub."""
-import json
 import traceback
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional
 
 import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from timm.models import build_model_with_cfg, generate_default_cfgs, resolve_pretrained_cfg
 from torch import nn
 
 from rs_timm.crops import check_crop_pct
+from rs_timm.hub_client import one_try
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions
 
 from ._arguments import check_part
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, weights_origin
 from ._manifest import file_sha256, manifest, manifest_cfgs, manifest_entry_of_file
+from ._saved import DamagedWeights, check_digest, saved_config
+
+if TYPE_CHECKING:
+    from ._config import SavedConfig
 
 __all__ = ['OWN_ARGUMENTS', 'build_switchable', 'switchable_cfgs']
 
 # of networks that timm does not have; timm before 1.0.31 records no arguments by itself
 OWN_ARGUMENTS = ('encoder', 'features', 'weight_bits', 'act_bits')
 _SOURCES = frozenset(('file', 'url', 'hf_hub_id', 'state_dict'))
-_CONFIG = 'config.json'
 _PAPER_CODE = 'https://github.com/yikaiw/RS-Nets'
 
 
@@ -83,6 +86,7 @@ def build_switchable(
         raise ValueError(f'checkpoint_path is no argument of {variant}: give it to timm.create_model.')
     if 'encoder' in kwargs:
         check_part('encoder', kwargs['encoder'], switchable=True)
+    saved = saved_config(pretrained_cfg, kwargs.get('cache_dir'))  # read under rules, before anything is built from it
     default = pretrained_cfg is None
     if default and not (pretrained and _SOURCES.isdisjoint(pretrained_cfg_overlay or {})):
         pretrained_cfg = _imagenet_tag(variant)
@@ -92,17 +96,20 @@ def build_switchable(
     if pretrained:
         _check_source(variant, cfg)
     try:
-        model = build_model_with_cfg(
-            model_cls,
-            variant,
-            pretrained,
-            pretrained_cfg=pretrained_cfg,
-            pretrained_cfg_overlay=pretrained_cfg_overlay,
-            pretrained_filter_fn=partial(
-                _filter_and_check, strict=kwargs.get('pretrained_strict', True),
-                saved=_saved_config(cfg, kwargs.get('cache_dir')) if pretrained else {}),
-            **kwargs,
-        )
+        with one_try() if pretrained and cfg.hf_hub_id else nullcontext():
+            model = build_model_with_cfg(
+                model_cls,
+                variant,
+                pretrained,
+                pretrained_cfg=pretrained_cfg,
+                pretrained_cfg_overlay=pretrained_cfg_overlay,
+                pretrained_filter_fn=partial(
+                    _filter_and_check, strict=kwargs.get('pretrained_strict', True), saved=saved,
+                    where=cfg.file or cfg.hf_hub_id),
+                **kwargs,
+            )
+    except DamagedWeights:
+        raise
     except Exception as error:
         if cfg.file and _while_loading(error):
             raise ValueError(_unreadable(cfg.file, variant, error)) from error
@@ -114,7 +121,7 @@ def build_switchable(
     model.stock_architecture = stock_name
     if pretrained:
         model.derived_from = weights_origin(model.pretrained_cfg, pretrained_cfg_overlay)
-        _restore_metadata(model, kwargs.get('cache_dir'))
+        _restore_metadata(model, saved)
     model._model_args = dict(
         {name: kwargs[name] for name in OWN_ARGUMENTS if name in kwargs}, resolutions=get_resolutions(model))
     return model
@@ -139,15 +146,14 @@ def _warn_of_other_classes(variant: str, cfg: Any) -> None:
             f"of ImageNet there are {', '.join(names)}. Name a tag to choose.", stacklevel=6)
 
 
-def _restore_metadata(model: nn.Module, cache_dir: Optional[str]) -> None:
+def _restore_metadata(model: nn.Module, saved: Optional['SavedConfig']) -> None:
     """Origin, and ensemble weights where `evaluate` looks for them: of the manifest, or of a saved config.json.
 
     The ensemble weights of other resolutions than the model's would be of no use.
     """
-    cfg = model.pretrained_cfg
-    file = cfg.get('file')  # type: ignore[operator]
-    found = (manifest_entry_of_file(Path(file)) if file else None) or _saved_config(
-        cfg, cache_dir).get('rs_timm', {})  # type: ignore[arg-type]
+    file = model.pretrained_cfg.get('file')  # type: ignore[operator]
+    found = (manifest_entry_of_file(Path(file)) if file else None) or (
+        saved.rs_timm.model_dump(exclude_none=True) if saved else {})
     if file and 'derived_from' in found:
         model.derived_from = found['derived_from']
     alpha = {int(resolution): weight for resolution, weight in found.get('alpha', {}).items()}  # JSON has no int keys
@@ -158,45 +164,25 @@ def _restore_metadata(model: nn.Module, cache_dir: Optional[str]) -> None:
         model.checkpoint_metadata = metadata  # type: ignore[assignment]
 
 
-def _saved_config(cfg: Any, cache_dir: Optional[str] = None) -> Dict[str, Any]:
-    """The config.json that `cfg` came from, a folder's or the hub's; empty if there is none.
-
-    Nothing is downloaded: timm has just read the file. Its 'model_args' and 'rs_timm' are objects.
-    """
-    path = _config_of(cfg if isinstance(cfg, dict) else cfg.to_dict(), cache_dir)
-    if path is None:
-        return {}
-    try:
-        config = json.loads(path.read_text(encoding='utf-8'))
-        return {key: value for key, value in config.items() if isinstance(value, dict)}
-    except (OSError, ValueError, AttributeError):  # timm has read it, or says what is wrong with it
-        return {}
-
-
-def _config_of(cfg: Mapping[str, Any], cache_dir: Optional[str]) -> Optional[Path]:
-    if cfg.get('source') == 'local-dir' and cfg.get('file'):
-        path = Path(cfg['file'])  # timm has the folder here
-        return path / _CONFIG if path.is_dir() else path.with_name(_CONFIG)
-    if cfg.get('source') == 'hf-hub' and cfg.get('hf_hub_id'):
-        repo_id, _, revision = cfg['hf_hub_id'].partition('@')
-        cached = try_to_load_from_cache(repo_id, _CONFIG, cache_dir=cache_dir, revision=revision or None)
-        return Path(cached) if isinstance(cached, str) else None
-    return None
-
-
 def _while_loading(error: Exception) -> bool:
     """Whether `error` came up in timm's `load_pretrained`, and not in the constructor or the feature wrapper."""
     return any(frame.f_code.co_name == 'load_pretrained' for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _filter_and_check(
-        state_dict: Dict[str, Any], model: nn.Module, strict: bool = True, saved: Mapping[str, Any] = {},
+        state_dict: Dict[str, Any],
+        model: nn.Module,
+        strict: bool = True,
+        saved: Optional['SavedConfig'] = None,
+        where: str = '',
 ) -> Dict[str, Any]:
     """Apply `checkpoint_filter_fn`, and refuse other layers, also where timm loads loosely for a new head.
 
-    Refused as well are tensors of another kind, values that are not finite, and a file that lacks BatchNorm sets which
-    the config.json beside it, `saved`, promises and the user has not asked to do without.
+    Refused as well are tensors with another digest or of another kind, values that are not finite, and a file that
+    lacks BatchNorm sets which the config.json beside it, `saved`, promises and the user has not asked to do without.
     """
+    if saved:
+        check_digest(state_dict, saved, where)
     state_dict = checkpoint_filter_fn(state_dict, model)
     classifier = model.pretrained_cfg.get('classifier') or ()  # type: ignore[operator]
     heads = {classifier} if isinstance(classifier, str) else set(classifier)
@@ -217,12 +203,12 @@ def _filter_and_check(
             raise ValueError(f'{key} has values that are not finite')
         if key.endswith('.running_var') and (tensor < 0).any():
             raise ValueError(f'{key} has negative variances')
-    _check_sets(state_dict, model, saved)
+    if saved:
+        _check_sets(state_dict, model, saved.model_args.get('resolutions'))
     return state_dict
 
 
-def _check_sets(state_dict: Mapping[str, Any], model: nn.Module, saved: Mapping[str, Any]) -> None:
-    promised = saved.get('model_args', {}).get('resolutions')
+def _check_sets(state_dict: Mapping[str, Any], model: nn.Module, promised: Any) -> None:
     if not isinstance(promised, list) or sorted(promised, reverse=True) != list(get_resolutions(model)):
         return  # the user has asked for other sizes
     for name, module in model.named_modules():

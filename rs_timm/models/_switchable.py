@@ -1,4 +1,5 @@
 """The mixin that makes a class of timm switchable, and `switchable` and `pack`, which do so to any network."""
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, Dict, Iterable, Mapping, Optional, Tuple, Type, Union
 
@@ -6,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from rs_timm.hub_client import one_try
 from rs_timm.layers import (
     SwitchableBatchNorm2d,
     convert_switchable_bn,
@@ -131,7 +133,8 @@ def switchable(
     if isinstance(model, str):
         if pretrained:  # refuse what cannot be converted before its weights are downloaded
             switchable(model, resolutions, interpolation=interpolation, **kwargs)
-        model = timm.create_model(model, pretrained=pretrained, **kwargs)
+        with one_try() if pretrained else nullcontext():
+            model = timm.create_model(model, pretrained=pretrained, **kwargs)
         if pretrained:
             model.derived_from = weights_origin(model.pretrained_cfg, kwargs.get('pretrained_cfg_overlay'))
     elif pretrained or kwargs:

@@ -7,6 +7,7 @@ from torch import nn
 
 from ._arguments import check_part
 from ._builder import build_switchable
+from ._saved import saved_config
 from ._switchable import DEFAULT_RESOLUTIONS, switchable
 
 __all__ = []
@@ -25,6 +26,7 @@ def rs_switchable(
 
     `rs_timm.switchable` is the everyday way; this name is what config.json of a saved one holds.
     """
+    saved_config(pretrained_cfg, kwargs.get('cache_dir'))  # before `base`, which may come from it, is built
     check_part('base', base, switchable=False)
     base_name = base.partition('.')[0]
 

@@ -3,7 +3,10 @@ import colorsys
 from typing import List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_segmentation_masks
 
 __all__ = ['class_colours', 'comparison', 'overlay']
 
@@ -51,12 +54,13 @@ def overlay(
     """
     if classes.shape != image.size[::-1]:
         raise ValueError(f'classes {classes.shape}: the picture has {image.size[1]} rows and {image.size[0]} columns.')
-    pixels = np.asarray(image.convert('RGB'), dtype=np.float32)
-    palette = np.array(class_colours(num_classes), dtype=np.float32).reshape(-1, 3)
-    known = (classes >= 0) & (classes < num_classes)
-    mixed = pixels.copy()
-    mixed[known] += opacity * (palette[classes[known]] - pixels[known])
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    pixels = pil_to_tensor(image.convert('RGB'))  # [3, height, width]
+    occurring = [index for index in np.unique(classes).tolist() if 0 <= index < num_classes]
+    if not occurring:
+        return to_pil_image(pixels)
+    colours = class_colours(num_classes)
+    masks = torch.stack([torch.from_numpy(classes == index) for index in occurring])
+    return to_pil_image(draw_segmentation_masks(pixels, masks, opacity, [colours[index] for index in occurring]))
 
 
 def comparison(

@@ -6,12 +6,12 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from rs_timm.models import SwitchableMixin, build_switchable, manifest_cfgs
+from rs_timm.models import SwitchableMixin, build_switchable, checkpoint_filter_fn, manifest_cfgs
+from rs_timm.tensor_files import check_values, read_weights
 
-from .encoder import load_encoder
 from .refinenet import RefineNet
 
-__all__ = ['RSRefineNet', 'SEGMENTATION_RESOLUTIONS']
+__all__ = ['RSRefineNet', 'SEGMENTATION_RESOLUTIONS', 'load_encoder']
 
 SEGMENTATION_RESOLUTIONS = (352, 224, 96)  # Appendix B
 
@@ -46,6 +46,33 @@ class RSRefineNet(SwitchableMixin, RefineNet):
             interpolation=interpolation, in_chans=in_chans, **encoder_args)
         RefineNet.__init__(self, network, num_classes, features, drop_rate)  # the encoder is switchable already
         self.in_chans = in_chans
+
+
+def load_encoder(encoder: nn.Module, weights: str) -> None:
+    """Give `encoder` the weights of a classifier with the same layers, in place; its head is left out.
+
+    BatchNorm sets for other resolutions are matched as everywhere: equal ones are taken, the others interpolated; the
+    one set of a plain network goes to all.
+
+    Args:
+        encoder: of a segmentation network, made by timm with `features_only=True`.
+        weights: see `read_weights`.
+
+    Raises:
+        ValueError: no such file or name, one that cannot be read, or weights of another network; the message names it.
+    """
+    state = read_weights(weights)
+    try:
+        state = checkpoint_filter_fn(state, encoder)
+        check_values(state, encoder, weights)
+        missing = encoder.load_state_dict(state, strict=False).missing_keys  # what is left over is the head
+    except ValueError:
+        raise
+    except Exception as error:  # shapes, or keys that only look like those of a network
+        missing = [str(error).splitlines()[-1].strip()]
+    if missing:
+        raise ValueError(f'{weights}: not the weights of this encoder ({missing[0]} does not fit or is missing): take '
+                         'those of the classifier that it was made from.')
 
 
 def _cfg(first_conv: str) -> Any:
