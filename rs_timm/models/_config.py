@@ -150,4 +150,4 @@ def check_config(text: Union[str, bytes], where: str) -> SavedConfig:
 
 def _of_union(part: Any) -> bool:
     """Whether a part of a location names a member of a union, such as 'tuple[str, ...]', and no entry of the file."""
-    return isinstance(part, str) and not part.replace('_', '').isidentifier()
+    return isinstance(part, str) and ('[' in part or part in ('none', 'str', 'constrained-str'))
