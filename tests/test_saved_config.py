@@ -114,7 +114,7 @@ def test_text_of_a_config_gets_into_a_card_as_text(folder, tmp_path):
     change(folder, 'pretrained_cfg.license', 'mit\n\n# Heading <b>')
     change(folder, 'rs_timm.derived_from', 'user/x')
     model = from_pretrained(str(folder))
-    card = (save_pretrained(model, tmp_path / 'again', keep_source=True) / 'README.md').read_text()
+    card = (save_pretrained(model, tmp_path / 'again', keep_source=True) / 'README.md').read_text().split('---\n', 2)[2]
     assert '<script' not in card and '[click]' not in card and '\n# Heading' not in card and '<b>' not in card
     own = save_pretrained(model, tmp_path / 'own', card=CardData(description='See [this](http://here).')) / 'README.md'
     assert 'See [this](http://here).' in own.read_text()
