@@ -8,7 +8,7 @@ from PIL import Image
 
 from rs_timm.data import ImageError, image_transform, open_image
 from rs_timm.pictures import open_picture
-from rs_timm.runtime.preprocessing import CROP_MODES, INTERPOLATIONS, Preprocessing, is_ready
+from rs_timm.runtime.preprocessing import CROP_MODES, RESAMPLINGS, Preprocessing, is_ready
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = [(500, 375), (375, 500), (64, 64), (33, 200), (37, 41), (1000, 999), (20, 900)]  # width, height
@@ -57,7 +57,7 @@ def test_equal_to_timm_in_every_crop_mode(crop_mode, crop_pct):
                                            crop_mode=crop_mode)), size
 
 
-@pytest.mark.parametrize('interpolation', INTERPOLATIONS)
+@pytest.mark.parametrize('interpolation', RESAMPLINGS)
 def test_equal_to_timm_with_every_filter(interpolation):
     ours = Preprocessing(MEAN, STD, interpolation=interpolation)(noise((90, 70)), 40)[0]
     assert np.array_equal(ours, oracle(noise((90, 70)), 40, interpolation=interpolation))

@@ -152,7 +152,7 @@ def _describe(model: nn.Module, channels: int, outputs: Sequence[torch.Tensor], 
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tuple[float, ...]:
-    """As the network is saved: for another number of channels, the average stands for all."""
+    """One value a channel, as the network is saved: for another number of them, the average stands for all."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 

@@ -98,7 +98,7 @@ class _Blended(nn.Module):
         return torch.func.functional_call(self.plain, self._tensors(self._weights(images)), (images,))
 
     def _weights(self, images: torch.Tensor) -> torch.Tensor:
-        """Of each set, [S]; those of a size that has one are 0 but for a 1."""
+        """The weight of each set, [S]; those of a size that has one are 0 but for a 1."""
         side = torch.scalar_tensor(images.shape[-2] * images.shape[-1], dtype=torch.float32).sqrt().round()
         return set_weights(side, self.resolutions, self.interpolation)
 
@@ -136,7 +136,7 @@ def _program(network: _Blended, example: torch.Tensor) -> Any:
 
 
 def _no_special_sizes() -> ContextManager[Any]:
-    """Else a program refuses images so small that some side inside the network is 1, as it does not in the example."""
+    """Let a program take images so small that some side inside the network is 1, as it is not in the example."""
     if not hasattr(_config, 'backed_size_oblivious'):  # torch before 2.7
         return nullcontext()
     return _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]

@@ -18,10 +18,10 @@ from PIL import Image
 from rs_timm.crops import CropPct, crop_at
 from rs_timm.pictures import MAX_PIXELS, Picture, as_picture, open_picture, trim_strip
 
-__all__ = ['CROP_MODES', 'INTERPOLATIONS', 'Preprocessing', 'is_ready']
+__all__ = ['CROP_MODES', 'RESAMPLINGS', 'Preprocessing', 'is_ready']
 
 CROP_MODES = ('center', 'squash', 'border')
-INTERPOLATIONS = {
+RESAMPLINGS = {
     'nearest': Image.Resampling.NEAREST, 'box': Image.Resampling.BOX, 'bilinear': Image.Resampling.BILINEAR,
     'hamming': Image.Resampling.HAMMING, 'bicubic': Image.Resampling.BICUBIC, 'lanczos': Image.Resampling.LANCZOS,
 }
@@ -40,7 +40,7 @@ def is_ready(images: Any) -> bool:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network wants done to a picture: calling it makes a batch.
+    """The preprocessing of pictures that a network expects: calling it makes a batch.
 
     >>> preprocessing = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     >>> batch = preprocessing([np.full((400, 300, 3), 255, np.uint8), Image.new('RGB', (64, 64))], 160)
@@ -50,7 +50,7 @@ class Preprocessing:
     Args:
         mean, std: per channel, of pixels in [0, 1]; one or three channels.
         crop_pct: side of the crop over the shorter side of the resized picture: for all sizes, or resolution -> crop.
-        interpolation: one of `INTERPOLATIONS`.
+        interpolation: one of `RESAMPLINGS`.
         crop_mode: 'center' as above; 'squash' resizes both sides to floor(resolution / crop_pct); 'border' resizes the
             longer side to that, and pads with the mean.
         draft: let the JPEG decoder scale down by 2, 4 or 8, never below the size that is resized to.
@@ -70,7 +70,7 @@ class Preprocessing:
         if len(self.mean) not in (1, 3) or len(self.std) != len(self.mean):
             raise ValueError(f'mean {self.mean} and std {self.std}: pictures have 1 or 3 channels; give a network of '
                              'other channels ready float32 arrays [N, C, H, W].')
-        for name, value, allowed in (('interpolation', self.interpolation, tuple(INTERPOLATIONS)),
+        for name, value, allowed in (('interpolation', self.interpolation, tuple(RESAMPLINGS)),
                                      ('crop_mode', self.crop_mode, CROP_MODES)):
             if value not in allowed:
                 raise ValueError(f'{name} {value!r} is not one of {", ".join(allowed)}.')
@@ -127,12 +127,12 @@ class Preprocessing:
             image = image.convert('L')
         target = self._target(size, scaled)
         if not (whole and target == image.size):
-            image = image.resize(target, INTERPOLATIONS[self.interpolation], box)
+            image = image.resize(target, RESAMPLINGS[self.interpolation], box)
         fill = [round(255 * value) if self.crop_mode == 'border' else 0 for value in self.mean]
         return np.asarray(_centre(image, resolution, fill)).reshape(resolution, resolution, -1)
 
     def _target(self, size: Tuple[int, int], scaled: int) -> Tuple[int, int]:
-        """(width, height) to resize to, by the formulas, and the rounding, of torchvision and timm."""
+        """The width and height to resize to, by the formulas, and the rounding, of torchvision and timm."""
         if self.crop_mode == 'squash':
             return scaled, scaled
         width, height = size

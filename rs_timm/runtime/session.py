@@ -185,7 +185,7 @@ class Session:
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
-        """What the network wants done to pictures, at any resolution."""
+        """The preprocessing that the network expects, at any resolution."""
         info = self.info
         return Preprocessing(
             info.mean, info.std, info.crops or info.crop_pct, info.resize_interpolation, info.crop_mode, self.draft,

@@ -1,4 +1,4 @@
-"""Where a Session's networks come from: an exported file, or a torch model."""
+"""The sources of a session's networks: an exported file, or a torch model."""
 import os
 import sys
 import tempfile

@@ -33,7 +33,7 @@ _KINDS = {
 
 
 class Engine(Protocol):
-    """What a Session needs of an engine; made with `create_engine`.
+    """The interface of an engine, which `create_engine` makes.
 
     Attributes:
         name: one of `ENGINES`.
@@ -58,7 +58,7 @@ class Engine(Protocol):
 
 
 def installed_engines() -> Tuple[str, ...]:
-    """Those of `ENGINES` that can be imported, in that order; nothing is imported to find out."""
+    """The engines that can be imported, in the order of `ENGINES`; nothing is imported to find out."""
     return tuple(name for name in ENGINES if _is_installed(name))
 
 

@@ -47,7 +47,7 @@ class OnnxRuntimeEngine:
 
 
 def _load(network: Any, options: Any) -> Any:
-    """By way of a file: of a model in memory, an InferenceSession keeps the bytes beside its own weights."""
+    """Load a network from a file: of one in memory, an InferenceSession keeps the bytes beside its own weights."""
     if isinstance(network, (str, PathLike)):
         return onnxruntime.InferenceSession(fspath(network), options, providers=['CPUExecutionProvider'])
     with TemporaryDirectory(prefix='rs_timm_') as folder:

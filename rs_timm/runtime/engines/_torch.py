@@ -65,7 +65,7 @@ class TorchModel:
         return onnx_model(self._model)
 
     def network(self, resolution: int) -> Any:
-        """As `rs_timm.extract`, but all except the BatchNorms has the very tensors of the copy."""
+        """The network that `rs_timm.extract` gives, but all except the BatchNorms has the very tensors of the copy."""
         plain = extract(self._model, resolution)
         modules = dict(self._model.named_modules())
         for name, module in plain.named_modules():

@@ -1,1 +1,1 @@
-"""Which resolution, and when: latency tables, budgets, load and cascades."""
+"""The choice of a resolution while serving: latency tables, budgets, load and cascades."""

@@ -93,7 +93,7 @@ def size_grid(resolutions: Sequence[int], step: int) -> Tuple[int, ...]:
 
 
 def _bisect(low: int, between: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """`low` or one of `between` (ascending, all above it) that fits and whose successor does not.
+    """Find `low` or one of `between` (ascending, all above it) that fits and whose successor does not.
 
     `low` fits, and what follows `between` does not. Where cost grows with size, the result is the largest that fits;
     where it does not, the result fits all the same.
@@ -129,7 +129,7 @@ class _Candidates:
         return self.limits.allow(*self.figures(size))
 
     def figures(self, size: int) -> Tuple[Optional[float], Optional[int]]:
-        """(p95 in milliseconds, multiply-adds), each None if there is no limit on it."""
+        """The p95 in milliseconds and the multiply-adds, each None if there is no limit on it."""
         p95 = self._p95(size) if self.timed else None
         return p95, madds_of(self.session, size) if self.limits.madds is not None else None
 

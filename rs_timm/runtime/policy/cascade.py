@@ -1,4 +1,4 @@
-"""Small pictures first, larger ones for those that need it: a confident answer ends the matter."""
+"""A cascade of resolutions: the smallest first, larger ones for pictures whose answer is not confident."""
 import math
 from dataclasses import dataclass
 from os import PathLike
@@ -159,7 +159,7 @@ class Cascade:
         return self._climb(counts[self.resolutions[0]], lambda size, chosen: tensors[size][chosen])
 
     def _climb(self, count: int, pictures_at: Callable[[int, np.ndarray], np.ndarray]) -> CascadeResult:
-        """`pictures_at(resolution, indices)` gives the tensor of those pictures."""
+        """Answer all pictures; `pictures_at(resolution, indices)` gives the tensor of those at the indices."""
         waiting = np.arange(count)
         answered = np.zeros(count, np.int64)
         logits: Optional[np.ndarray] = None
@@ -194,7 +194,7 @@ class Cascade:
 
 
 def _by_size(name: str, values: Any, sizes: Sequence[int]) -> Dict[int, float]:
-    """{resolution: value} for exactly these sizes; one number stands for all."""
+    """Return {resolution: value} for exactly these sizes; one number stands for all."""
     if not isinstance(values, Mapping):
         values = dict.fromkeys(sizes, values)
     wrong = sorted({*sizes} ^ {*values})
@@ -275,7 +275,7 @@ def stage_weights(
     if missing:
         raise ValueError(f'alpha {weights} has no weight for {missing} px.')
     chosen = tuple(weights[size] for size in resolutions)
-    if min(chosen) < 0. or not chosen[0] > 0.:
+    if not (all(0. <= weight < math.inf for weight in chosen) and chosen[0] > 0.):
         raise ValueError(f'alpha {weights}: weights must not be negative, and the one of the smallest resolution, '
                          'which answers alone at times, is positive.')
     return chosen

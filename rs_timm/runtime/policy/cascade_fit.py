@@ -55,7 +55,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Stages:
-    """What a cascade of these resolutions sees of N pictures.
+    """The view that a cascade of these resolutions has of N pictures.
 
     Attributes:
         resolutions: pixels, in the order of use.
@@ -151,7 +151,7 @@ class _Builder:
         self.known: Dict[Tuple[int, ...], Tuple[float, np.ndarray, np.ndarray]] = {}
 
     def stage(self, prefix: Tuple[int, ...]) -> Tuple[float, np.ndarray, np.ndarray]:
-        """(temperature, confidence [N], correct [N]) after these resolutions."""
+        """Temperature, confidence [N] and correctness [N] after these resolutions."""
         if self.combine == 'last' and len(prefix) > 1:
             return self.stage(prefix[-1:])
         if prefix not in self.known:
@@ -270,7 +270,7 @@ def best_point(candidates: Iterable[Stages], goal: Goal, effort: int = EFFORT) -
 
 
 def _points(stages: Stages, goal: Goal, effort: int) -> Iterator[Point]:
-    """For all thresholds but the last: the best that the last one can make of them."""
+    """The best that the last threshold can make of each choice of the others."""
     if len(stages.resolutions) == 1:
         correct, cost = stages.correct[0].sum(), stages.costs[0]
         if goal.best(np.array([correct]), np.array([cost])) is not None:

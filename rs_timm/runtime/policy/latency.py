@@ -1,4 +1,4 @@
-"""How long a session takes at each resolution on this machine: measured, kept as a table, read again.
+"""Measurement of the latency of a session at each resolution, on this machine.
 
 A p95 is an order statistic, and one of few calls says little: each resolution is called at least 72 times, which is
 what a 95 % confidence interval of the p95 needs without assuming a distribution, and the table states the interval.

@@ -1,4 +1,4 @@
-"""What calls take at each resolution: the statistics of a measurement, its file, and the largest size in a budget."""
+"""A table of latencies at each resolution: its statistics, its file, and the largest size in a budget."""
 import math
 import warnings
 from dataclasses import dataclass, replace
@@ -249,7 +249,7 @@ class LatencyTable:
         raise ValueError(f'{resolution} px batch {batch} is not in the table, which has {measured or "no rows"}.')
 
     def at_batch(self, batch: int = 1) -> Dict[int, LatencyRow]:
-        """{resolution, largest first: row} at this many pictures per call; ValueError if nothing was measured there."""
+        """Return {resolution, largest first: row} at this many pictures per call; ValueError if there is none."""
         rows = {row.resolution: row for row in self.rows if row.batch == batch}
         if not rows:
             raise ValueError(f'batch {batch} is not in the latency table, which has '

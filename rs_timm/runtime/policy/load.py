@@ -263,7 +263,7 @@ def predicted_wait(per_second: float, service_ms: float) -> float:
 
 
 def _useful(costs: Mapping[int, float]) -> Dict[int, float]:
-    """{resolution, largest first: cost}, without sizes that cost no less than a larger one."""
+    """Return {resolution, largest first: cost}, without sizes that cost no less than a larger one."""
     useful: Dict[int, float] = {}
     for size in check_resolutions(costs):
         cost = float(costs[size])

@@ -1,4 +1,4 @@
-"""What a measurement says about the machine that it was made on."""
+"""The description of a machine, for measurements that hold on it."""
 import os
 import platform
 from pathlib import Path
@@ -41,7 +41,7 @@ def describe_machine() -> Dict[str, Any]:
 
 
 def machine_differences(measured: Mapping[str, Any], here: Mapping[str, Any]) -> List[str]:
-    """Where two machines differ in what decides speed: 'cores: 2, here 16'; empty if nowhere.
+    """List the differences of two machines that decide speed, as in 'cores: 2, here 16'.
 
     >>> machine_differences({'cpu': 'A', 'cores': 2}, {'cpu': 'A', 'cores': 16})
     ['cores: 2, here 16']
