@@ -112,7 +112,7 @@ def open_picture(
         ImageError: as for `open_image`.
     """
     try:
-        with _stream(source) as stream, Image.open(stream, formats=_formats()) as image:
+        with _stream(source) as stream, Image.open(stream, formats=open_formats()) as image:
             size = image.size
             if size[0] * size[1] > max_pixels:
                 raise ImageError(f'refused, {size[0]} x {size[1]} pixels are more than the bound of {max_pixels}')
@@ -125,7 +125,7 @@ def open_picture(
 
 
 @lru_cache
-def _formats() -> Tuple[str, ...]:
+def open_formats() -> Tuple[str, ...]:
     """Those of `FORMATS` that the installed Pillow can open."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)

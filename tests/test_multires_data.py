@@ -1,4 +1,5 @@
 """The multi-resolution loader: one crop for all sizes, timm's evaluation bit by bit, an order that nothing disturbs."""
+import os
 import random
 import tarfile
 
@@ -467,6 +468,17 @@ def test_batches_are_full_as_long_as_one_picture_is_readable(folder, rank):
     files[-1].write_bytes(b'')
     with pytest.raises(ImageError, match=r'none of the 12 pictures to train on can be read; the first: .*\.png: '):
         list(create(folder, batch_size=3, skip_corrupt=True, rank=rank, world_size=2))
+
+
+def test_what_is_no_photograph_in_a_regular_file_is_damaged(folder):
+    """A pipe, on which a reader would wait for ever, a device without an end, and a format that starts a program."""
+    os.mkfifo(folder / 'val/a/pipe.jpg')
+    (folder / 'val/a/zero.png').symlink_to('/dev/zero')
+    (folder / 'val/b/script.png').write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n')
+    loader = create(folder, split='val', skip_corrupt=True)
+    assert sum(len(target) for _, target in loader) == 12
+    named = {line.partition(': ')[0].rpartition('/')[2] for line in loader.damaged}
+    assert named == {'pipe.jpg', 'zero.png', 'script.png'}
 
 
 def test_a_batch_without_a_single_readable_picture(damaged):

@@ -3,6 +3,7 @@ import logging
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
@@ -16,7 +17,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar, TarState, ex
 from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
-from rs_timm.pictures import ENDINGS, ImageError, open_image
+from rs_timm.pictures import ENDINGS, ImageError, open_image, read_file
 
 __all__ = ['ImageFiles', 'find_pictures', 'folder_classes', 'open_split', 'without_ending']
 
@@ -89,7 +90,7 @@ class _ClassFolders(Reader):
 
     def __getitem__(self, index: int) -> Tuple[Any, int]:
         path, target = self.samples[index]
-        return open(path, 'rb'), target
+        return BytesIO(read_file(path)), target
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -1,6 +1,7 @@
 """Pictures with masks: which files belong together, what the values mean, and one crop of both at S sizes."""
 import random
 import re
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -11,7 +12,7 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch.utils.data import Dataset
 
-from rs_timm.pictures import ImageError, open_image, reason, upright
+from rs_timm.pictures import ImageError, open_formats, open_image, read_file, reason, upright
 
 from .folders import find_pictures, without_ending
 from .samples import MultiResDataset, Sample, ViewBatch, collate_views
@@ -118,7 +119,7 @@ class MaskFolder(Dataset[MaskedPicture]):
 
 def _read_mask(file: Path) -> np.ndarray:
     try:
-        with Image.open(file) as mask:
+        with Image.open(BytesIO(read_file(file)), formats=open_formats()) as mask:
             mode, values = mask.mode, np.asarray(upright(mask))
     except Exception as error:  # on damaged files, decoders raise whatever they met
         raise ImageError(f'{file}: {reason(error)}') from error

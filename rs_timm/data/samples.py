@@ -7,7 +7,7 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import Dataset, default_collate
 
-from rs_timm.pictures import ImageError, reason, upright
+from rs_timm.pictures import MAX_PIXELS, ImageError, open_formats, reason, upright
 
 from .order import seeded
 from .views import Erasure, Views
@@ -86,7 +86,11 @@ class MultiResDataset(Dataset[Sample]):
         if isinstance(self.dataset, ImageDataset):
             file, target, *_ = self._opened(lambda: self.dataset.reader[index])
             with file:
-                views = self.transform(_upright(self._opened(lambda: Image.open(file))))
+                image = self._opened(lambda: Image.open(file, formats=open_formats()))
+                if image.width * image.height > MAX_PIXELS:
+                    raise ImageError(f'refused, {image.width} x {image.height} pixels are more than the bound of '
+                                     f'{MAX_PIXELS}')
+                views = self.transform(_upright(image))
             target_transform = self.dataset.target_transform
         else:  # of torchvision: it has applied its target_transform itself
             image, target, *_ = self._opened(lambda: self.dataset[index])

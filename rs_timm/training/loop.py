@@ -177,6 +177,7 @@ class Trainer:
                 loader,
                 alpha={size: weights[r] for size, r in sets.items()} if 1 < len(weights) == len(sets) else {},
                 limit_batches=self.recipe.limit_batches or None,
+                progress=bool(self.reporter and self.reporter.progress),
             )
         self._warn_of_damaged(loader, 'evaluation')
         return results
