@@ -181,6 +181,8 @@ def collect_moments(
     moments: Dict[str, Moments] = {}
     sets = sets_of(model, resolution)
     where = next(model.parameters())
+    stem = next((m for m in model.modules() if m is not model and 'rs_selector' in m.__dict__), None)
+    channels = stem.in_channels if isinstance(stem, nn.Conv2d) else None
 
     def collect(name: str) -> Callable[..., None]:
         def hook(bn: nn.Module, args: Tuple[torch.Tensor, ...]) -> None:
@@ -195,7 +197,9 @@ def collect_moments(
     try:
         with use_resolution(model, resolution), _eager():
             for x in batches:
-                _check_channels(model, x)
+                if channels not in (None, x.shape[1]):
+                    raise ValueError(f'images have {x.shape[1]} channels (shape {list(x.shape)}), the network takes '
+                                     f'{channels}.')
                 model(x.to(where.device, where.dtype))
                 count += len(x)
     finally:
@@ -282,13 +286,6 @@ def _warn_if_few(used: Mapping[int, int], prior_images: float) -> None:
             f'BatchNorm statistics of only {count} pictures at resolution {resolution} have a share of {share:.0%}: '
             f'expect lower accuracy than before. Use {FEW_IMAGES} or more that are drawn over all classes, or a larger '
             f'prior_images (now {prior_images:g}), and compare on held-out pictures.', stacklevel=3)
-
-
-def _check_channels(model: nn.Module, x: torch.Tensor) -> None:
-    stem = next((m for m in model.modules() if m is not model and 'rs_selector' in m.__dict__), None)
-    if isinstance(stem, nn.Conv2d) and stem.in_channels != x.shape[1]:
-        raise ValueError(f'images have {x.shape[1]} channels (shape {list(x.shape)}), the network takes '
-                         f'{stem.in_channels}.')
 
 
 def _unwrap(model: nn.Module) -> nn.Module:

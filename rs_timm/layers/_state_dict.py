@@ -46,21 +46,17 @@ def _read_sets(entries: Dict[str, torch.Tensor], resolutions: Sequence[int]) -> 
         return _group({key: int(key.split('.')[0]) for key in entries}, entries)
     if all(re.fullmatch(r'bn_\d+\.\w+', key) for key in entries):
         positions = {key: int(key.split('.')[0][3:]) for key in entries}
-        names = _paper_resolutions(max(positions.values()) + 1, resolutions)
+        count = max(positions.values()) + 1
+        if count not in (len(PAPER_RESOLUTIONS), len(resolutions)):
+            raise ValueError(
+                f'the checkpoint has {count} numbered BatchNorm sets and does not say for which sizes; the model has '
+                f'{len(resolutions)} {tuple(resolutions)}: create the model with the {count} resolutions of the '
+                'checkpoint.')
+        names = PAPER_RESOLUTIONS if count == len(PAPER_RESOLUTIONS) else resolutions
         return _group({key: names[position] for key, position in positions.items()}, entries)
     if not any('.' in key for key in entries):
         return {resolution: dict(entries) for resolution in resolutions}
     return {}
-
-
-def _paper_resolutions(count: int, resolutions: Sequence[int]) -> Sequence[int]:
-    if count == len(PAPER_RESOLUTIONS):
-        return PAPER_RESOLUTIONS
-    if count == len(resolutions):
-        return resolutions
-    raise ValueError(
-        f'the checkpoint has {count} numbered BatchNorm sets and does not say for which sizes; the model has '
-        f'{len(resolutions)} {tuple(resolutions)}: create the model with the {count} resolutions of the checkpoint.')
 
 
 def _group(resolution_of: Dict[str, int], entries: Dict[str, torch.Tensor]) -> _Sets:

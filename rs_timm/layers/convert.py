@@ -137,15 +137,13 @@ def extract(model: nn.Module, resolution: int) -> nn.Module:
         return _thaw(model.set_for(resolution), model)
     plain = _plain_copy(model)
     layers = switchable_layers(plain)
-    _replace(plain, {id(layer): _plain_bn(layer, resolution) for layer in layers})
+    replacements = {id(layer): _thaw(layer.set_for(resolution), layer) for layer in layers}
+    for layer in layers:
+        bn = replacements[id(layer)]
+        bn._forward_hooks, bn._forward_pre_hooks = layer._forward_hooks, layer._forward_pre_hooks
+    _replace(plain, replacements)
     _rename_architecture(plain, model, resolution)
     return plain
-
-
-def _plain_bn(layer: SwitchableBatchNorm2d, resolution: int) -> nn.Module:
-    bn = _thaw(layer.set_for(resolution), layer)
-    bn._forward_hooks, bn._forward_pre_hooks = layer._forward_hooks, layer._forward_pre_hooks
-    return bn
 
 
 def _thaw(bn: nn.Module, layer: SwitchableBatchNorm2d) -> nn.Module:

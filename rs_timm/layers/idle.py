@@ -23,10 +23,6 @@ __all__ = ['install_step_hook', 'mark_idle', 'watch_idle']
 _MARK = '_rs_step'
 
 
-def _processes() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 class _WatchIdle(torch.autograd.Function):
     """The identity of `x`, which marks on the way back who was used, and sends zeros to the idle where they are due."""
 
@@ -43,7 +39,8 @@ class _WatchIdle(torch.autograd.Function):
         backward_pass, selector = torch._C._current_graph_task_id(), ctx.selector
         if selector.first_backward is None:
             selector.first_backward = backward_pass
-        first = selector.idle_gradients == 'auto' and selector.first_backward == backward_pass and not _processes()
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        first = selector.idle_gradients == 'auto' and selector.first_backward == backward_pass and not grouped
         for p in ctx.used:
             setattr(p, _MARK, backward_pass)
         for p, key in zip(ctx.idle, ctx.keys):

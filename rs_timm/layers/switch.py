@@ -218,7 +218,8 @@ def set_idle_gradients(model: nn.Module, idle_gradients: str) -> None:
         idle_gradients: 'none': no gradient, so that no optimizer moves them; 'zero': a gradient of zero, which torch's
             optimizers are kept from using (other ones would apply weight decay and momentum); 'auto' (the default):
             'zero' inside DistributedDataParallel, which waits for every gradient, and in the first backward pass of a
-            network outside of any process group, for tools that look for parameters without one; else 'none'.
+            network outside of any process group, for tools that look for parameters without one; else 'none'. (With
+            'none', DDP needs find_unused_parameters=True.)
 
     Raises:
         ValueError: another value.

@@ -41,35 +41,23 @@ def switchable_cfgs(name: str, stock_name: str, default_tag: str, paper_weights:
     stock = timm.models.get_arch_pretrained_cfgs(stock_name)
     for stock_tag in sorted(stock, key=lambda key: not key.endswith(f'.{default_tag}')):
         if stock[stock_tag].hf_hub_id:
-            tag = stock_tag.split('.', 1)[1]
-            cfgs[f'{name}.{tag}'] = _broadcast_cfg(stock[stock_tag], stock_tag)
+            description = (f'The plain weights of timm/{stock_tag}, trained for one resolution, given to every '
+                           'BatchNorm set: a start for fine-tuning, not a trained RS-Net.')
+            cfgs[f"{name}.{stock_tag.split('.', 1)[1]}"] = asdict(
+                replace(stock[stock_tag], description=description, architecture=None, tag=None))
     if paper_weights:
-        cfgs[f'{name}.orig_in1k'] = _paper_cfg(stock[f'{stock_name}.{default_tag}'])
+        cfgs[f'{name}.orig_in1k'] = asdict(replace(
+            stock[f'{stock_name}.{default_tag}'],
+            **PAPER_PREPROCESSING,
+            **dict.fromkeys(('url', 'file', 'hf_hub_id', 'architecture', 'tag')),
+            num_classes=1000,
+            license='mit',
+            origin_url=_PAPER_CODE,
+            paper_name='Resolution Switchable Networks for Runtime Efficient Image Recognition',
+            paper_ids='arXiv:2007.09558',
+            description="The paper's weights; they have no public direct address: see rs-timm convert.",
+        ))
     return generate_default_cfgs(cfgs)
-
-
-def _broadcast_cfg(stock_cfg: Any, stock_tag: str) -> Dict[str, Any]:
-    description = (f'The plain weights of timm/{stock_tag}, trained for one resolution, given to every BatchNorm set: '
-                   'a start for fine-tuning, not a trained RS-Net.')
-    return asdict(replace(stock_cfg, description=description, architecture=None, tag=None))
-
-
-def _paper_cfg(stock_cfg: Any) -> Dict[str, Any]:
-    return asdict(replace(
-        stock_cfg,
-        **PAPER_PREPROCESSING,
-        url=None,
-        file=None,
-        hf_hub_id=None,
-        architecture=None,
-        tag=None,
-        num_classes=1000,
-        license='mit',
-        origin_url=_PAPER_CODE,
-        paper_name='Resolution Switchable Networks for Runtime Efficient Image Recognition',
-        paper_ids='arXiv:2007.09558',
-        description="The paper's weights; they have no public direct address: see rs-timm convert.",
-    ))
 
 
 def build_switchable(
@@ -116,7 +104,11 @@ def build_switchable(
         if cfg.hf_hub_id and type(error) is ValueError and _while_loading(error):
             raise ValueError(_unreadable(cfg.hf_hub_id, variant, error)) from error
         if isinstance(error, SafetensorError):
-            raise ValueError(_damaged_download(cfg.hf_hub_id, error)) from error
+            repo_id, _, revision = cfg.hf_hub_id.partition('@')
+            options = f'revision={revision!r}, ' if revision else ''
+            raise ValueError(
+                f'model.safetensors of {repo_id} in the cache is damaged ({error}): huggingface_hub.hf_hub_download('
+                f"{repo_id!r}, 'model.safetensors', {options}force_download=True) loads it again.") from error
         raise
     model.stock_architecture = stock_name
     if pretrained:
@@ -246,13 +238,6 @@ def _check_source(variant: str, cfg: Any) -> None:
         if entry and (found := file_sha256(path)) != entry['sha256']:
             raise ValueError(f'{path}: sha256 is {found}, the manifest has {entry["sha256"]}: the file is damaged or '
                              'was exchanged. Reinstall rs_timm.')
-
-
-def _damaged_download(repo_id: str, error: Exception) -> str:
-    repo_id, _, revision = repo_id.partition('@')
-    arguments = f"{repo_id!r}, 'model.safetensors', {f'revision={revision!r}, ' if revision else ''}force_download=True"
-    return (f'model.safetensors of {repo_id} in the cache is damaged ({error}): '
-            f'huggingface_hub.hf_hub_download({arguments}) loads it again.')
 
 
 def _unreadable(file: str, variant: str, error: Exception) -> str:

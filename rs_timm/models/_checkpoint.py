@@ -6,7 +6,6 @@ Here the names of layers are mapped; the BatchNorm sets themselves are mapped by
 import re
 from typing import Any, Dict, Mapping, Optional, Sequence
 
-import torch
 from timm.models import get_pretrained_cfg, is_model
 from torch import nn
 
@@ -48,7 +47,11 @@ def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[s
     state_dict = unpack_weights({_unwrap(key): value for key, value in state_dict.items()})
     names = _TORCHVISION_MOBILENETV2
     if is_paper_layout(state_dict):
-        _keep_alpha(state_dict.pop('alpha', None), model)
+        alpha = state_dict.pop('alpha', None)
+        if alpha is not None:
+            weights = alpha.detach().float().flatten().softmax(0).tolist()
+            sizes = PAPER_RESOLUTIONS if len(weights) == len(PAPER_RESOLUTIONS) else get_resolutions(model)
+            model.checkpoint_metadata = {'alpha': dict(zip(sizes, weights))}  # type: ignore[assignment]
         _set_paper_preprocessing(model)
         state_dict = {key.replace('.module.', '.'): value for key, value in state_dict.items()}
         names = _PAPER_MOBILENETV2
@@ -61,14 +64,6 @@ def _unwrap(key: str) -> str:
     while key.startswith(_WRAPPERS):
         key = key.split('.', 1)[1]
     return key
-
-
-def _keep_alpha(alpha: Optional[torch.Tensor], model: nn.Module) -> None:
-    if alpha is None:
-        return
-    weights = alpha.detach().float().flatten().softmax(0).tolist()
-    keys = PAPER_RESOLUTIONS if len(weights) == len(PAPER_RESOLUTIONS) else get_resolutions(model)
-    model.checkpoint_metadata = {'alpha': dict(zip(keys, weights))}  # type: ignore[assignment]
 
 
 def _set_paper_preprocessing(model: nn.Module) -> None:

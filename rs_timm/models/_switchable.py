@@ -11,6 +11,7 @@ from rs_timm.hub_client import one_try
 from rs_timm.layers import (
     SwitchableBatchNorm2d,
     convert_switchable_bn,
+    get_interpolation,
     get_resolution,
     get_resolutions,
     set_resolution,
@@ -140,7 +141,11 @@ def switchable(
     elif pretrained or kwargs:
         given = ', '.join([*(['pretrained'] if pretrained else []), *kwargs])
         raise ValueError(f'{given}: only for a model name; this {type(model).__name__} exists already.')
-    _refuse_fixed_size(model)
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    if cfg.get('fixed_input_size'):
+        size = 'x'.join(str(s) for s in cfg.get('input_size', ())[1:])
+        raise ValueError(f"{cfg.get('architecture', type(model).__name__)} has a fixed input size ({size}): its layers "
+                         'are tied to that size, so there is no resolution to switch.')
     return _with_methods(convert_switchable_bn(model, resolutions, interpolation))
 
 
@@ -166,34 +171,23 @@ def pack(models: Mapping[int, nn.Module], interpolation: str = 'params') -> nn.M
 
 
 def _with_methods(model: nn.Module) -> nn.Module:
-    """Give a converted network, in place, the methods of the switch, and put its base on record."""
+    """Give a converted network, in place, the methods of the switch, and put its base on record.
+
+    The record is what timm's own save and push need to restore it: see `rs_switchable`.
+    """
     if isinstance(model, SwitchableBatchNorm2d):
         return model
     stock_class: Any = type(model)
     model.__class__ = _switchable_class(stock_class)
-    _record_base(model)
-    return model
-
-
-def _record_base(model: nn.Module) -> None:
-    """Write into the network what timm's own save and push need to restore it: see `rs_switchable`."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     base = cfg.get('architecture')
-    if base is None:
-        return  # not made by timm
-    model.stock_architecture = base
-    model.pretrained_cfg = model.default_cfg = dict(cfg, architecture='rs_switchable')
-    model._model_args = dict(
-        getattr(model, '_model_args', {}),
-        base=base,
-        resolutions=get_resolutions(model),
-        interpolation=model.rs_selector.interpolation,
-    )
-
-
-def _refuse_fixed_size(model: nn.Module) -> None:
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    if cfg.get('fixed_input_size'):
-        size = 'x'.join(str(s) for s in cfg.get('input_size', ())[1:])
-        raise ValueError(f"{cfg.get('architecture', type(model).__name__)} has a fixed input size ({size}): its layers "
-                         'are tied to that size, so there is no resolution to switch.')
+    if base is not None:  # made by timm
+        model.stock_architecture = base
+        model.pretrained_cfg = model.default_cfg = dict(cfg, architecture='rs_switchable')
+        model._model_args = dict(
+            getattr(model, '_model_args', {}),
+            base=base,
+            resolutions=get_resolutions(model),
+            interpolation=get_interpolation(model),
+        )
+    return model

@@ -1,5 +1,5 @@
 """`rs_switchable`: any BatchNorm network of timm under one registered name, for hub and `local-dir:` to restore."""
-from typing import Any, Dict, Iterable, Sequence
+from typing import Any, Dict, Iterable
 
 import timm
 from timm.models import get_pretrained_cfg, register_model
@@ -47,20 +47,11 @@ def _feature_wrapper(base_name: str) -> Dict[str, Any]:
     stock = timm.create_model(base_name)
     if hasattr(stock, 'forward_intermediates'):
         return dict(feature_cfg=dict(out_indices=levels, feature_cls='getter'))
-    flatten = not _are_children(stock, levels)
-    return dict(feature_cfg=dict(out_indices=levels, feature_cls='list', flatten_sequential=flatten))
-
-
-def _are_children(stock: nn.Module, levels: Sequence[int]) -> bool:
-    """Whether the levels are layers of the network itself; if not, they are layers of a Sequential in it.
-
-    Raises:
-        ValueError: they are neither, as in timm's HRNet before 1.0.31, which has a class of its own for features.
-    """
     paths = dict(stock.named_modules())
     wanted = [stock.feature_info[level]['module'] for level in levels]
     missing = [name for name in wanted if name not in paths]
-    if missing:
+    if missing:  # as in timm's HRNet before 1.0.31, which has a class of its own for features
         raise ValueError(f"{type(stock).__name__} of timm {timm.__version__} has no layers {', '.join(missing)}, so "
                          'that features_only cannot be had from a switchable one: timm 1.0.31 or later can.')
-    return all('.' not in name for name in wanted)
+    flatten = any('.' in name for name in wanted)  # layers of a Sequential in the network, not of itself
+    return dict(feature_cfg=dict(out_indices=levels, feature_cls='list', flatten_sequential=flatten))

@@ -6,7 +6,7 @@ Bit j of the code of output channel c is bit (c * b + j) % 8 of row (c * b + j) 
 convolutions and linear layers are float16; everything else is what it was.
 """
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Union
+from typing import Any, Dict, Mapping, Union
 
 import torch
 from safetensors.torch import load_file
@@ -65,7 +65,9 @@ def packed_state_dict(model: nn.Module, head: str = 'int8') -> StateDict:
     if not layers:
         raise ValueError(f'{type(model).__name__} has no quantised convolution: rs_timm.quantization.quantize_(model) '
                          'gives it some; save_pretrained(model, directory, half=True) halves a plain one.')
-    heads = {f'{name}.weight' for name in _heads(model)}
+    classifier: Any = model.get_classifier() if hasattr(model, 'get_classifier') else ()  # type: ignore[operator]
+    own = classifier if isinstance(classifier, (tuple, list)) else [classifier]
+    heads = {f'{name}.weight' for name, module in model.named_modules() if any(module is head for head in own)}
     packed: StateDict = {}
     for key, tensor in model.state_dict().items():
         name, _, entry = key.rpartition('.')
@@ -107,12 +109,6 @@ def _companion(state_dict: Mapping[str, Any], key: str, wanted_by: str) -> torch
     if key not in state_dict:
         raise ValueError(f'{wanted_by} is there, {key} is not: the packed file is not whole. Pack the network again.')
     return state_dict[key]
-
-
-def _heads(model: nn.Module) -> List[str]:
-    classifier: Any = model.get_classifier() if hasattr(model, 'get_classifier') else ()  # type: ignore[operator]
-    own = classifier if isinstance(classifier, (tuple, list)) else [classifier]
-    return [name for name, module in model.named_modules() if any(module is head for head in own)]
 
 
 def _codes(layer: LQConv2d) -> torch.Tensor:
