@@ -135,10 +135,26 @@ def switch_section(rows: Sequence[Row]) -> str:
             f'224 and 96 px, following the input and pinned; eager; {environment_of(rows[0])}.')
 
 
+@section('soak')
+def soak_section(rows: Sequence[Row]) -> str:
+    """What became of damaged files, kills, threads and pairs, before and now."""
+    outcomes = ('tried', 'clear', 'right', 'wrong', 'raw', 'hang')
+    lines = []
+    for about in dict.fromkeys(row['about'] for row in rows):
+        found = {row['when']: row for row in rows if row['about'] == about}
+        lines.append([about, *(found[when][outcome] if when in found else '' for when in ('before', 'now')
+                               for outcome in outcomes)])
+    commits = '; '.join(f'{when}: commit {", ".join(sorted({row["commit"] for row in rows if row["when"] == when}))}'
+                        for when in ('before', 'now'))
+    return (markdown(['', *(f'{when}: {outcome}' for when in ('before', 'now') for outcome in outcomes)], lines)
+            + f'\n\n{commits}.')
+
+
 SECTIONS: Dict[str, Callable[[], str]] = {
     'cost': cost_section,
     'weights': weights_section,
     'switch': switch_section,
+    'soak': soak_section,
     **RUNTIME,
     **TRAINING,
     **PAPER,
