@@ -750,12 +750,12 @@ def kill_trainings(bench: Bench, folder: Path, rng: random.Random, count: int) -
         done += max(1, kills)
 
 
-def _save_for_ever(states: List[Dict[str, torch.Tensor]], folder: str) -> None:
+def _save_for_ever(states: str, folder: str) -> None:
     from rs_timm.hub import save_pretrained
     torch.set_num_threads(1)
     model = rs_timm.switchable('test_resnet', SIZES, num_classes=3).eval()
     while True:
-        for state in states:
+        for state in torch.load(states, weights_only=True):
             model.load_state_dict(state)
             save_pretrained(model, folder)
 
@@ -767,11 +767,12 @@ def kill_savings(bench: Bench, folder: Path, rng: random.Random, count: int) -> 
     for parameter in other.parameters():
         parameter.data.mul_(0.9)
     answers = [bench.answer, bench.answer_of(other)]
-    states = [{key: tensor.clone() for key, tensor in model.state_dict().items()} for model in (bench.model, other)]
+    torch.save([dict(model.state_dict()) for model in (bench.model, other)], folder / 'states.pth')
     path = folder / 'model'
     save_pretrained(bench.model, path)
     for _ in range(count):
-        process = multiprocessing.get_context('forkserver').Process(target=_save_for_ever, args=(states, str(path)))
+        process = multiprocessing.get_context('forkserver').Process(
+            target=_save_for_ever, args=(str(folder / 'states.pth'), str(path)))
         process.start()
         process.join(rng.uniform(0.5, 3.))
         process.kill()
