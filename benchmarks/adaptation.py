@@ -5,9 +5,8 @@ crop (shorter side to size / crop, then the centre) on one set of pictures that 
 pictures were answered rightly, and which as the untouched network answers them at its own size, so that halves and
 paired bootstraps are taken from the table. Rows that are there are not measured again.
 
-    python -m benchmarks.adaptation --data IMAGENETTE [--caltech DIR] [--foolbox DIR] crops
-    python -m benchmarks.adaptation --data IMAGENETTE [--caltech DIR] trial affine_kl --sizes 96 128
-    python -m benchmarks.adaptation tables
+    python -m benchmarks.adaptation crops --data IMAGENETTE [--caltech DIR] [--foolbox DIR]
+    python -m benchmarks.adaptation trial --data IMAGENETTE --pictures DIR --method affine --sizes 96
 
 IMAGENETTE holds val/SYNSET/*; the other sets are a folder of pictures without labels, and one of imagenet_NN_CLASS.jpg.
 """
@@ -20,13 +19,14 @@ from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
 import numpy as np
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 import rs_timm
 from benchmarks.environment import RESULTS, describe
 from benchmarks.runtime.networks import labelled
 from benchmarks.store import Row, packed, put, read, unpacked
-from rs_timm.data import ImageFiles
+from rs_timm.data import ImageFiles, open_image
 from rs_timm.runtime import Session
 from rs_timm.runtime.preprocessing import Preprocessing
 
@@ -141,8 +141,10 @@ class Judge:
                    interpolation=interpolation)
         if self.done(key):
             return
-        found = pictures.predictions(session, resolution, crop, interpolation)
-        agrees = found == self.teacher(name, pictures)
+        teacher = self.teacher(name, pictures)
+        own = method == 'untouched' and (resolution, crop) == (NETWORKS[name][1][0], NETWORKS[name][2])
+        found = teacher if own else pictures.predictions(session, resolution, crop, interpolation)
+        agrees = found == teacher
         right = None if pictures.targets is None else found == pictures.targets
         environment = {k: v for k, v in describe().items() if k != 'threads'}
         row = dict(
@@ -166,23 +168,101 @@ def crops(args: argparse.Namespace) -> None:
             session = session_of(rs_timm.switchable(load_network(name), sizes), folder, args.threads)
             for pictures in judge.sets:
                 for resolution in args.sizes or (sizes[0], *sorted(sizes)[:-1]):
-                    for crop in CROPS[resolution]:
+                    for crop in args.crops or CROPS[resolution]:
                         judge.row(session, name, 'untouched', pictures, resolution, crop)
+
+
+def trial(args: argparse.Namespace) -> None:
+    """Adapt the set of one size to what the network itself says at its own size, without labels, and measure.
+
+    Teacher: logits at the native size and crop, of the whole picture. Student: a square of 50 to 75 % of the shorter
+    side, moved at random, so that objects have the size of the best crop; statistics stay as they are.
+    """
+    judge = Judge(args)
+    _, sizes, own_crop = NETWORKS[args.model]
+    files = ImageFiles(args.pictures).files
+    tested = {file for pictures in judge.sets for file in pictures.files}
+    files = [file for file in files if file not in tested][:args.count]
+    with tempfile.TemporaryDirectory() as folder:
+        switchable = rs_timm.switchable(load_network(args.model), sizes)
+        session = session_of(switchable, folder, args.threads)
+        make = Preprocessing(MEAN, STD, own_crop, 'bicubic')
+        kept = args.cache / f'{args.model}_{args.pictures.name}_{len(files)}_logits.npy'
+        if not kept.is_file():
+            np.save(kept, np.concatenate([session(make(files[i:i + BATCH], sizes[0]), sizes[0])
+                                          for i in range(0, len(files), BATCH)]))
+        teacher = torch.from_numpy(np.load(kept))
+        for size in args.sizes:
+            method = f'{args.method} {args.pictures.name} {len(files)} steps={args.steps} lr={args.lr:g}'
+            network = rs_timm.extract(switchable, size)
+            seconds = _distil(network, args, files, teacher, size)
+            adapted = session_of(rs_timm.switchable(network, (size,)), folder, args.threads)
+            for test in judge.sets:
+                for crop in args.crops or (shipped_crops(args.model, args.out)[size],):
+                    judge.row(adapted, args.model, method, test, size, crop, seconds=f'{seconds:.0f}')
+
+
+MOVING = {  # method -> parts of the names of what may move
+    'affine': ('bn',),
+    'fixres': ('bn2', 'classifier'),  # of the head: the last BatchNorm and the classifier
+    'affine+depthwise': ('bn', 'conv_dw', 'conv_stem'),
+}
+
+
+def _distil(network: nn.Module, args: argparse.Namespace, files: Sequence[Path], teacher: torch.Tensor,
+            size: int) -> float:
+    parts = MOVING[args.method]
+    for name, parameter in network.named_parameters():
+        top = 'blocks' not in name or args.method != 'fixres'
+        parameter.requires_grad_(top and any(part in name for part in parts))
+    groups = [dict(params=[p for n, p in network.named_parameters() if p.requires_grad and p.ndim == 1], lr=args.lr),
+              dict(params=[p for p in network.parameters() if p.requires_grad and p.ndim > 1], lr=args.lr / 10)]
+    optimizer = torch.optim.Adam([group for group in groups if group['params']])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
+    draw = np.random.default_rng(0)
+    network.eval()
+    start = time.process_time()
+    for _ in range(args.steps):
+        chosen = draw.integers(len(files), size=BATCH)
+        x = torch.stack([_view(files[i], size, draw) for i in chosen])
+        loss = nn.functional.kl_div(network(x).log_softmax(1), teacher[chosen].softmax(1), reduction='batchmean')
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return time.process_time() - start
+
+
+def _view(file: Path, size: int, draw: np.random.Generator) -> torch.Tensor:
+    image = open_image(file)
+    side = draw.uniform(0.5, 0.75) * min(image.size)
+    left, top = ((length - side) * draw.uniform(0.25, 0.75) for length in image.size)
+    pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)))
+    pixels = pixels[:, ::-1] if draw.random() < 0.5 else pixels
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('crops',))
+    parser.add_argument('what', choices=('crops', 'trial'))
     parser.add_argument('--data', type=Path)
     parser.add_argument('--caltech', type=Path)
     parser.add_argument('--foolbox', type=Path)
     parser.add_argument('--models', nargs='+', default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument('--sizes', nargs='+', type=int)
+    parser.add_argument('--crops', nargs='+', type=float, help='default: those of the size in CROPS')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--cache', type=Path, default=Path('runs/adaptation'))
     parser.add_argument('--out', type=Path, default=TABLE)
+    options = parser.add_argument_group('trial')
+    options.add_argument('--model', default='lite0', choices=NETWORKS)
+    options.add_argument('--method', default='affine', choices=MOVING)
+    options.add_argument('--pictures', type=Path, help='folder to adapt on; what is tested on is left out')
+    options.add_argument('--count', type=int, default=1500)
+    options.add_argument('--steps', type=int, default=120)
+    options.add_argument('--lr', type=float, default=1e-3)
     args = parser.parse_args()
-    crops(args)
+    {'crops': crops, 'trial': trial}[args.what](args)
 
 
 if __name__ == '__main__':
