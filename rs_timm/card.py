@@ -7,6 +7,7 @@ from typing import List, Mapping, Optional
 from huggingface_hub import EvalResult, ModelCardData
 from torch import nn
 
+from rs_timm.crops import crops_of
 from rs_timm.layers import get_resolutions
 
 __all__ = ['CardData', 'as_text', 'model_card']
@@ -97,12 +98,14 @@ def model_card(
     cfg = model.pretrained_cfg
     architecture = f"`{cfg['architecture']}`"
     stock = getattr(model, 'stock_architecture', None)
+    crops = ', '.join(f'{crop:.3g} at {size} px' for size, crop in (crops_of(model) or {}).items())
     facts = {
         'Architecture': f"{architecture} (timm's `{stock}` with private BatchNorms)" if stock else architecture,
         'Resolutions': ', '.join(str(r) for r in get_resolutions(model)),
         'Classes': str(getattr(model, 'num_classes', 'not known')),
         'Parameters (M)': f'{sum(p.numel() for p in model.parameters()) / 1e6:.2f}',
         'Licence': as_text(data.license or 'not stated'),
+        **({'Crops': crops} if crops else {}),
         **({'Weights made from': f'`{base_model}`'} if base_model else {}),
     }
     parts = [
@@ -164,6 +167,11 @@ def _usage(model: nn.Module, source: str) -> str:
     channels = model.pretrained_cfg['input_size'][0]
     mode = {1: 'L', 4: 'RGBA'}.get(channels, 'RGB')
     shape = '  # [1, classes, height / 4, width / 4]' if _task(model) == 'segmentation' else ''
+    size = f'({channels}, resolution, resolution)'
+    transform = 'transform = rs_timm.data.image_transform(rs_timm.data.data_config(model), resolution)'
+    if not crops_of(model):  # timm knows one crop
+        transform = (f'config = dict(timm.data.resolve_model_data_config(model), input_size={size})\n'
+                     'transform = timm.data.create_transform(**config)')
     return f'''The network needs the package `rs_timm`: importing it registers the architecture with timm.
 
 ```python
@@ -176,8 +184,7 @@ import rs_timm  # registers the rs_* models
 model = timm.create_model({source!r}, pretrained=True).eval()
 
 resolution = {resolution}  # private BatchNorms for {', '.join(str(r) for r in resolutions)}; others are interpolated
-config = dict(timm.data.resolve_model_data_config(model), input_size=({channels}, resolution, resolution))
-transform = timm.data.create_transform(**config)
+{transform}
 image = transform(Image.open('photo.jpg').convert({mode!r}))  # [{channels}, {resolution}, {resolution}]
 
 rs_timm.set_resolution(model, resolution)  # or None, the default: follow the size of the input

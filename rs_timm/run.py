@@ -3,7 +3,8 @@
 timm's `validate.py`, `benchmark.py`, `inference.py`, `onnx_export.py` and `train.py` are not part of its wheel: clone
 https://github.com/huggingface/pytorch-image-models. Scripts that the script starts with Python, as `bulk_runner.py`
 does, have the models too. As the models follow their input, `--img-size 160` runs the
-BatchNorm set for 160 pixels. For several processes: `torchrun --nproc_per_node 4 -m rs_timm.run train.py ...`.
+BatchNorm set for 160 pixels, with the crop of that size unless `--crop-pct` is given. For several processes:
+`torchrun --nproc_per_node 4 -m rs_timm.run train.py ...`.
 
 `--mred full` before `train.py` trains all resolutions of the model at once, as `rs-timm train --mred full` does; the
 script loads and augments pictures of the largest size (`--img-size 224`), and the others are reduced from those.
@@ -14,9 +15,10 @@ import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ContextManager, Iterator, List, Optional
+from typing import Any, ContextManager, Dict, Iterator, List, Optional
 
 import rs_timm
+from rs_timm.crops import crop_at, crops_of
 
 __all__ = ['main']
 
@@ -48,7 +50,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         sys.exit(2)
     sys.argv = argv
     _set_path(script)
-    with context, _models_in_children():
+    with context, _models_in_children(), _crops_by_size():
         runpy.run_path(script, run_name='__main__')
 
 
@@ -58,6 +60,29 @@ def _set_path(script: str) -> None:
     sys.path[:1] = [folder]
     if home not in sys.path:
         sys.path.append(home)
+
+
+@contextmanager
+def _crops_by_size() -> Iterator[None]:
+    """A context in which timm's scripts take the crop of `--img-size`, where the model has crops of its own."""
+    import timm.data
+    from timm.utils import unwrap_model
+
+    original = timm.data.resolve_data_config
+
+    def resolve(args: Any = None, *others: Any, **named: Any) -> Dict[str, Any]:
+        config = original(args, *others, **named)
+        model = named.get('model', others[1] if len(others) > 1 else None)
+        crops = crops_of(unwrap_model(model)) if model is not None else None
+        if crops and not (args or {}).get('crop_pct'):
+            config['crop_pct'] = crop_at(crops, config['input_size'][-1])
+        return config
+
+    timm.data.resolve_data_config = timm.data.config.resolve_data_config = resolve
+    try:
+        yield
+    finally:
+        timm.data.resolve_data_config = timm.data.config.resolve_data_config = original
 
 
 # What Python runs by itself in a process that the script starts; another sitecustomize comes to its turn first.

@@ -1,6 +1,7 @@
 """A crop for each size: the same pixels in every path that prepares pictures, kept by saving and export."""
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 
 import rs_timm
+from rs_timm import run
+from rs_timm.card import model_card
 from rs_timm.crops import check_crop_pct, crop_at, crop_rule, crops_of, set_crops
 from rs_timm.data import data_config, image_transform
 from rs_timm.data.views import EvalViews
@@ -61,6 +64,39 @@ def test_every_path_cuts_the_same_pixels(size):
     view = EvalViews((size,), CROPS, config['interpolation'])(image).images[size]
     mean, std = (np.array(config[key], np.float32) for key in ('mean', 'std'))
     np.testing.assert_allclose((view / np.float32(255) - mean) / std, expected.permute(1, 2, 0).numpy(), atol=1e-5)
+
+
+def test_a_sessions_own_crop_goes_before_the_models():
+    model = model_with_crops()
+    assert Session(model, 'torch', crop_pct=0.7).preprocessing.crop_pct == 0.7
+    assert Session(model, 'torch', crop_pct={48: 0.5}).preprocessing.crop_pct == {48: 0.5}
+    with pytest.raises(ValueError, match='crop_pct is 1.5'):
+        Session(model, 'torch', crop_pct=1.5)
+
+
+def test_scripts_of_timm_get_the_crop_of_their_size(tmp_path, monkeypatch):
+    script = tmp_path / 'validate.py'
+    script.write_text("""
+import sys
+import rs_timm
+from rs_timm import run
+from rs_timm.card import model_card
+from rs_timm.crops import set_crops
+from timm.data import resolve_data_config
+model = rs_timm.switchable('test_resnet', (64, 48))
+set_crops(model, {64: 0.9, 48: 0.6})
+for args in ({'img_size': 48}, {'img_size': 56, 'crop_pct': None}, {'img_size': 48, 'crop_pct': 0.8}):
+    sys.argv.append(resolve_data_config(args, model=model)['crop_pct'])
+""")
+    before = timm.data.resolve_data_config
+    monkeypatch.setattr(sys, 'argv', sys.argv)
+    run.main([str(script)])
+    assert sys.argv[1:] == [0.6, pytest.approx(0.75), 0.8] and timm.data.resolve_data_config is before
+
+
+def test_the_card_says_them_and_its_code_follows_them():
+    text = model_card(model_with_crops())
+    assert '- **Crops:** 0.9 at 64 px, 0.6 at 48 px' in text and 'rs_timm.data.data_config(model)' in text
 
 
 def test_saving_export_and_extraction_keep_them(tmp_path):

@@ -30,11 +30,11 @@ ALLOWED = {
     'segmentation': {'layers', 'models', 'tensor_files'},
     'analysis': {'atomic', 'evaluation', 'layers'},
     'calibration': {'atomic', 'layers'},
-    'card': {'atomic', 'layers', 'analysis'},
+    'card': {'atomic', 'crops', 'layers', 'analysis'},
     'hub': {'atomic', 'crops', 'hub_client', 'layers', 'models', 'card', 'analysis', 'quantization', 'tensor_files'},
     'training': {'atomic', 'evaluation', 'segmentation', 'layers', 'models', 'data', 'loss', 'tensor_files'},
     'export': {'atomic', 'crops', 'interpolation', 'layers', 'resolutions', 'analysis', 'format'},
-    'run': {'training'},  # for --mred, and not before it is asked for
+    'run': {'crops', 'training'},  # for --mred, and not before it is asked for
     'cli': {'commands'},
     'commands': {
         'atomic', 'crops', 'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'format', 'hub',

@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterable, NoReturn, Optional, Sequence, Tuple, Uni
 
 import numpy as np
 
+from rs_timm.crops import CropPct, check_crop_pct
 from rs_timm.format.info import ModelInfo
 from rs_timm.pictures import MAX_PIXELS
 from rs_timm.resolutions import check_resolutions
@@ -64,6 +65,7 @@ class Session:
         max_networks: compiled networks that are kept, one for each resolution (and batch, where the engine wants that);
             beyond, the one that was not used for the longest time goes, and is compiled again when it is asked for.
         max_pixels: width times height of a picture that is decoded; a larger one is an error.
+        crop_pct: in place of what the model says: a number for all sizes, or resolution -> crop (`rs_timm.crops`).
 
     Raises:
         ImportError: the engine, or every engine, is not installed.
@@ -85,6 +87,7 @@ class Session:
             cache_dir: Union[None, str, 'PathLike[str]'] = None,
             max_networks: int = 32,
             max_pixels: int = MAX_PIXELS,
+            crop_pct: Optional[CropPct] = None,
     ) -> None:
         precision = check_precision(precision)
         if isinstance(max_networks, bool) or not isinstance(max_networks, int) or max_networks < 1:
@@ -97,6 +100,7 @@ class Session:
         self.memory = memory
         self.draft = draft
         self.max_pixels = max_pixels
+        self._crop_pct = None if crop_pct is None else check_crop_pct(crop_pct)
         self._source: Source = open_source(model, self._engine.name, precision)
         if self.info.task == 'features':
             raise ValueError(f'{self.info.name} gives features, not one output: a session serves classifiers and '
@@ -188,8 +192,9 @@ class Session:
         """The preprocessing that the network expects, at any resolution."""
         info = self.info
         return Preprocessing(
-            info.mean, info.std, info.crops or info.crop_pct, info.resize_interpolation, info.crop_mode, self.draft,
-            threads=min(8, self.threads or os.cpu_count() or 1), max_pixels=self.max_pixels)
+            info.mean, info.std, self._crop_pct or info.crops or info.crop_pct, info.resize_interpolation,
+            info.crop_mode, self.draft, threads=min(8, self.threads or os.cpu_count() or 1),
+            max_pixels=self.max_pixels)
 
     def run(self, x: np.ndarray, resolution: Optional[int] = None) -> np.ndarray:
         """Logits, float32 [N, classes], of a batch that is ready: no preprocessing.
