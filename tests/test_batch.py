@@ -122,7 +122,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, expected, stops):
     assert leftovers(path) == [f'.{path.name}.lock', f'{path.name}.run.json']
 
 
-@pytest.mark.parametrize('cut', [1, 5, 100, -1])
+@pytest.mark.parametrize('cut', [0, 1, 5, 100, -1])
 def test_a_torn_line_is_dropped(tmp_path, expected, cut):
     """At every point of a write, which is of a whole batch, and wherever a disk that lost power stopped."""
     path = tmp_path / f'torn{expected.suffix}'
@@ -131,7 +131,7 @@ def test_a_torn_line_is_dropped(tmp_path, expected, cut):
     partial = path.with_name(f'{path.name}.partial')
     lines = partial.read_bytes().splitlines(keepends=True)
     assert len(lines) == 9
-    partial.write_bytes(b''.join(lines[:6]) + lines[6][:cut] + (bytes(99) if cut == 5 else b''))
+    partial.write_bytes(b''.join(lines[:6]) + lines[6][:cut] + {0: b'[]\n', 5: bytes(99)}.get(cut, b''))
     session = FakeSession()
     assert predict(path, Pictures(100), session).skipped == 24 and session.batches[0] == [24, 25, 26]
     assert same(path, expected)
@@ -325,6 +325,19 @@ def test_other_settings_are_another_file(tmp_path, change, message):
     predict(path, Pictures(10), weights='a')
     with pytest.raises(ValueError, match=message):
         predict(path, Pictures(10), **change)
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('rows.jsonl.run.json', '{"model":', 'rows.jsonl.run.json does not say how rows.jsonl was made'),
+    ('rows.jsonl.run.json', '[1]', 'rows.jsonl.run.json does not say how'),
+    ('rows.jsonl', '{"file": 1, "odd": 2}', 'rows.jsonl, line 1: not a row of predictions'),
+    ('rows.jsonl', '7', 'rows.jsonl, line 1: not a row of predictions'),
+])
+def test_damaged_files_are_named(tmp_path, name, content, message):
+    predict(tmp_path / 'rows.jsonl', Pictures(3))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        predict(tmp_path / 'rows.jsonl', Pictures(3))
 
 
 def test_files_of_others_are_left_alone(tmp_path):

@@ -105,7 +105,11 @@ class Output:
                                  'choose another file, or move it away.')
             write_bytes(self.card, (json.dumps(self._settings, indent=1) + '\n').encode())
             return
-        made = json.loads(self.card.read_text(encoding='utf-8'))
+        try:
+            made = dict(json.loads(self.card.read_bytes()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'{self.card} does not say how {self.path.name} was made ({error}): choose another file, '
+                             'or move both away.') from error
         changes = [f'{key} {made.get(key)!r}, now {self._settings.get(key)!r}'
                    for key in {**made, **self._settings} if made.get(key) != self._settings.get(key)]
         if changes:
@@ -119,7 +123,7 @@ class Output:
             for line in lines:
                 try:
                     names = [row.file for row in _rows(line)]
-                except (ValueError, TypeError):
+                except ValueError:
                     break
                 if not self.done.issuperset(names):  # else a kill came between making the file and removing this one
                     self._lines.append((self._positions.get(names[0], -1), end))
@@ -163,7 +167,8 @@ class Output:
 
 
 def _rows(line: bytes) -> List[Row]:
-    """The rows in a line of the partial file; ValueError or TypeError if it is not whole."""
-    if not line.endswith(b'\n'):
+    """The rows in a line of the partial file; ValueError if it is not whole."""
+    values = json.loads(line)
+    if not line.endswith(b'\n') or not isinstance(values, list) or not values:
         raise ValueError('torn')
-    return [row_of(values) for values in json.loads(line)]
+    return [row_of(row) for row in values]
