@@ -5,7 +5,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Iterator, Union
+from typing import Any, Iterator, Union
 
 __all__ = ['recover_folder', 'replacing', 'replacing_folder', 'sync', 'write_bytes']
 
@@ -103,12 +103,12 @@ def _aside(path: Path) -> Path:
 
 def _exchange(first: Path, second: Path) -> bool:
     """Exchange two names in one step; False where system or file system cannot."""
-    libc = ctypes.CDLL(None, use_errno=True) if os.name == 'posix' else None
+    libc: Any = ctypes.CDLL(None, use_errno=True) if os.name == 'posix' else None
     names = os.fsencode(first), os.fsencode(second)
     if hasattr(libc, 'renameat2'):
         here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-        return libc.renameat2(here, names[0], here, names[1], exchange) == 0  # type: ignore[union-attr]
-    return hasattr(libc, 'renamex_np') and libc.renamex_np(*names, 2) == 0  # type: ignore[union-attr]  # RENAME_SWAP
+        return libc.renameat2(here, names[0], here, names[1], exchange) == 0
+    return hasattr(libc, 'renamex_np') and libc.renamex_np(*names, 2) == 0  # RENAME_SWAP
 
 
 def _replace_in_two_steps(new: Path, path: Path) -> None:

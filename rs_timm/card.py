@@ -157,7 +157,8 @@ def _front_matter(task: str, data: CardData, name: str, base_model: Optional[str
         library_name='timm',
         license=data.license,
         base_model=base_model,
-        **(dict(model_name=name, eval_results=results) if results else {}),
+        model_name=name if results else None,
+        eval_results=results or None,
     )
 
 

@@ -90,6 +90,8 @@ def test_class_accuracy_and_sensitivity(right):
 def test_the_smallest_sufficient_size_of_a_class(accuracy, tolerance, expected):
     values = {r: np.array([value], dtype=float) for r, value in zip(SIZES, accuracy)}
     assert sufficient_for_classes(values, tolerance).tolist() == [expected]
+    with pytest.raises(ValueError, match='tolerance is nan'):
+        sufficient_for_classes(values, float('nan'))
 
 
 def test_calibration_error_by_brute_force():

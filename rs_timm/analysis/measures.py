@@ -91,7 +91,12 @@ def sufficient_for_classes(accuracy: Mapping[int, np.ndarray], tolerance: float 
     Args:
         accuracy: as returned by `class_accuracy`.
         tolerance: points of top-1.
+
+    Raises:
+        ValueError: a tolerance below 0, or nan.
     """
+    if not tolerance >= 0:
+        raise ValueError(f'tolerance is {tolerance:g}: give points of top-1, 0 or more.')
     loss = {r: -points for r, points in sensitivity(accuracy).items()}
     order = sorted(accuracy, reverse=True)
     smallest = np.where(np.isnan(accuracy[order[0]]), NEVER, order[0])
@@ -240,6 +245,8 @@ def distribution(values: np.ndarray, points: int = 101) -> Tuple[np.ndarray, np.
 
     Source: Section 3.2, Figure 3.
     """
+    if not np.isfinite(values).all():
+        raise ValueError('values are not finite (nan or infinity): they have no distribution.')
     ordered, shares = np.sort(values, axis=None), np.linspace(0., 1., points)
     rank = np.ceil(np.round(shares * ordered.size, 9)).astype(int)  # rounded: 0.1 * 30 is not quite 3
     return ordered[np.maximum(rank - 1, 0)], shares

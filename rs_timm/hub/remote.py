@@ -17,7 +17,7 @@ from rs_timm.atomic import recover_folder
 from rs_timm.card import CardData
 from rs_timm.hub_client import HubError, UnreachableError, hub_errors
 from rs_timm.layers import is_switchable
-from rs_timm.models import digest_check, file_sha256, read_bytes, read_config
+from rs_timm.models import comparing_digests, file_sha256, read_bytes, read_config
 
 from .saving import CARD, CONFIG, WEIGHTS, card_text, write_model
 
@@ -153,7 +153,7 @@ def from_pretrained(
     architecture = _check_config(files[CONFIG], repo_id, local)
     _check_weights(files[WEIGHTS], repo_id, local)
     try:
-        with digest_check(check_digest):
+        with comparing_digests(check_digest):
             model = timm.create_model(f'local-dir:{files[WEIGHTS].parent}', pretrained=True, **kwargs)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if kwargs or repo_id in str(error):
@@ -184,7 +184,7 @@ def _download(repo_id: str, revision: Optional[str], **kwargs: Any) -> Dict[str,
 
 
 def _address(repo_id: str, local: bool) -> str:
-    """What `timm.create_model` calls a repository of the hub, or a folder."""
+    """The name of a repository of the hub, or of a folder, for `timm.create_model`."""
     return f"{'local-dir' if local else 'hf-hub'}:{repo_id}"
 
 

@@ -4,7 +4,7 @@ from ._arguments import check_model_args
 from ._builder import OWN_ARGUMENTS, build_switchable
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, is_paper_layout
 from ._manifest import file_sha256, manifest, manifest_cfgs, weights_dir
-from ._saved import digest_check, read_bytes, read_config, tensor_digest
+from ._saved import comparing_digests, read_bytes, read_config, tensor_digest
 from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin, pack, switchable
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     'build_switchable',
     'check_model_args',
     'checkpoint_filter_fn',
-    'digest_check',
+    'comparing_digests',
     'file_sha256',
     'is_paper_layout',
     'manifest',

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ._config import SavedConfig
 
 __all__ = [
-    'DamagedWeights', 'check_digest', 'digest_check', 'read_bytes', 'read_config', 'saved_config', 'tensor_digest']
+    'DamagedWeights', 'check_digest', 'comparing_digests', 'read_bytes', 'read_config', 'saved_config', 'tensor_digest']
 
 _MAX_BYTES = 1 << 25  # of a config.json: names and descriptions of 20,000 classes are a twentieth of it
 _check_digest: ContextVar[bool] = ContextVar('check_digest', default=True)
@@ -85,8 +85,8 @@ def tensor_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 @contextmanager
-def digest_check(wanted: bool) -> Iterator[None]:
-    """Whether the digest of saved tensors is compared inside; for huge files that are checked elsewhere."""
+def comparing_digests(wanted: bool) -> Iterator[None]:
+    """Choose whether loading inside compares the digests of saved tensors; not for huge files, say."""
     token = _check_digest.set(wanted)
     try:
         yield

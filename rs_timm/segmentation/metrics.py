@@ -18,7 +18,7 @@ def predicted_classes(logits: torch.Tensor, height: int, width: int) -> torch.Te
 
 
 def confusion_matrix(predicted: torch.Tensor, target: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """How many pixels of class i (row) are predicted as class j (column): int64 [K, K].
+    """Counts of the pixels of class i (row) that are predicted as class j (column): int64 [K, K].
 
     Whole numbers, so that the sum over batches and processes is exact. Pixels whose target is no class in
     [0, num_classes) are left out.

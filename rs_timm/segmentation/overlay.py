@@ -50,8 +50,10 @@ def overlay(
         opacity: 0: the picture alone, 1: the colours alone.
 
     Raises:
-        ValueError: `classes` is not of the picture's size.
+        ValueError: `classes` is not of the picture's size, or an opacity outside [0, 1].
     """
+    if not 0 <= opacity <= 1:
+        raise ValueError(f'opacity is {opacity:g}: it must be from 0 (the picture) to 1 (the colours).')
     if classes.shape != image.size[::-1]:
         raise ValueError(f'classes {classes.shape}: the picture has {image.size[1]} rows and {image.size[0]} columns.')
     pixels = pil_to_tensor(image.convert('RGB'))  # [3, height, width]
