@@ -6,7 +6,7 @@ from torch import nn
 
 from rs_timm.layers import SwitchableBatchNorm2d
 from rs_timm.models import checkpoint_filter_fn, is_paper_layout
-from rs_timm.tensor_files import read_state_dict
+from rs_timm.tensor_files import check_values, read_state_dict
 
 __all__ = ['PAPER_LAYOUT', 'StateDict', 'classes_in', 'layout_of', 'load_into', 'read_state_dict', 'resolutions_in']
 
@@ -41,8 +41,9 @@ def load_into(model: nn.Module, state_dict: StateDict, file: str) -> None:
     """Load strictly.
 
     Raises:
-        ValueError: it is the checkpoint of another network; the first differences are named.
+        ValueError: it is the checkpoint of another network; the first differences are named. Or a value is not finite.
     """
+    check_values(state_dict, model, file)
     try:
         model.load_state_dict(state_dict)
     except RuntimeError as error:
