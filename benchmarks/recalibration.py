@@ -29,6 +29,7 @@ from torchvision import transforms
 
 import rs_timm
 from benchmarks.environment import RESULTS, describe
+from benchmarks.runtime.networks import of_classes
 from benchmarks.store import put, read
 from rs_timm.atomic import replacing
 from rs_timm.calibration.recalibration import (
@@ -73,28 +74,12 @@ def load_network(weights: str) -> nn.Module:
 
 
 def write_start(path: Path, class_names: Sequence[str]) -> None:
-    """Write where the preset `ladder` starts: this network, its classifier cut down to `class_names`.
-
-    Args:
-        path: state dict of a plain network.
-        class_names: ImageNet synsets, in the order of the outputs.
-
-    Raises:
-        ValueError: a name that is no synset of ImageNet's 1000 classes.
-    """
-    known = ImageNetInfo().label_names()
-    foreign = [name for name in class_names if name not in known]
-    if foreign:
-        raise ValueError(f'class {foreign[0]!r} is none of ImageNet-1k: this experiment needs folders named by synset, '
-                         'as in Imagenette.')
+    """Write where the preset `ladder` starts: this network as a plain one, with the outputs of `class_names` alone."""
     network = load_network('')
-    state = rs_timm.extract(network, RESOLUTIONS[0]).state_dict()
-    rows = torch.tensor([known.index(name) for name in class_names])
-    for name in ('classifier.weight', 'classifier.bias'):
-        state[name] = state[name][rows]
+    of_classes(network, class_names)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as new:
-        torch.save(state, new)
+        torch.save(rs_timm.extract(network, RESOLUTIONS[0]).state_dict(), new)
 
 
 def preprocessing(model: nn.Module, resolution: int, crop: str) -> Callable[[Image.Image], torch.Tensor]:

@@ -178,6 +178,10 @@ class Bench:
         return self.once('model.onnx', lambda path: rs_timm.export_onnx(self.model, path))
 
     @property
+    def bomb(self) -> Path:
+        return self.once('bomb.png', lambda path: Image.new('1', (30000, 30000)).save(path))
+
+    @property
     def saved(self) -> Path:
         from rs_timm.hub import save_pretrained
         return self.once('saved', lambda path: save_pretrained(
@@ -282,7 +286,7 @@ def special(bench: Bench, folder: Path, rng: random.Random) -> Outcome:
         with bad.open('wb') as stream:
             stream.truncate(20 * 2 ** 30)
     elif what == 'bomb':
-        Image.new('1', (30000, 30000)).save(bad, 'png')
+        shutil.copy(bench.bomb, bad)
     elif what == 'eps':
         bad.write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n')
     elif what == 'secret':
@@ -615,7 +619,8 @@ def work(name: str, seed: int, first: int, count: int, report: Path, keep: Optio
     os.dup2(1, 2)
     with tempfile.TemporaryDirectory() as folder, report.open('a', encoding='utf-8') as stream:
         bench = Bench(Path(folder))
-        assert bench.onnx.is_file() and bench.saved.is_dir()  # made before memory is bounded
+        made = [bench.onnx, bench.saved, *([bench.bomb] if name == 'special' else [])]  # before memory is bounded
+        assert all(path.exists() for path in made)
         used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
         for number in range(first, first + count):
@@ -707,47 +712,45 @@ def _killed(arguments: Sequence[Any], kills: int, longest: float, rng: random.Ra
     return done, process.exitcode == 0
 
 
-def kill_predictions(bench: Bench, folder: Path, rng: random.Random, count: int) -> Iterator[Outcome]:
-    """Rows of a collection after kills are those of a run that nobody disturbed."""
-    data = _pictures(folder / 'many', 600)
-
-    def arguments(out: Path) -> List[Any]:
-        return ['predict', bench.onnx, data, '--out', out, '--engine', 'onnxruntime', '--threads', 1, '--batch-size', 8]
-
-    started = time.monotonic()
-    assert _killed(arguments(folder / 'whole.jsonl'), 0, 0., rng)[1]
-    longest, done = time.monotonic() - started, 0
+def killed_or_not(arguments: Callable[[Path], List[Any]], result: str, folder: Path, rng: random.Random, count: int
+                  ) -> Iterator[Outcome]:
+    """After kills, the file `result` of an output has the bytes that it has without: an outcome for each kill."""
+    started, done = time.monotonic(), 0
+    if not _killed(arguments(folder / 'whole'), 0, 0., rng)[1]:
+        yield Outcome('raw', 'it fails without kills')
+        return
+    longest = (time.monotonic() - started) / 2
     while done < count:
-        out = folder / f'{done}.jsonl'
-        kills, finished = _killed(arguments(out), 10, longest / 2, rng)
-        same = finished and out.read_bytes() == (folder / 'whole.jsonl').read_bytes()
-        yield from [Outcome('right' if same else 'wrong', '' if same else f'{out} differs')] * max(1, kills)
+        out = folder / f'run{done}'
+        kills, finished = _killed(arguments(out), 10, longest, rng)
+        same = finished and Path(f'{out}{result}').read_bytes() == Path(f'{folder / "whole"}{result}').read_bytes()
+        yield from [Outcome('right') if same else Outcome('wrong', f'{out} differs')] * max(1, kills)
         done += max(1, kills)
+
+
+def _prediction(bench: Bench, data: Path, out: Path) -> List[Any]:
+    return ['predict', bench.onnx, data, '--out', f'{out}.jsonl', '--engine', 'onnxruntime', '--threads', 1,
+            '--batch-size', 8]
+
+
+def _training(data: Path, out: Path, epochs: int) -> List[Any]:
+    return ['train', 'test_resnet', '--recipe', 'imagenette', '--data', data, '--out', out, '--resolutions', 48, 32,
+            '--progressive', 0, '--epochs', epochs, '--batch-size', 8, '--precision', 'float32', '--no-channels-last',
+            '--device', 'cpu', '--workers', 0, '--no-progress', '--checkpoint-minutes', 0.01]
+
+
+def kill_predictions(bench: Bench, folder: Path, rng: random.Random, count: int) -> Iterator[Outcome]:
+    """Rows of a collection."""
+    data = _pictures(folder / 'many', 600)
+    return killed_or_not(lambda out: _prediction(bench, data, out), '.jsonl', folder, rng, count)
 
 
 def kill_trainings(bench: Bench, folder: Path, rng: random.Random, count: int) -> Iterator[Outcome]:
-    """Weights after kills are, bit by bit, those of a training that nobody disturbed."""
-    data = folder / 'data'
+    """Weights of a training."""
     for split in ('train', 'val'):
-        _pictures(data / split, 64)
-
-    def arguments(out: Path) -> List[Any]:
-        return ['train', 'test_resnet', '--recipe', 'imagenette', '--data', data, '--out', out, '--resolutions', 48, 32,
-                '--progressive', 0, '--epochs', 6, '--batch-size', 8, '--precision', 'float32', '--no-channels-last',
-                '--device', 'cpu', '--workers', 0, '--no-progress', '--checkpoint-minutes', 0.01, '--resume']
-
-    weights = 'model/model.safetensors'
-    started = time.monotonic()
-    if not _killed(arguments(folder / 'whole')[:-1], 0, 0., rng)[1]:
-        yield Outcome('raw', 'a training that nobody disturbs fails')
-        return
-    longest, done = time.monotonic() - started, 0
-    while done < count:
-        out = folder / f'run{done}'
-        kills, finished = _killed(arguments(out), 8, longest / 2, rng)
-        same = finished and (out / weights).read_bytes() == (folder / 'whole' / weights).read_bytes()
-        yield from [Outcome('right' if same else 'wrong', '' if same else f'{out} differs')] * max(1, kills)
-        done += max(1, kills)
+        _pictures(folder / 'data' / split, 64)
+    return killed_or_not(lambda out: [*_training(folder / 'data', out, 6), *(['--resume'] if out.exists() else [])],
+                         '/model/model.safetensors', folder, rng, count)
 
 
 def _save_for_ever(states: str, folder: str) -> None:
@@ -807,43 +810,36 @@ def threads(bench: Bench, folder: Path, rng: random.Random, count: int) -> Itera
             yield from pool.map(lambda n: judged(lambda: ask(n)), [rng.randrange(6) for _ in range(count // 2)])
 
 
+def _pair(first: Sequence[Any], second: Sequence[Any]) -> List[Tuple[Any, str]]:
+    """Start two commands at once; the status of each, and the end of what it printed."""
+    context = multiprocessing.get_context('forkserver')
+    barrier, said = context.Barrier(2), context.Queue()
+    both = [_start(arguments, barrier, said) for arguments in (first, second)]
+    answers = [said.get(timeout=600) for _ in both]
+    for process in both:
+        process.join()
+    return answers
+
+
 def pair_predictions(bench: Bench, folder: Path, rng: random.Random, count: int) -> Iterator[Outcome]:
     """Of two predictions with other settings into one output, one writes all rows, and one is refused in a sentence."""
     data = _pictures(folder / 'few', 64)
-    context = multiprocessing.get_context('forkserver')
     for number in range(count):
-        out, barrier, said = folder / f'pair{number}.jsonl', context.Barrier(2), context.Queue()
-        common = ['predict', bench.onnx, data, '--out', out, '--engine', 'onnxruntime', '--threads', 1]
-        both = [_start([*common, '--topk', k], barrier, said) for k in (1, 2)]
-        answers = [said.get(timeout=300) for _ in both]
-        for process in both:
-            process.join()
-        counts = Counter(len(json.loads(line)['classes']) for line in out.read_text().splitlines())
-        accepted = [status for status, _ in answers].count(0)
-        if accepted == 1 and len(counts) == 1 and counts.total() == 64:
-            yield Outcome('right')
-        elif accepted == 2 and len(counts) == 1 and counts.total() == 64:
-            yield Outcome('wrong', f'both were accepted; rows {dict(counts)}')
-        else:
-            yield Outcome('wrong', f'{accepted} accepted, rows {dict(counts)}; {answers}')
+        common = _prediction(bench, data, folder / f'pair{number}')
+        answers = _pair([*common, '--topk', 1], [*common, '--topk', 2])
+        lines = (folder / f'pair{number}.jsonl').read_text().splitlines()
+        counts = Counter(len(json.loads(line)['classes']) for line in lines)
+        right = [status for status, _ in answers].count(0) == 1 and list(counts.values()) == [64]
+        yield Outcome('right') if right else Outcome('wrong', f'rows {dict(counts)}; {answers}')
 
 
 def pair_trainings(bench: Bench, folder: Path, rng: random.Random, count: int) -> Iterator[Outcome]:
     """Of two trainings into one folder, one trains, and one is refused in a sentence."""
-    data = folder / 'data2'
     for split in ('train', 'val'):
-        _pictures(data / split, 16)
-    context = multiprocessing.get_context('forkserver')
+        _pictures(folder / 'data' / split, 16)
     for number in range(count):
-        barrier, said = context.Barrier(2), context.Queue()
         out = folder / f'pair{number}'
-        common = ['train', 'test_resnet', '--recipe', 'imagenette', '--data', data, '--out', out, '--resolutions', 48,
-                  32, '--progressive', 0, '--epochs', 2, '--batch-size', 8, '--precision', 'float32',
-                  '--no-channels-last', '--device', 'cpu', '--workers', 0, '--no-progress']
-        both = [_start([*common, '--seed', seed], barrier, said) for seed in (0, 1)]
-        answers = [said.get(timeout=600) for _ in both]
-        for process in both:
-            process.join()
+        answers = _pair(*([*_training(folder / 'data', out, 2), '--seed', seed] for seed in (0, 1)))
         statuses = sorted(str(status) for status, _ in answers)
         right = statuses == ['0', '2'] and (out / 'model/model.safetensors').is_file()
         yield Outcome('right') if right else Outcome('wrong', f'{answers}')

@@ -77,10 +77,18 @@ def _lite0() -> nn.Module:
 
 
 def of_classes(model: nn.Module, synsets: Sequence[str]) -> None:
-    """Leave, in place, of a classifier of ImageNet's 1000 classes the outputs for `synsets`."""
+    """Leave, in place, of a classifier of ImageNet's 1000 classes the outputs for `synsets`.
+
+    Raises:
+        ValueError: a name that is no synset of these classes.
+    """
     network: Any = model
-    all_synsets = ImageNetInfo().label_names()
-    rows = [all_synsets.index(synset) for synset in synsets]
+    known = ImageNetInfo().label_names()
+    foreign = [name for name in synsets if name not in known]
+    if foreign:
+        raise ValueError(f'class {foreign[0]!r} is none of ImageNet-1k: folders named by synset are needed, as in '
+                         'Imagenette.')
+    rows = [known.index(synset) for synset in synsets]
     old = network.get_classifier()
     network.reset_classifier(len(rows))
     new = network.get_classifier()
