@@ -91,6 +91,26 @@ def test_a_cpu_without_bfloat16(monkeypatch):
     assert create_engine('openvino', 'float32', None).name == 'openvino'
 
 
+@pytest.mark.parametrize('name, device, message', [
+    ('openvino', 'TPU', "OpenVINO has no device 'TPU' on this machine: it has CPU.*, AUTO"),
+    ('onnxruntime', 'TPU', "ONNX Runtime has no provider 'TPU' here: it has .*CPUExecutionProvider"),
+    ('torch', 'cuda', r'move it, as in model.to\(device\)'),
+])
+def test_a_device_that_is_not_there(name, device, message):
+    pytest.importorskip(name)
+    with pytest.raises(ValueError, match=message):
+        create_engine(name, 'float32', None, of_torch=True, device=device)
+
+
+def test_devices_that_are_there():
+    pytest.importorskip('openvino')
+    assert create_engine('openvino', 'float32', None, device='AUTO:CPU').versions()['device'] == 'AUTO:CPU'
+    with pytest.raises(ValueError, match='threads=2 are for the device CPU, not for AUTO'):
+        create_engine('openvino', 'float32', 2, device='AUTO')
+    pytest.importorskip('onnxruntime')
+    assert create_engine('onnxruntime', 'float32', None, device='cpu').versions().keys() == {'onnxruntime'}
+
+
 @pytest.mark.parametrize('name', ENGINES)
 def test_versions_are_those_installed(name):
     from importlib.metadata import version

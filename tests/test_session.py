@@ -475,6 +475,18 @@ def test_what_an_engine_cannot_run_is_one_sentence(file, tmp_path):
         Session(tmp_path / 'broken.onnx', 'onnxruntime').run(batch(1, 64))
 
 
+def test_what_openvino_has_compiled_is_kept(file, model, tmp_path):
+    installed('openvino')
+    kept = []
+    for _ in range(2):
+        session = Session(file, 'openvino', cache_dir=tmp_path, device='AUTO')
+        assert_close(session.run(batch(1, 48)), expected(model, batch(1, 48)))
+        kept.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / 'openvino').iterdir()})
+    assert kept[0] == kept[1] != {}
+    with pytest.raises(ValueError, match='cannot run the network for 48 px: .*COLOUR'):
+        Session(file, 'openvino', device_options={'COLOUR': 'blue'}).run(batch(1, 48))
+
+
 @pytest.mark.parametrize('name, old', [('float32', 'fp32'), ('bfloat16', 'bf16')])
 def test_old_names_of_precisions_go_on_working(model, name, old):
     with pytest.warns(DeprecationWarning, match=f'{old}.* is called .{name}. now'):
@@ -525,8 +537,8 @@ def test_a_file_of_one_resolution(model, file, tmp_path, name):
     (dict(precision='int8', memory='shared', calibration=['a.jpg']), 'activations differ between resolutions'),
     (dict(precision='int8'), 'needs pictures to calibrate with'),
     (dict(precision='int8', calibration=[]), 'calibration is empty'),
-    (dict(calibration=['a.jpg']), "are for precision='int8', not for 'float32'"),
-    (dict(cache_dir='somewhere'), "are for precision='int8', not for 'float32'"),
+    (dict(calibration=['a.jpg']), "is for precision='int8', not for 'float32'"),
+    (dict(engine='onnxruntime', cache_dir='somewhere'), 'onnxruntime in float32 has neither'),
 ])
 def test_options_that_do_not_go_together(file, kwargs, message):
     with pytest.raises(ValueError, match=message):

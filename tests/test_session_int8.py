@@ -66,7 +66,7 @@ def test_kept_and_used_again(engine, file, tmp_path, monkeypatch):
     cache = tmp_path / 'new' / 'folder'
     session = Session(file, engine, 'int8', calibration=pictures(4, 0), cache_dir=cache)
     logits = session(pictures(1, 1), 48)
-    names = sorted(path.name for path in cache.iterdir())
+    names = sorted(path.name for path in cache.iterdir() if path.is_file())
     assert names and all('-int8-48.' in name and engine in name for name in names), 'and nothing temporary'
     monkeypatch.setitem(quantize._TOOLS, engine, None)  # it must not be called
     for calibration in (None, pictures(2, 5)):
@@ -74,6 +74,20 @@ def test_kept_and_used_again(engine, file, tmp_path, monkeypatch):
         assert np.array_equal(again(pictures(1, 1), 48), logits)
     with pytest.raises(ValueError, match='int8 network for 64 px has to be calibrated first'):
         Session(file, engine, 'int8', cache_dir=cache)(pictures(1, 1), 64)
+
+
+def test_a_damaged_network_is_not_used(engine, file, tmp_path):
+    Session(file, engine, 'int8', calibration=pictures(2, 0), cache_dir=tmp_path).prepare((32,))
+    (path,) = tmp_path.glob('*.bin' if engine == 'openvino' else '*.onnx')
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match='-int8-32.* is damaged, or not all .* remove them'):
+        Session(file, engine, 'int8', cache_dir=tmp_path).prepare((32,))
+    for kept in tmp_path.glob('*.sha256'):  # files of an earlier version have none
+        kept.unlink()
+    path.write_bytes(bytes(content))
+    Session(file, engine, 'int8', cache_dir=tmp_path).prepare((32,))
 
 
 def test_another_model_has_other_files(engine, file, tmp_path):

@@ -3,7 +3,8 @@ import math
 import os
 from functools import cached_property
 from os import PathLike
-from typing import Any, Dict, Iterable, NoReturn, Optional, Sequence, Tuple, Union
+from pathlib import Path
+from typing import Any, Dict, Iterable, Mapping, NoReturn, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -61,7 +62,11 @@ class Session:
             copy of the weights, but slower, and a switch costs more. The torch engine always shares its weights.
         draft: let the JPEG decoder scale down by 2, 4 or 8 where that leaves more than the network needs.
         calibration: for int8: some hundred pictures of those that will be served, as for a call.
-        cache_dir: for int8: a folder that keeps the calibrated networks; what is there is used as it is.
+        cache_dir: a folder that keeps what takes long to make: the calibrated networks of int8, which are used as they
+            are, and what OpenVINO has compiled, so that a second start compiles nothing.
+        device: of OpenVINO: 'CPU', 'GPU', 'NPU', 'AUTO', ...; of ONNX Runtime: one of its providers, such as 'CUDA';
+            None: the CPU. What is not there is an error that names what is.
+        device_options: by the engine's own names: properties of OpenVINO, options of a provider of ONNX Runtime.
         max_networks: compiled networks that are kept, one for each resolution (and batch, where the engine wants that);
             beyond, the one that was not used for the longest time goes, and is compiled again when it is asked for.
         max_pixels: width times height of a picture that is decoded; a larger one is an error.
@@ -86,14 +91,21 @@ class Session:
             calibration: Optional[Sequence[Any]] = None,
             cache_dir: Union[None, str, 'PathLike[str]'] = None,
             max_networks: int = 32,
+            device: Optional[str] = None,
+            device_options: Optional[Mapping[str, Any]] = None,
             max_pixels: int = MAX_PIXELS,
             crop_pct: Optional[CropPct] = None,
     ) -> None:
         precision = check_precision(precision)
         if isinstance(max_networks, bool) or not isinstance(max_networks, int) or max_networks < 1:
             raise ValueError(f'max_networks={max_networks!r}: give a positive whole number.')
-        _check_options(precision, memory, calibration, cache_dir)
-        self._engine = create_engine(engine, precision, threads, is_torch_model(model))
+        _check_options(precision, memory, calibration)
+        compiled = None if cache_dir is None else Path(cache_dir) / 'openvino'
+        self._engine = create_engine(
+            engine, precision, threads, is_torch_model(model), device, device_options, compiled)
+        if cache_dir is not None and precision != 'int8' and self._engine.name != 'openvino':
+            raise ValueError(f'cache_dir keeps int8 networks and what OpenVINO has compiled: {self._engine.name} in '
+                             f'{precision} has neither.')
         self.engine_name = self._engine.name
         self.precision = precision
         self.threads = threads
@@ -290,11 +302,11 @@ class Session:
         return choice.resolution
 
 
-def _check_options(precision: str, memory: str, calibration: Any, cache_dir: Any) -> None:
+def _check_options(precision: str, memory: str, calibration: Any) -> None:
     if memory not in MEMORY:
         raise ValueError(f"memory {memory!r} is unknown: choose one of {', '.join(MEMORY)}.")
-    if precision != 'int8' and not (calibration is None and cache_dir is None):
-        raise ValueError(f"calibration and cache_dir are for precision='int8', not for {precision!r}.")
+    if precision != 'int8' and calibration is not None:
+        raise ValueError(f"calibration is for precision='int8', not for {precision!r}.")
     if precision == 'int8' and memory == 'shared':
         raise ValueError("memory='shared' with precision='int8': the ranges of the activations differ between "
                          "resolutions, so that each has an int8 network of its own; take memory='speed'.")

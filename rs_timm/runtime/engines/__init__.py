@@ -6,7 +6,8 @@ gives, float32 [N, ...]. That function may be called from several threads at a t
 import warnings
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Callable, Dict, NamedTuple, Optional, Protocol, Tuple
+from pathlib import Path
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Protocol, Tuple
 
 import numpy as np
 
@@ -69,7 +70,15 @@ def _is_installed(name: str) -> bool:
         return False
 
 
-def create_engine(name: Optional[str], precision: str, threads: Optional[int], of_torch: bool = False) -> Engine:
+def create_engine(
+        name: Optional[str],
+        precision: str,
+        threads: Optional[int],
+        of_torch: bool = False,
+        device: Optional[str] = None,
+        options: Optional[Mapping[str, Any]] = None,
+        cache_dir: Optional[Path] = None,
+) -> Engine:
     """The engine `name`, or the first of `ENGINES` that is installed and can do `precision`.
 
     Args:
@@ -77,10 +86,12 @@ def create_engine(name: Optional[str], precision: str, threads: Optional[int], o
         precision: one of `PRECISIONS`.
         threads: per network; None leaves it to the engine.
         of_torch: the network is a torch model, so that the torch engine can take it.
+        device, options: by the engine's own names; None: the CPU.
+        cache_dir: a folder for what the engine has compiled.
 
     Raises:
         ImportError: it, or any at all, is not installed; the message names the extra.
-        ValueError: no such engine; a precision that it cannot do; less than one thread.
+        ValueError: no such engine; a precision or a device that it does not have; less than one thread.
     """
     precision = check_precision(precision)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
@@ -97,7 +108,8 @@ def create_engine(name: Optional[str], precision: str, threads: Optional[int], o
         raise ValueError(f'the engine {name} cannot run in {precision}: it can in {", ".join(kind.precisions)}.')
     if not _is_installed(name):
         raise ImportError(f'the engine {name} is not installed: {kind.remedy}.')
-    return getattr(import_module(f'{__name__}._{name}'), kind.class_name)(precision, threads)
+    return getattr(import_module(f'{__name__}._{name}'), kind.class_name)(
+        precision, threads, device, options, cache_dir)
 
 
 def check_precision(precision: str) -> str:

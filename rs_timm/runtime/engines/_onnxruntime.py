@@ -1,8 +1,8 @@
-"""ONNX Runtime on the CPU: a small package; one session for each resolution."""
+"""ONNX Runtime, a small package: on the CPU, or by one of its execution providers."""
 from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
 import onnxruntime
@@ -11,6 +11,8 @@ from . import Network
 
 __all__ = ['OnnxRuntimeEngine']
 
+_CPU = 'CPUExecutionProvider'
+
 
 class OnnxRuntimeEngine:
     """One `InferenceSession` a network, all graph optimisations on.
@@ -18,16 +20,38 @@ class OnnxRuntimeEngine:
     Args:
         precision: 'float32', or 'int8' (of quantised networks).
         threads: per network; None: all cores.
+        device: the name of a provider, as in 'CUDAExecutionProvider' or 'CUDA'; None: the CPU.
+        options: of the provider, by its own names.
+        cache_dir: not used; TensorRT and others have options of their own for that.
+
+    Raises:
+        ValueError: a provider that is not there.
     """
 
     name = 'onnxruntime'
     any_batch_from = 2  # of a single picture, MobileNetV2 took 1.1 times as long in a network of dynamic batch
 
-    def __init__(self, precision: str = 'float32', threads: Optional[int] = None) -> None:
-        self._threads = threads
+    def __init__(
+            self,
+            precision: str = 'float32',
+            threads: Optional[int] = None,
+            device: Optional[str] = None,
+            options: Optional[Mapping[str, Any]] = None,
+            cache_dir: Optional[Path] = None,
+    ) -> None:
+        self._threads, there = threads, onnxruntime.get_available_providers()
+        found = [name for name in there if (device or 'CPU').lower() in (
+            name.lower(), name.lower().removesuffix('executionprovider'))]
+        if not found:
+            raise ValueError(f'ONNX Runtime has no provider {device!r} here: it has {", ".join(there)}.')
+        self._provider = found[0]
+        self._providers = [(self._provider, dict(options or {}))]
+        if self._provider != _CPU:
+            self._providers.append((_CPU, {}))  # of operators that the provider does not have
 
     def versions(self) -> Dict[str, str]:
-        return {'onnxruntime': onnxruntime.__version__}
+        device = {} if self._provider == _CPU else {'device': self._provider}
+        return {'onnxruntime': onnxruntime.__version__, **device}
 
     def compile(self, network: Any, batch: Optional[int]) -> Network:
         options = onnxruntime.SessionOptions()
@@ -37,7 +61,9 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry('session.force_spinning_stop', '1')
         if batch is not None:
             options.add_free_dimension_override_by_name('batch', batch)
-        session = _load(network, options)
+        session = _load(network, options, self._providers)
+        if session.get_providers()[0] != self._provider:
+            raise ValueError(f'ONNX Runtime fell back to {session.get_providers()[0]}: {self._provider} cannot start.')
         name = session.get_inputs()[0].name
 
         def run(images: np.ndarray) -> np.ndarray:
@@ -46,11 +72,11 @@ class OnnxRuntimeEngine:
         return run
 
 
-def _load(network: Any, options: Any) -> Any:
+def _load(network: Any, options: Any, providers: Any) -> Any:
     """Load a network from a file: of one in memory, an InferenceSession keeps the bytes beside its own weights."""
     if isinstance(network, (str, PathLike)):
-        return onnxruntime.InferenceSession(fspath(network), options, providers=['CPUExecutionProvider'])
+        return onnxruntime.InferenceSession(fspath(network), options, providers=providers)
     with TemporaryDirectory(prefix='rs_timm_') as folder:
         path = Path(folder, 'network.onnx')
         path.write_bytes(network.SerializeToString())
-        return _load(path, options)
+        return _load(path, options, providers)

@@ -1,7 +1,8 @@
 """torch, eager: needs no export; its networks share all weights but the BatchNorms."""
 from copy import deepcopy
 from importlib.metadata import version
-from typing import Any, Dict, Optional
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
 import torch
@@ -24,12 +25,23 @@ class TorchEngine:
     Args:
         precision: 'float32', or 'bfloat16': all but the BatchNorms in bfloat16.
         threads: None leaves torch as it is; a number is set with `torch.set_num_threads`, for the whole process.
+        device, options: refused; the model is where it is.
+        cache_dir: not used.
     """
 
     name = 'torch'
     any_batch_from = 1
 
-    def __init__(self, precision: str = 'float32', threads: Optional[int] = None) -> None:
+    def __init__(
+            self,
+            precision: str = 'float32',
+            threads: Optional[int] = None,
+            device: Optional[str] = None,
+            options: Optional[Mapping[str, Any]] = None,
+            cache_dir: Optional[Path] = None,
+    ) -> None:
+        if device is not None or options:
+            raise ValueError('the torch engine runs a model where it is: move it, as in model.to(device).')
         if threads is not None:
             torch.set_num_threads(threads)
         self._dtype = _DTYPES[precision]
