@@ -614,6 +614,7 @@ class Tensors(Pictures):
     (None, dict(batch_size=0), 'batch_size 0'),
     (None, dict(mean=(123., 116., 103.)), r'mean \(123.0, 116.0, 103.0\): .* divide'),
     (None, dict(mean=(float('nan'),) * 3), 'mean'),
+    (None, dict(hflip=float('nan')), r'hflip nan: a probability is in \[0, 1\]'),
     (None, dict(std=(0., 0., 0.)), r'std \(0.0, 0.0, 0.0\)'),
     (None, dict(ratio=(0., 1.)), r'ratio \(0.0, 1.0\): it is two positive numbers'),
     (None, dict(scale=(0.5, 0.2)), 'the smaller one first'),

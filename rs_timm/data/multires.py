@@ -133,6 +133,9 @@ def create_multires_loader(
     if channels not in (1, 3):
         raise ValueError(f'channels {channels}: pictures are read as gray (1) or RGB (3); feed a network with another '
                          'number of input channels from a loader of your own.')
+    for name, share in dict(hflip=hflip, re_prob=re_prob).items():
+        if not 0. <= share <= 1.:
+            raise ValueError(f'{name} {share}: a probability is in [0, 1].')
     check_normalisation(mean, std)
     check_crops(scale, ratio)
     mean, std = per_channel(mean, channels), per_channel(std, channels)
