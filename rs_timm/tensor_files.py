@@ -6,6 +6,7 @@ from typing import Any, Dict, Mapping, Union
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.models import is_model, load_state_dict
 from torch import nn
@@ -29,11 +30,20 @@ def save_tensors(tensors: Dict[str, torch.Tensor], path: Union[str, Path]) -> No
     Args:
         tensors: contiguous, none of which shares memory with another.
         path: is replaced, as a whole or not at all.
+
+    Raises:
+        OSError: the disk's own, such as a full one.
     """
     with replacing(path) as new:
         new.touch()
         mode = new.stat().st_mode
-        save_file(tensors, new, metadata={'format': 'pt'})
+        try:
+            save_file(tensors, new, metadata={'format': 'pt'})
+        except SafetensorError as error:  # it hides what the disk says
+            code = re.search(r'os error (\d+)', str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
         new.chmod(mode)
 
 

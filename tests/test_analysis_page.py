@@ -24,7 +24,6 @@ from rs_timm.analysis.report import (
     page,
     paragraph,
     picture,
-    picture_rows,
     section,
     table,
 )
@@ -144,16 +143,6 @@ def test_small_cases():
     assert 'Only one resolution' in made and '<details>' not in made and 'never seen' not in made
     wrong = Prediction(said.target + 1, said.at[64].confidence, said.at[64].in_top5, said.at[64].loss)
     assert '100.0' in analysis_page(subject(classes=5), Predictions(said.target, {64: wrong, 48: wrong, 32: wrong}))
-
-
-def test_rows_of_pictures():
-    said = predictions(count=20)
-    rows = picture_rows(said, [f'{i}.jpg' for i in range(20)])
-    smallest = sufficient_resolution(said.rights())
-    for i, row in enumerate(rows):
-        assert row['picture'] == f'{i}.jpg' and row['target'] == said.target[i]
-        assert row['suffices'] == (smallest[i] or 'none')
-        assert [row[f'label_{r}'] for r in SIZES] == [said.at[r].label[i] for r in SIZES]
 
 
 # The command

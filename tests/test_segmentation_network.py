@@ -78,12 +78,6 @@ def test_chained_pooling_sees_two_pixels_further_with_each_pooling():
     torch.testing.assert_close(pooling(x), torch.stack(stages).sum(0))
 
 
-@pytest.mark.parametrize('size', [(32, 32), (64, 96), (50, 71)])
-def test_logits_have_a_quarter_of_the_size(size):
-    model = create().eval()
-    assert model(image(*size)).shape == (1, 5, -(-size[0] // 4), -(-size[1] // 4))
-
-
 def test_every_input_reaches_the_output():
     """No map of the encoder, and no block, is left out."""
     plain = randomised(rs_timm.extract(create(drop_rate=0.), 64)).eval()

@@ -8,6 +8,7 @@ from typing import Any, Dict, Mapping, Optional, Union
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import SelectAdaptivePool2d
 from timm.models import FeatureInfo, PretrainedCfg, is_model, model_entrypoint
@@ -110,7 +111,11 @@ def write_model(
     claims = dict(license=data.license, description=data.description)
     network = _restorable(model, keep_source, claims, (model_config or {}).get('pretrained_cfg', {}))
     saved = write_weights(network, folder, storage)
-    _write_config(network, folder, model_config or {}, model_args or {})
+    try:
+        digest = tensor_digest(load_file(folder / WEIGHTS))
+    except SafetensorError as error:
+        raise ValueError(f'{WEIGHTS} would not restore this network: it was not written whole ({error}).') from error
+    _write_config(network, folder, model_config or {}, model_args or {}, digest)
     check_restores(network, folder, saved)
     return network
 
@@ -207,8 +212,9 @@ def _write_config(
         folder: Path,
         model_config: Mapping[str, Any],
         model_args: Mapping[str, Any],
+        digest: str,
 ) -> None:
-    """Let timm write config.json for what `_restorable` returned, beside its weights; then finish it.
+    """Let timm write config.json for what `_restorable` returned, then finish it.
 
     The number of classes stands at the top alone, and so do their names: transformers' wrapper of timm passes what is
     in `model_args` a second time, and reads names nowhere else.
@@ -225,7 +231,7 @@ def _write_config(
         crops={str(resolution): crop for resolution, crop in (crops_of(network) or {}).items()},
         alpha={str(resolution): float(weight) for resolution, weight in alpha.items()},
         derived_from=getattr(network, 'derived_from', None),
-        digest=tensor_digest(load_file(folder / WEIGHTS)),
+        digest=digest,
     )
     config['rs_timm'] = {**{key: value for key, value in metadata.items() if value}, **config.get('rs_timm', {})}
     args = {**_constructor_arguments(network), **model_args}
