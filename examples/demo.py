@@ -21,8 +21,8 @@ from timm.data import resolve_model_data_config
 
 import rs_timm
 from rs_timm.analysis import madds
-from rs_timm.commands._eager import class_names
 from rs_timm.data import image_transform, open_image
+from rs_timm.labels import class_names
 from rs_timm.models import manifest
 from rs_timm.runtime import LatencyTable, Session, measure_latency
 

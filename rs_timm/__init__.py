@@ -62,8 +62,8 @@ _HOMES = {  # part of the package -> the public names that live there; everythin
     'models': ('pack', 'switchable'),
 }
 _PARTS = (
-    'analysis', 'calibration', 'data', 'export', 'format', 'hub', 'layers', 'loss', 'models', 'predict', 'quantization',
-    'runtime', 'segmentation', 'training')
+    'analysis', 'calibration', 'data', 'evaluation', 'export', 'format', 'hub', 'labels', 'layers',
+    'loading', 'loss', 'models', 'predict', 'quantization', 'runtime', 'segmentation', 'training')
 _HOME_OF = {name: part for part, names in _HOMES.items() for name in names}
 
 

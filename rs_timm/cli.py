@@ -5,9 +5,12 @@ from importlib import import_module
 from typing import Any, List, Optional
 
 import rs_timm
-from rs_timm.commands import COMMANDS, load_commands, run_command
+from rs_timm.commands import COMMANDS, add_arguments
+from rs_timm.commands.shell import FAILED, report, run_command
 
 __all__ = ['main']
+
+_TORCH = ('torch', 'torchvision', 'timm')
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -26,48 +29,41 @@ def main(argv: Optional[List[str]] = None) -> int:
     except ImportError as error:
         if '--debug' in argv:
             raise
-        remedy = ': all commands but predict and bench FILE.onnx need PyTorch and timm.'
-        print(f"rs-timm: error: {error}{remedy if _is_torch_missing(error) else ''}", file=sys.stderr)
-        return 2
+        missing = (error.name or '').partition('.')[0] in _TORCH
+        report(f"error: {error}{': all commands but predict and bench FILE.onnx need PyTorch and timm.' * missing}")
+        return FAILED
     return run_command(args.run, args)
 
 
 def _parser(argv: List[str]) -> argparse.ArgumentParser:
+    """Options of the command that `argv` names; of the others the names alone, since each imports what it needs."""
     parser = argparse.ArgumentParser('rs-timm', description='Resolution-switchable networks: one set of weights, many '
                                                             'input sizes.')
-    parser.add_argument('--version', action=_Version, nargs=0, help="show the versions and exit")
+    parser.add_argument('--version', action=_Version, nargs=0, help='show the versions and exit')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     subparsers = parser.add_subparsers(title='commands', metavar='COMMAND', required=True)
     named = next((word for word in argv if not word.startswith('-')), None)
-    for name in [named] if named in COMMANDS else COMMANDS:
-        try:
-            (command,) = load_commands(name)
-        except ImportError as error:
-            if named in COMMANDS or not _is_torch_missing(error):
-                raise
-            subparsers.add_parser(name, help='needs PyTorch and timm, which are not installed')
-        else:
-            command.register(subparsers)
+    for name, summary in COMMANDS.items():
+        command = subparsers.add_parser(name, help=summary, description=f'{summary[0].upper()}{summary[1:]}.')
+        if name == named:
+            command.add_argument('--debug', action='store_true', default=argparse.SUPPRESS,
+                                 help='show the traceback of an error')
+            add_arguments(command, name)
     return parser
-
-
-def _is_torch_missing(error: ImportError) -> bool:
-    return (error.name or '').partition('.')[0] in ('torch', 'torchvision', 'timm')
-
-
-def _version(name: str) -> str:
-    try:
-        return import_module(name).__version__
-    except ImportError as error:
-        if not _is_torch_missing(error):
-            raise
-        return 'not installed'
 
 
 class _Version(argparse.Action):
     """Asks for versions only when they are wanted: torch takes a second to import."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
-        versions = [f'{name} {_version(name)}' for name in ('timm', 'torch')]
-        print(f"rs_timm {rs_timm.__version__}, {', '.join(versions)}")
+        print(f"rs_timm {rs_timm.__version__}, {', '.join(f'{name} {_version(name)}' for name in ('timm', 'torch'))}")
         parser.exit()
+
+
+def _version(name: str) -> str:
+    try:
+        return import_module(name).__version__
+    except ImportError as error:
+        if (error.name or '').partition('.')[0] not in _TORCH:
+            raise
+        return 'not installed'

@@ -167,7 +167,7 @@ def run(data, model, *options):
 
 def test_the_command_writes_a_page_and_a_table(data, model, tmp_path, capsys):
     out, rows = tmp_path / 'page.html', tmp_path / 'rows.csv'
-    assert run(data, model, '--out', out, '--csv', rows, '--resolutions', 64, 40) == 0
+    assert run(data, model, '--out', out, '--csv', rows, '--sizes', 64, 40) == 0
     assert capsys.readouterr().out.splitlines() == [f'wrote {out}', f'wrote {rows}']
     network = timm.create_model(f'local-dir:{model}', pretrained=True)
     loader = create_multires_loader(data, (64, 40), split='val', batch_size=5, num_workers=0)

@@ -104,8 +104,8 @@ def test_cascade_answers_as_the_session_does(session, photos):
 
 def test_bench_writes_what_it_prints(cli, file, photos, tmp_path):
     out = tmp_path / 'table.json'
-    status, text, _ = cli('bench', file, '--engine', 'onnxruntime', '--threads', 1, '--repeats', 72, '--batch', 1, 2,
-                          '--images', tmp_path, photos[0], '--out', out)
+    status, text, _ = cli('bench', file, '--engine', 'onnxruntime', '--threads', 1, '--repeats', 72, '--batch-size', 1,
+                          2, '--images', tmp_path, photos[0], '--out', out)
     table = LatencyTable.load(out)
     assert status == 0 and str(table) in text and f'# wrote {out}' in text
     assert [(row.resolution, row.batch) for row in table.rows] == [(size, n) for size in SIZES for n in (1, 2)]

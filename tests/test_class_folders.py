@@ -10,10 +10,9 @@ from PIL import Image
 from training_run import make_pictures
 
 import rs_timm
-from rs_timm.commands._classes import outputs_by_name
-from rs_timm.commands._eager import class_names, folder_names
 from rs_timm.data import create_multires_loader, folder_classes, open_split
 from rs_timm.hub import save_pretrained
+from rs_timm.labels import class_names, folder_names, outputs_by_name
 
 LABELS = ['class2', 'class3', 'class0', 'class1']  # not in sorted order
 

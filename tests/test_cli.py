@@ -1,6 +1,8 @@
 """The commands of `rs-timm` do what the library does, and say in one line what is wrong."""
+import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +19,11 @@ import rs_timm
 from rs_timm.analysis import activations, madds
 from rs_timm.calibration import recalibrate
 from rs_timm.cli import main
-from rs_timm.commands._model import load_model
+from rs_timm.commands.shell import run_command
 from rs_timm.data import ImageFiles, image_transform, open_image
+from rs_timm.labels import class_names
 from rs_timm.layers import SwitchableBatchNorm2d
+from rs_timm.loading import load_model
 from tests.hub_server import HubServer
 from tests.training_run import make_pictures, run
 
@@ -148,7 +152,7 @@ def test_network_that_cannot_be_switchable(cli):
 
 
 def test_folder_that_holds_no_model(cli, tmp_path):
-    assert_error(cli('extract', tmp_path, '--resolution', 48, '--out', tmp_path / 'x'), tmp_path)
+    assert_error(cli('extract', tmp_path, '--size', 48, '--out', tmp_path / 'x'), tmp_path)
 
 
 # predict
@@ -172,9 +176,9 @@ def test_predict_is_the_network_on_the_preprocessed_picture(cli, model, folder, 
 
 @pytest.mark.parametrize('given, shown', [
     ([], [64]),
-    (['--resolution', 32], [32]),
-    (['--resolution', 32, 48, 32], [32, 48]),
-    (['--resolution', 56, 20], [56, 20]),
+    (['--sizes', 32], [32]),
+    (['--sizes', 32, 48, 32], [32, 48]),
+    (['--sizes', 56, 20], [56, 20]),
 ])
 def test_predict_resolutions(cli, folder, photos, given, shown):
     status, out, _ = cli('predict', folder, photos[0], *given, '--topk', 9)
@@ -194,8 +198,6 @@ def test_predict_goes_on_after_bad_pictures(cli, folder, photos, tmp_path):
 
 
 def test_predict_names_imagenets_classes_and_the_models_own(model):
-    from rs_timm.commands._eager import class_names
-
     assert class_names(timm.create_model('rs_resnet18'))(281) == 'tabby, tabby cat'
     model.pretrained_cfg.update(label_names=list('abcde'), label_descriptions={'b': 'the second'})
     assert [class_names(model)(i) for i in range(3)] == ['a', 'the second', 'c']
@@ -205,8 +207,8 @@ def test_predict_names_imagenets_classes_and_the_models_own(model):
 
 @pytest.mark.parametrize('argv', [
     ['predict', 'rs_resnet18'],
-    ['predict', 'rs_resnet18', 'a.jpg', '--resolution', '0'],
-    ['predict', 'rs_resnet18', 'a.jpg', '--resolution', '64', '--all'],
+    ['predict', 'rs_resnet18', 'a.jpg', '--sizes', '0'],
+    ['predict', 'rs_resnet18', 'a.jpg', '--sizes', '64', '--all'],
     ['predict', 'rs_resnet18', 'a.jpg', '--topk', '-1'],
     ['nonsense'],
     [],
@@ -253,10 +255,10 @@ def says(model):
 
 
 @pytest.mark.parametrize('name', ['rs_resnet18', 'rs_resnet18.tv_in1k'])
-def test_weights_of_a_saved_folder_are_described_as_the_folder(described, name, capsys):
+def test_weights_of_a_saved_folder_are_described_as_the_folder(described, name, recwarn):
     model = load_model(name, checkpoint=str(described / 'model.safetensors'))
     assert says(model) == says(load_model(str(described))) == OWN
-    assert model.checkpoint_metadata == {'alpha': ALPHA} and not capsys.readouterr().err
+    assert model.checkpoint_metadata == {'alpha': ALPHA} and not recwarn
 
 
 def test_convert_keeps_what_a_saved_folder_says(cli, described, tmp_path):
@@ -268,7 +270,7 @@ def test_convert_keeps_what_a_saved_folder_says(cli, described, tmp_path):
 
 @pytest.mark.parametrize('config', [
     dict(architecture='rs_resnet34'), dict(num_classes=7), dict(pretrained_cfg=None), 'no JSON', [], None])
-def test_weights_that_nothing_is_known_about(described, config, capsys):
+def test_weights_that_nothing_is_known_about(described, config):
     """A config.json that is not about them does not count; it is said what is taken instead."""
     file = described / 'config.json'
     if isinstance(config, dict):
@@ -276,27 +278,26 @@ def test_weights_that_nothing_is_known_about(described, config, capsys):
     file.write_text(config if isinstance(config, str) else json.dumps(config))
     if config is None:
         file.unlink()
-    model = load_model('rs_resnet18', checkpoint=str(described / 'model.safetensors'))
+    with pytest.warns(match='as for rs_resnet18.a1_in1k it is bicubic, crop 0.95.*what its classes are called'):
+        model = load_model('rs_resnet18', checkpoint=str(described / 'model.safetensors'))
     assert says(model) == says(timm.create_model('rs_resnet18'))
-    (line,) = capsys.readouterr().err.splitlines()
-    assert 'as for rs_resnet18.a1_in1k it is bicubic, crop 0.95' in line and 'what its classes are called' in line
 
 
 def test_shipped_weights_are_known_wherever_they_are(cli, photos, tmp_path):
     name = 'rs_mobilenetv2.mred_imagenette'
     (tmp_path / 'w.safetensors').write_bytes(Path(timm.models.get_pretrained_cfg(name).file).read_bytes())
-    shipped, given = (cli('predict', 'rs_mobilenetv2', photos[0], '--resolution', 64, *options)
+    shipped, given = (cli('predict', 'rs_mobilenetv2', photos[0], '--sizes', 64, *options)
                       for options in ([], ['--checkpoint', tmp_path / 'w.safetensors']))
     classes = [[line.split('ms')[-1].split() for line in out.splitlines()[2:]] for _, out, _ in (shipped, given)]
     assert classes[0] == classes[1] and given[0] == 0 and not given[2]
 
 
-def test_a_checkpoint_of_train_is_described_by_its_recipe(tmp_path, capsys):
+def test_a_checkpoint_of_train_is_described_by_its_recipe(tmp_path, recwarn):
     data, out = make_pictures(tmp_path / 'pictures', train_each=4, val_each=2), tmp_path / 'run'
     trained = run(data, out, progressive=0., epochs=1, mean=(0.1, 0.2, 0.3), crop_pct=0.5, ema=0.5)
     model = load_model('switchable:test_resnet', checkpoint=str(out / 'last.pth'))
     assert says(model) == says(trained.model) | dict(label_names=['class0', 'class1'])
-    assert says(model)['crop_pct'] == 0.5 and not capsys.readouterr().err
+    assert says(model)['crop_pct'] == 0.5 and not [w for w in recwarn if 'prepared' in str(w.message)]
     assert model.checkpoint_metadata['alpha'] == pytest.approx(trained.model.checkpoint_metadata['alpha'])
 
 
@@ -438,7 +439,7 @@ def test_convert_contradicting_classes_and_debug(cli, model, tmp_path):
 
 @pytest.mark.parametrize('size', [48, 56])
 def test_extract_a_folder_for_timm_alone(cli, model, folder, tmp_path, size):
-    assert cli('extract', folder, '--resolution', size, '--out', tmp_path / 'plain')[0] == 0
+    assert cli('extract', folder, '--size', size, '--out', tmp_path / 'plain')[0] == 0
     code = f'''
 import sys, timm, torch
 model = timm.create_model('local-dir:{tmp_path}/plain', pretrained=True).eval()
@@ -453,7 +454,7 @@ torch.save(model(x), '{tmp_path}/logits.pth')
 
 @pytest.mark.parametrize('name', ['plain.safetensors', 'plain.pth'])
 def test_extract_a_file(cli, model, folder, tmp_path, name):
-    argv = ['extract', folder, '--resolution', 48, '--out', tmp_path / name]
+    argv = ['extract', folder, '--size', 48, '--out', tmp_path / name]
     assert cli(*argv)[0] == 0
     plain = timm.create_model('resnet18', num_classes=CLASSES, checkpoint_path=tmp_path / name).eval()
     assert_same(rs_timm.extract(model, 48), plain, (48,))
@@ -468,7 +469,7 @@ def test_recalibrate_is_the_librarys_over_the_folder(cli, model, folder, photos,
     (data / 'deep').mkdir()
     (data / 'deep' / 'broken.JPG').write_bytes(b'no picture')
     (data / 'notes.txt').write_text('not looked at')
-    argv = ['recalibrate', folder, '--data', data, '--only', 64, 32, '--num-images', 'all', '--prior-images', 2]
+    argv = ['recalibrate', folder, '--data', data, '--sizes', 64, 32, '--num-images', 'all', '--prior-images', 2]
     status, out, err = cli(*argv, '--batch-size', 2, '--out', tmp_path / 'out')
     assert status == 0 and '64 px: statistics of 3 pictures' in out
     assert len([line for line in err if 'skipped' in line and 'broken.JPG' in line]) == 1
@@ -509,6 +510,56 @@ def test_push_to_a_hub(model, folder, tmp_path):
         (tmp_path / 'pulled.safetensors').write_bytes(files['model.safetensors'].content)
     pulled = load_file(tmp_path / 'pulled.safetensors')
     assert all(torch.equal(value, pulled[key]) for key, value in model.state_dict().items())
+
+
+# one word for one thing
+
+@pytest.mark.parametrize('old, new, rest', [
+    ('--resolution', '--sizes', ['predict', 'rs_resnet18', 'a.jpg']),
+    ('--resolutions', '--sizes', ['eval', 'rs_resnet18', '--data', 'x']),
+    ('--resolutions', '--sizes', ['analyze', 'rs_resnet18', '--data', 'x']),
+    ('--only', '--sizes', ['recalibrate', 'rs_resnet18', '--data', 'x', '--out', 'y']),
+    ('--batch', '--batch-size', ['bench', 'a.onnx']),
+    ('--resolution', '--size', ['extract', 'rs_resnet18', '--out', 'y']),
+    ('--split', '--plain', ['export', 'rs_resnet18', 'y.onnx']),
+    ('--amp', '--precision', ['eval', 'rs_resnet18', '--data', 'x']),
+])
+def test_old_names_go_on_with_a_note(old, new, rest, capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr('rs_timm.cli.run_command', lambda run, args: seen.append(args) or 0)
+    value = 'float16' if old == '--amp' else '48'
+    assert main([*rest, old, value]) == 0 == main([*rest, new, value])
+    assert seen[0] == seen[1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f'{old} is called {new} now' in line
+
+
+@pytest.mark.parametrize('message, line', [
+    ("raise the budget, or pass if_none='smallest'.", 'raise the budget, or pass --if-none smallest.'),
+    ('ms=0: give more, or batch_size=4.', '--ms 0: give more, or --batch-size 4.'),
+    ('timm.create_model(ms=3) and other=1', 'timm.create_model(ms=3) and other=1'),
+])
+def test_errors_speak_of_options(message, line, capsys):
+    """The library's if_none='smallest' is --if-none smallest on the command line."""
+    def fail(args):
+        raise ValueError(message)
+
+    assert run_command(fail, argparse.Namespace(debug=False, if_none='error', ms=0., batch_size=1)) == 2
+    assert capsys.readouterr().err == f'rs-timm: error: {line}\n'
+
+
+def test_debug_goes_before_and_behind_the_command(cli):
+    for argv in (['--debug', 'list', 'vit'], ['list', 'vit', '--debug']):
+        status, _, err = cli(*argv)
+        assert status == 2 and err[0].startswith('Traceback') and "'vit'" in err[-1]
+
+
+def test_train_help_shows_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(['train', '--help'])
+    out = ' '.join(capsys.readouterr().out.split())
+    for field, default in (('--resolutions', '224 192 160 128 96'), ('--lr', '0.1'), ('--device', 'auto')):
+        assert re.search(rf'{field} [^-].*?\(default: {re.escape(default)}\)', out.partition('where and how:')[2])
 
 
 def test_version(capsys):

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 
 import rs_timm
 from rs_timm.cli import main
-from rs_timm.commands._model import load_model
 from rs_timm.data import create_multires_loader, image_transform
 from rs_timm.evaluation import evaluate, results_rows, results_table, write_results_csv
+from rs_timm.loading import load_model
 
 TRAINED, UNSEEN = (48, 32), 40
 SIZES = (48, 40, 32)
@@ -241,7 +241,7 @@ def command(*arguments):
 
 def test_the_command_prints_and_writes_what_evaluate_measures(model, saved, folder, capsys):
     csv_file = folder / 'results.csv'
-    assert command(*saved, '--data', folder, '--resolutions', *SIZES, '--ensemble', '--csv', csv_file) == 0
+    assert command(*saved, '--data', folder, '--sizes', *SIZES, '--ensemble', '--csv', csv_file) == 0
     config = timm.data.resolve_model_data_config(timm.create_model('rs_resnet18'))
     data = create_multires_loader(
         folder, SIZES, split='val', batch_size=13, num_workers=0,
@@ -274,7 +274,7 @@ def test_the_commands_take_a_network_for_gray_pictures(folder, random_statistics
 
 
 def test_the_command_measures_the_trained_sizes_by_default(saved, folder, capsys):
-    assert command(*saved, '--data', folder, '--amp') == 0
+    assert command(*saved, '--data', folder, '--precision', 'bfloat16') == 0
     lines = capsys.readouterr().out.splitlines()
     assert 'bfloat16' in lines[0] and [line.split()[0] for line in lines[1:]] == ['resolution', '48', '32']
 
@@ -286,10 +286,10 @@ def test_the_command_uses_the_learned_weights(saved, folder, capsys, monkeypatch
         model.checkpoint_metadata = dict(alpha=learned)  # with string keys, as JSON has them
         return model
 
-    monkeypatch.setattr('rs_timm.commands.eval.load_model', load)
-    assert command(*saved, '--data', folder, '--ensemble', '--resolutions', *SIZES) == status
+    monkeypatch.setattr('rs_timm.loading.load_model', load)
+    assert command(*saved, '--data', folder, '--ensemble', '--sizes', *SIZES) == status
     output = capsys.readouterr()
-    assert ('48: 0.750, 32: 0.250' in output.out) if status == 0 else ('add 64 to --resolutions' in output.err)
+    assert ('48: 0.750, 32: 0.250' in output.out) if status == 0 else ('add 64 to --sizes' in output.err)
 
 
 def test_the_commands_errors_and_warnings(saved, folder, capsys):

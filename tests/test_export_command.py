@@ -49,19 +49,19 @@ def test_one_file(cli, folder, tmp_path):
 
 
 def test_split(cli, folder, tmp_path):
-    status, lines, errors = cli('export', folder, tmp_path / 'net.onnx', '--split', 40, 64)
+    status, lines, errors = cli('export', folder, tmp_path / 'net.onnx', '--plain', 40, 64)
     assert (status, errors) == (0, [])
     assert sorted(path.name for path in tmp_path.glob('*.onnx')) == ['net_40.onnx', 'net_64.onnx']
     rows = [line for line in lines if line.strip()[0].isdigit()]
     assert set(differences(rows)) == {40, 64} and max(differences(rows).values()) < 2e-5
-    cli('export', folder, tmp_path / 'all.onnx', '--split')
+    cli('export', folder, tmp_path / 'all.onnx', '--plain')
     assert {read_info(path).resolutions for path in tmp_path.glob('all_*.onnx')} == {(r,) for r in SIZES}
 
 
 def test_nothing_is_replaced_without_force(cli, folder, tmp_path):
     file = tmp_path / 'net_64.onnx'
     file.write_text('mine')
-    for argv in ([file], [tmp_path / 'net.onnx', '--split']):
+    for argv in ([file], [tmp_path / 'net.onnx', '--plain']):
         status, out, (error,) = cli('export', folder, *argv)
         assert status == 2 and not out and 'net_64.onnx exists' in error and '--force' in error
     assert file.read_text() == 'mine' and list(tmp_path.glob('*.onnx')) == [file]
@@ -84,7 +84,7 @@ def test_without_onnxruntime_it_says_that_nothing_was_compared(cli, folder, tmp_
 @pytest.mark.parametrize('argv, part', [
     (['net.pt'], '.onnx'),
     (['net.onnx', '--opset', 9], '13 to 20'),
-    (['net.onnx', '--split', '--choice', 'input'], '--choice input'),
+    (['net.onnx', '--plain', '--choice', 'input'], '--choice input'),
 ])
 def test_wrong_arguments(cli, folder, tmp_path, monkeypatch, argv, part):
     monkeypatch.chdir(tmp_path)

@@ -2,9 +2,12 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from rs_timm._register import _USE_TIMM
 
 PACKAGE = Path(__file__).resolve().parent.parent / 'rs_timm'
 
@@ -34,53 +37,88 @@ ALLOWED = {
     'hub': {'atomic', 'crops', 'hub_client', 'layers', 'models', 'card', 'analysis', 'quantization', 'tensor_files'},
     'training': {'atomic', 'evaluation', 'segmentation', 'layers', 'models', 'data', 'loss', 'tensor_files'},
     'export': {'atomic', 'crops', 'interpolation', 'layers', 'resolutions', 'analysis', 'format'},
-    'run': {'crops', 'training'},  # for --mred, and not before it is asked for
-    'cli': {'commands'},
+    'run': {'rs_timm', 'crops', 'training'},  # for --mred, and not before it is asked for
+    'cli': {'rs_timm', 'commands'},
+    'labels': set(),
+    'loading': {'hub', 'layers', 'models', 'tensor_files', 'training'},
     'commands': {
-        'atomic', 'crops', 'layers', 'models', 'data', 'analysis', 'calibration', 'card', 'export', 'format', 'hub',
-        'interpolation', 'loss', 'pictures', 'predict', 'resolutions', 'runtime', 'segmentation', 'tensor_files',
+        'analysis', 'calibration', 'card', 'crops', 'data', 'evaluation', 'export', 'format', 'hub', 'interpolation',
+        'labels', 'layers', 'loading', 'pictures', 'predict', 'runtime', 'segmentation', 'tensor_files',
         'training'},
     '__main__': {'cli'},
 }
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+FILES = sorted(PACKAGE.rglob('*.py'))
+WHOLE = 'rs_timm'  # the package itself, which stands above its parts
 
 
-def imported_parts(path: Path):
-    """The parts of rs_timm that the file imports, at any depth of its code."""
-    package = ('rs_timm', *path.relative_to(PACKAGE).parts[:-1])
-    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else ()
-            module = '.'.join((*base, *([node.module] if node.module else [])))
-            names = [f'{module}.{alias.name}' for alias in node.names]
-        else:
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def part_of(module: str) -> str:
+    return module.split('.')[1] if '.' in module else module
+
+
+def at_import(body):
+    """The statements that run when a module is imported: no bodies of functions, nothing for type checkers alone."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
-        for name in names:
-            parts = name.split('.')
-            if parts[0] == 'rs_timm' and len(parts) > 1:
-                yield parts[1]
+        of_types = isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test)
+        yield node
+        for field in ('orelse',) if of_types else ('body', 'orelse', 'finalbody', 'handlers'):
+            yield from at_import(getattr(node, field, ()))
 
 
-FILES = sorted(p for p in PACKAGE.rglob('*.py') if p != PACKAGE / '__init__.py')
+def imported(module: str, everywhere: bool):
+    """Names of the modules that `module` imports: at import, or at any depth of its code."""
+    path = MODULES[module]
+    package = module.split('.') if path.name == '__init__.py' else module.split('.')[:-1]
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    for node in ast.walk(tree) if everywhere else at_import(tree.body):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else []
+            home = '.'.join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                whole = f'{home}.{alias.name}'
+                if whole in MODULES or whole != f'{WHOLE}.__version__':
+                    yield whole if whole in MODULES else home
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_every_import_is_allowed(path):
-    part = part_of(path)
+@pytest.mark.parametrize('module', [module for module in MODULES if module != WHOLE])
+def test_every_import_is_allowed(module):
+    part = part_of(module)
     assert part in ALLOWED, f'{part} is new: say in ALLOWED what it may import'
-    parts = {p.name.removesuffix('.py') for p in PACKAGE.iterdir()}
-    forbidden = {name for name in imported_parts(path) if name in parts} - ALLOWED[part] - {part}
-    assert not forbidden, f'{path.relative_to(PACKAGE)} imports {sorted(forbidden)}'
+    parts = {part_of(name) for name in imported(module, everywhere=True) if name.partition('.')[0] == WHOLE}
+    forbidden = parts - ALLOWED[part] - {part}
+    assert not forbidden, f'{module} imports {sorted(forbidden)}'
+
+
+def test_files_have_no_circle():
+    graph = {module: {name for name in imported(module, everywhere=False) if name in MODULES} for module in MODULES}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
+
+
+def test_the_registration_knows_the_parts_that_import_timm():
+    graph = {module: set(imported(module, everywhere=False)) for module in MODULES}
+    with_timm = {module for module, names in graph.items() if any(name.split('.')[0] == 'timm' for name in names)}
+    while more := {module for module in graph if graph[module] & with_timm} - with_timm:
+        with_timm |= more
+    above = {'cli', 'commands', 'run', '__main__'}  # no part imports these
+    assert {part_of(module) for module in with_timm} - above == set(_USE_TIMM)
 
 
 def test_the_rules_have_no_cycle():
-    done: set = set()
-    while len(done) < len(ALLOWED):
+    done: set = {WHOLE}
+    while not ALLOWED.keys() <= done:
         free = {part for part, needs in ALLOWED.items() if part not in done and needs <= done}
         assert free, f'cycle among {set(ALLOWED) - done}'
         done |= free

@@ -12,8 +12,8 @@ from training_run import make_pictures, run
 
 import rs_timm
 from rs_timm.analysis import madds
-from rs_timm.commands._model import load_model
 from rs_timm.hub import save_pretrained
+from rs_timm.loading import load_model
 from rs_timm.quantization import (
     LQConfig,
     dequantize,

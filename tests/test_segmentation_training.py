@@ -227,7 +227,7 @@ def test_train_and_eval(root, tmp_path, capsys):
     assert status == 0
     capsys.readouterr()
     status = main(['eval', f'local-dir:{tmp_path}/run/model', '--data', str(root), '--device', 'cpu', '--workers', '0',
-                   '--ignore-label', str(IGNORE), '--resolutions', '48', '40', '32', '--ensemble', '--per-class',
+                   '--ignore-label', str(IGNORE), '--sizes', '48', '40', '32', '--ensemble', '--per-class',
                    '--csv', str(tmp_path / 'results.csv'), '--overlays', str(tmp_path / 'drawn'),
                    '--overlay-count', '2', '--batch-size', '1'])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.split()]

@@ -1,26 +1,35 @@
-"""The commands of `rs-timm`: one module each, with `register(subparsers)`, which sets `run(args) -> exit status`.
+"""The commands of `rs-timm`: a module parses the options of its commands, calls the library with them, and prints.
 
-A module is imported when its command is called: predict and bench of an exported file need no torch, others need no
-engine.
+The table is all that `rs-timm --help` needs. A module is imported when its command is called, so that serving exported
+files needs no torch, and training no engine. It has `NAME_arguments(parser)`, which sets `run(args) -> exit status`.
 """
 from importlib import import_module
-from types import ModuleType
-from typing import List, Optional
+from typing import Any
 
-from ._shell import run_command
+__all__ = ['COMMANDS', 'add_arguments']
 
-__all__ = ['COMMANDS', 'load_commands', 'run_command']
+COMMANDS = {
+    'list': 'registered models and their weights',
+    'info': 'resolutions, cost, parameters, preprocessing and origin of a model',
+    'predict': 'classify pictures, folders, tar files',
+    'bench': 'latency and throughput per resolution, as a table for budgets',
+    'train': 'a network on a folder of pictures',
+    'eval': 'top-1 and top-5, or mean IoU, at any sizes, in one pass over the data',
+    'analyze': 'which pictures and classes need which size: a report in HTML',
+    'convert': 'a checkpoint file -> a folder that timm loads',
+    'extract': 'the plain timm network at one resolution',
+    'export': 'an ONNX file that engines serve, with all resolutions in it',
+    'recalibrate': 'new BatchNorm statistics from a folder of pictures',
+    'push': 'upload a model to the Hugging Face hub',
+}
+_MODULES = {'list': 'info', 'extract': 'convert'}  # those that share one
 
-COMMANDS = ('list', 'info', 'predict', 'bench', 'train', 'eval', 'analyze', 'convert', 'extract', 'export',
-            'recalibrate', 'push')
-_MODULES = {'list': 'listing'}  # where it has another name
 
-
-def load_commands(name: Optional[str] = None) -> List[ModuleType]:
-    """The module of the command `name`; of all commands if there is none of that name.
+def add_arguments(parser: Any, command: str) -> None:
+    """Import the module of a command, and give `parser` its arguments.
 
     Raises:
-        ImportError: torch, which all but `predict` and `bench` need, is not installed.
+        ImportError: a package that the command needs is not installed; `predict` and `bench` need no torch.
     """
-    names = (name,) if name in COMMANDS else COMMANDS
-    return [import_module(f'{__name__}.{_MODULES.get(str(command), command)}') for command in names]
+    module = import_module(f'{__name__}.{_MODULES.get(command, command)}')
+    getattr(module, f'{command}_arguments')(parser)

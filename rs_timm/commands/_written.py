@@ -14,9 +14,9 @@ from rs_timm.predict.rows import check_format, read_rows
 from rs_timm.runtime.quantize import QuantisedFile
 from rs_timm.runtime.session import Session
 
-from ._arguments import positive_int
-from ._serving import is_exported, open_session
-from ._shell import PARTLY_FAILED, report
+from .arguments import model_source, positive_int
+from .serving import engine_options, open_model, open_session, weights_digest
+from .shell import PARTLY_FAILED, report
 
 __all__ = ['add_writing_arguments', 'write_predictions']
 
@@ -37,19 +37,21 @@ def add_writing_arguments(parser: argparse.ArgumentParser) -> None:
 
 def write_predictions(args: argparse.Namespace, pictures: PictureSource, folders: Sequence[str]) -> int:
     """Predict what is missing, and make the file."""
-    if args.all or len(args.resolution or ()) > 1:
+    if args.all or len(args.sizes or ()) > 1:
         raise ValueError('--out is for one resolution: make a file for each.')
     if args.ms is not None:
         raise ValueError('--ms measures anew each time, and a file is of one resolution: see which one fits with '
-                         "'rs-timm bench --ms', and give --resolution.")
+                         "'rs-timm bench --ms', and give --sizes.")
     if args.ray is not None and not isinstance(pictures, Collection):
         raise ValueError('--ray reads pictures, folders and tar files, not through --reader: leave one of the two out.')
     if args.ray is not None and args.precision == 'int8' and not args.cache_dir:
         raise ValueError('--precision int8 with --ray needs --cache-dir: a folder that all machines share.')
     check_format(args.out)  # says what is wrong before a model is loaded
-    session, digest = open_session(args)
-    if args.resolution:
-        session.set_resolution(args.resolution[0])
+    model = open_model(model_source(args))
+    digest = weights_digest(model)
+    session = open_session(model, engine_options(args), args.device)
+    if args.sizes:
+        session.set_resolution(args.sizes[0])
     settings: Dict[str, Any] = dict(
         weights=digest, engine=session.engine_name, precision=session.precision, folders=list(folders))
     if isinstance(session.source, QuantisedFile):  # pictures that it was calibrated with change the rows
@@ -94,7 +96,7 @@ def _on_ray(
     cores = args.threads or 1
     cache = {'cache_dir': os.path.abspath(args.cache_dir)} if args.cache_dir else {}
     options = dict(engine=session.engine_name, precision=session.precision, threads=cores, **cache)
-    whole = is_exported(args.model) and not Path(f'{args.model}.data').exists()
+    whole = model_source(args).is_exported and not Path(f'{args.model}.data').exists()
     model = Path(args.model).read_bytes() if whole else session.graph.SerializeToString()
     stack.enter_context(on_ray.connected(args.ray or None))
     return partial(on_ray.predict_on_ray, partial(on_ray.open_session, model, options), pictures, work, cores=cores)

@@ -2,40 +2,32 @@
 import argparse
 import itertools
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence
 
 from rs_timm.runtime import LatencyTable, Session, choose_resolution, measure_latency
-from rs_timm.runtime.engines import ENGINES, OLD_PRECISIONS, PRECISIONS
 from rs_timm.runtime.policy.latency_table import IF_NONE, Limits
 from rs_timm.runtime.session import MEMORY
 
-from ._arguments import add_model_arguments, positive_int
-from ._serving import CALIBRATION, check_exported, is_exported, pictures_below, require_torch
-from ._shell import report
+from .arguments import add_model_arguments, add_old_name, add_sizes, model_source, positive_int
+from .serving import add_engine_arguments, calibration_pictures, open_model, pictures_below
+from .shell import report
 
-__all__ = ['register', 'run']
+__all__ = ['bench_arguments', 'run']
 
 _PICTURES = 64  # are enough to vary the work of decoding
 
 
-def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser('bench', help='latency and throughput per resolution, as a table for budgets')
+def bench_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `rs-timm bench`."""
     add_model_arguments(parser, also="; or a file that 'rs-timm export' wrote (.onnx), which needs no PyTorch")
-    parser.add_argument('--engine', nargs='+', choices=ENGINES, default=[None], help='default: the fastest installed')
-    parser.add_argument('--precision', type=lambda name: OLD_PRECISIONS.get(name, name), choices=PRECISIONS,
-                        default='float32', help='default: float32')
-    parser.add_argument('--threads', type=positive_int, nargs='+', default=[None], metavar='N',
-                        help="default: the engine's choice")
+    add_engine_arguments(parser, several=True)
     parser.add_argument('--memory', choices=MEMORY, default='speed',
                         help="'speed' (default): a network for each resolution; 'shared': one copy of the weights")
-    parser.add_argument('--calibration', metavar='DIR',
-                        help=f'for int8: folder of pictures to calibrate with ({CALIBRATION} are taken)')
-    parser.add_argument('--cache-dir', metavar='DIR', help='for int8: folder that keeps the calibrated networks')
-    parser.add_argument('--sizes', type=positive_int, nargs='+', metavar='R',
-                        help='sizes to measure in pixels, trained or not (default: the trained ones)')
-    parser.add_argument('--batch', type=positive_int, nargs='+', default=[1], metavar='N',
-                        help='pictures per call (default: 1)')
-    parser.add_argument('--images', metavar='PATH', nargs='+',
+    add_sizes(parser, 'sizes to measure in pixels, trained or not (default: the trained ones)')
+    add_old_name(parser, parser.add_argument(
+        '--batch-size', type=positive_int, nargs='+', default=[1], metavar='N',
+        help='pictures per call (default: 1)'), '--batch')
+    parser.add_argument('--images', metavar='PATH', nargs='+', default=(),
                         help=f'picture files, or folders ({_PICTURES} pictures of each): measure preprocessing too')
     parser.add_argument('--repeats', type=positive_int, default=200, metavar='N', help='calls each (default: 200)')
     parser.add_argument('--seconds', type=float, metavar='S', help='stop after this time, with 72 calls each or more')
@@ -51,57 +43,32 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if _has_budget(args):
-        Limits(args.ms, args.fps, args.madds)  # says what is wrong before anything is measured
-    model = _model(args)
-    images = _pictures(args.images)
-    calibration = pictures_below(args.calibration, CALIBRATION) if args.calibration else None
+    budget = {key: getattr(args, key) for key in ('ms', 'fps', 'madds') if getattr(args, key) is not None}
+    if budget:
+        Limits(**budget)  # says what is wrong before anything is measured
+    elif args.step:
+        raise ValueError('--step goes with a budget: add --ms, --fps or --madds.')
+    model = open_model(model_source(args))
+    images = [file for path in args.images
+              for file in (pictures_below(path, _PICTURES) if Path(path).is_dir() else [path])]
+    options: Dict[str, Any] = dict(
+        memory=args.memory, calibration=calibration_pictures(args.calibration), cache_dir=args.cache_dir,
+        **({'precision': args.precision} if args.precision else {}))
     cases = list(itertools.product(args.engine, args.threads))
     for engine, threads in cases:
-        session = Session(
-            model, engine, args.precision, threads, memory=args.memory, calibration=calibration,
-            cache_dir=args.cache_dir)
-        table = _measure(session, args, images)
+        session = Session(model, engine, threads=threads, **options)
+        table = measure_latency(session, args.sizes, batches=args.batch_size, images=images, repeats=args.repeats,
+                                seconds=args.seconds, progress=True)
         print(_heading(table))
         print(table, flush=True)
-        if _has_budget(args):
-            table = _choose(session, table, args, images)
+        if budget:
+            choice = dict(step=args.step, if_none=args.if_none, images=images, repeats=args.repeats)
+            table = _choose(session, table, args.batch_size, budget, choice)
         if args.out:
             path = _file(args.out, table if len(cases) > 1 else None)
             table.save(path)
             print(f'# wrote {path}')
     return 0
-
-
-def _model(args: argparse.Namespace) -> Any:
-    """The path of an exported file, or the torch model that MODEL names."""
-    if is_exported(args.model):
-        check_exported(args)
-        return args.model
-    require_torch(args.model)
-    from ._model import load_model  # not at the top: exported files need no torch
-
-    return load_model(args.model, not args.no_weights, args.checkpoint, args.resolutions)
-
-
-def _pictures(paths: Optional[Sequence[str]]) -> List[str]:
-    """The files, with folders replaced by pictures from all over them."""
-    chosen: List[str] = []
-    for path in paths or ():
-        chosen += pictures_below(path, _PICTURES) if Path(path).is_dir() else [path]
-    return chosen
-
-
-def _measure(session: Session, args: argparse.Namespace, images: Sequence[str]) -> LatencyTable:
-    return measure_latency(
-        session,
-        args.sizes,
-        batches=args.batch,
-        images=images,
-        repeats=args.repeats,
-        seconds=args.seconds,
-        progress=True,
-    )
 
 
 def _heading(table: LatencyTable) -> str:
@@ -111,30 +78,29 @@ def _heading(table: LatencyTable) -> str:
     return f"# {table.model}, {versions}, {table.precision}, {threads}; {machine['cpu']}, {machine['cores']} cores"
 
 
-def _has_budget(args: argparse.Namespace) -> bool:
-    if args.step and (args.ms, args.fps, args.madds) == (None, None, None):
-        raise ValueError('--step goes with a budget: add --ms, --fps or --madds.')
-    return (args.ms, args.fps, args.madds) != (None, None, None)
-
-
-def _choose(session: Session, table: LatencyTable, args: argparse.Namespace, images: Sequence[str]) -> LatencyTable:
+def _choose(
+        session: Session,
+        table: LatencyTable,
+        batches: Sequence[int],
+        budget: Dict[str, Any],
+        options: Dict[str, Any],
+) -> LatencyTable:
     """Print the largest size that fits, for each batch; returns the table with what was measured on the way."""
-    part = 'total' if images else 'network'
-    for batch in args.batch:
-        choice = choose_resolution(
-            session, ms=args.ms, fps=args.fps, madds=args.madds, batch=batch, part=part, table=table, step=args.step,
-            if_none=args.if_none, images=images, repeats=args.repeats)
+    part = 'total' if options['images'] else 'network'
+    for batch in batches:
+        choice = choose_resolution(session, **budget, batch=batch, part=part, table=table, **options)
         table = choice.table or table
-        limits = Limits(args.ms, args.fps, args.madds, batch)
-        print(f'# batch {batch}: {choice.resolution} px ({limits}{"" if part == "network" else ", preprocessing too"})')
+        too = '' if part == 'network' else ', preprocessing too'
+        print(f'# batch {batch}: {choice.resolution} px ({Limits(**budget, batch=batch)}{too})')
         if choice.resolution not in session.resolutions:
             report(f'note: {choice.resolution} px is not a trained size; its BatchNorm set is interpolated')
     return table
 
 
 def _file(out: str, table: Optional[LatencyTable]) -> Path:
+    """The file of a table; several tables have engine and threads in their names."""
     path = Path(out)
     if table is None:
         return path
-    parts: Tuple[str, ...] = (path.stem, table.engine, *([f'{table.threads}threads'] if table.threads else []))
-    return path.with_name('-'.join(parts) + (path.suffix or '.json'))
+    threads = [f'{table.threads}threads'] if table.threads else []
+    return path.with_name('-'.join((path.stem, table.engine, *threads)) + (path.suffix or '.json'))

@@ -1,37 +1,48 @@
 """rs-timm eval: top-1 and top-5 on labelled pictures, or IoU on pictures with masks, at any sizes, in one pass."""
 import argparse
-from typing import Any, Dict, Mapping, Optional, Sequence
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
 import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from rs_timm.layers import get_resolutions
-from rs_timm.training import evaluate, results_rows, results_table, write_results_csv
+from rs_timm.data import MaskFolder, create_mask_loader, image_transform
+from rs_timm.layers import use_resolution
+from rs_timm.loading import describe_preprocessing
+from rs_timm.segmentation import class_ious, comparison, predicted_classes, segmentation_scores
+from rs_timm.training import (
+    confusion_matrices,
+    evaluate,
+    masks_table,
+    results_rows,
+    results_table,
+    write_results_csv,
+)
 from rs_timm.training.build import task_of
-from rs_timm.training.processes import is_first_process, join_processes
+from rs_timm.training.processes import is_first_process, join_processes, process_count, process_rank
 
-from ._classes import labelled_pictures
-from ._data import PRECISIONS, add_data_arguments, add_running_arguments, evaluation_loader
-from ._masks import evaluate_segmentation
-from ._model import describe_preprocessing, load_model, positive_int
-from ._shell import report
+from .arguments import model_source, positive_int
+from .labelled import (
+    Reading,
+    WatchedLoader,
+    add_labelled_arguments,
+    autocast_type,
+    labelled_pictures,
+    learned_alpha,
+    reading,
+    sizes_to_run,
+)
+from .shell import report, report_skipped
 
-__all__ = ['register', 'run']
+__all__ = ['draw_overlays', 'eval_arguments', 'run']
 
 
-def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser('eval', help='top-1 and top-5, or mean IoU, at any sizes, in one pass over the data')
-    parser.add_argument('model', metavar='MODEL', help="as for 'rs-timm predict'")
-    add_data_arguments(parser)
-    parser.add_argument('--resolutions', type=positive_int, nargs='+', metavar='R',
-                        help='sizes to measure in pixels, trained or not (default: the trained ones)')
+def eval_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `rs-timm eval`."""
+    add_labelled_arguments(parser)
     parser.add_argument('--ensemble', action='store_true',
                         help='measure the ensemble too: with the learned weights, or with equal ones if there are none')
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument('--checkpoint', metavar='FILE', help='load these weights (.safetensors or .pth)')
-    source.add_argument('--no-weights', action='store_true', help='random weights, to try out')
-    add_running_arguments(parser)
     parser.add_argument('--csv', metavar='FILE', help="write the results too, with the columns of timm's validate.py")
     masks = parser.add_argument_group('segmentation', 'for a network such as rs_refinenet_resnet18; DIR has '
                                       'SPLIT/images and SPLIT/masks')
@@ -45,49 +56,119 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     device = join_processes(args.device)
-    model = load_model(args.model, not args.no_weights, args.checkpoint).to(device)
+    model = model_source(args).load().to(device)
     config = resolve_model_data_config(model)
-    sizes = tuple(sorted(set(args.resolutions or get_resolutions(model)), reverse=True))
+    sizes = sizes_to_run(args.sizes, model)
     alpha = _alpha(model, sizes) if args.ensemble else {}
+    how, amp_dtype = reading(args, device), autocast_type(args.precision)
+    heading = (f'# {args.model} on {args.data} ({args.split}), {device}, {args.precision}; '
+               f'{describe_preprocessing(config)}')
     if task_of(model) == 'segmentation':
-        _print_heading(args, config, device)
-        return evaluate_segmentation(args, model, config, sizes, alpha, PRECISIONS.get(args.amp), device)
-    pictures = labelled_pictures(args, model)
-    loader = evaluation_loader(args, pictures.dataset, config, sizes, device)
-    _print_heading(args, config, device, f'; classes {pictures.order}')
-    results = evaluate(model, loader, sizes, alpha, PRECISIONS.get(args.amp), device)
-    for message in loader.damaged:
-        report(f'warning: skipped {message}')
-    if is_first_process():
-        print(results_table(results))
-        if alpha:
-            weights = ', '.join(f'{size}: {weight:.3f}' for size, weight in alpha.items())
-            print(f'# ensemble: {weights}')
-        if args.csv:
-            columns = dict(
-                param_count=round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
-                crop_pct=config['crop_pct'],
-                interpolation=config['interpolation'],
-            )
-            write_results_csv(args.csv, results_rows(results, args.model, **columns))
+        if config['input_size'][0] != 3:
+            raise ValueError(f"{args.model} takes {config['input_size'][0]} channels: networks for segmentation are "
+                             'evaluated on RGB.')
+        names = _label_names(model)
+        dataset = MaskFolder(args.data, args.split, names, args.ignore_label)
+        _print(heading)
+        matrices = _confusion_matrices(model, dataset, config, sizes, alpha, how, amp_dtype)
+        results = {row: segmentation_scores(matrix) for row, matrix in matrices.items()}
+        _print(masks_table(results), *(_per_class(matrices, names) if args.per_class else ()))
+        if args.csv and is_first_process():
+            write_results_csv(args.csv, [dict(model=args.model, img_size=row, **scores)
+                                         for row, scores in results.items()])
+        if args.overlays and is_first_process():
+            draw_overlays(model, dataset, config, sizes, Path(args.overlays), args.overlay_count, device)
+        return 0
+    pictures = labelled_pictures(model, args.data, args.split, args.class_map)
+    loader = how.loader(pictures.dataset, config, sizes)
+    _print(f'{heading}; classes {pictures.order}')
+    measured = evaluate(model, WatchedLoader(loader), sizes, alpha, amp_dtype, device)  # type: ignore[arg-type]
+    report_skipped(loader.damaged)
+    _print(results_table(measured))
+    if alpha:
+        _print('# ensemble: ' + ', '.join(f'{size}: {weight:.3f}' for size, weight in alpha.items()))
+    if args.csv and is_first_process():
+        columns = dict(
+            param_count=round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
+            crop_pct=config['crop_pct'],
+            interpolation=config['interpolation'],
+        )
+        write_results_csv(args.csv, results_rows(measured, args.model, **columns))
     return 0
 
 
-def _print_heading(args: argparse.Namespace, config: Mapping[str, Any], device: torch.device, more: str = '') -> None:
+def _print(*lines: str) -> None:
     if is_first_process():
-        print(f'# {args.model} on {args.data} ({args.split}), {device}, {args.amp or "float32"}; '
-              f'{describe_preprocessing(config)}{more}', flush=True)
+        print('\n'.join(lines), flush=True)
 
 
 def _alpha(model: nn.Module, sizes: Sequence[int]) -> Dict[int, float]:
-    """The learned weights of the ensemble, largest resolution first; equal ones if the model has none."""
-    learned: Optional[Mapping[Any, float]] = (getattr(model, 'checkpoint_metadata', None) or {}).get('alpha')
-    if not learned:
+    """The learned weights of the ensemble; equal ones if the model has none."""
+    weights = learned_alpha(model)
+    if not weights:
         report('note: the model has no ensemble weights; equal ones are used')
         return {size: 1. / len(sizes) for size in sizes}
-    weights = {int(size): float(weight) for size, weight in learned.items()}
     missing = sorted(set(weights) - set(sizes), reverse=True)
     if missing:
-        raise ValueError(f"the ensemble needs the sizes {tuple(sorted(weights, reverse=True))}: add "
-                         f"{' '.join(map(str, missing))} to --resolutions, or leave out --ensemble.")
-    return dict(sorted(weights.items(), reverse=True))
+        raise ValueError(f"the ensemble needs the sizes {tuple(weights)}: add {' '.join(map(str, missing))} to "
+                         '--sizes, or leave out --ensemble.')
+    return weights
+
+
+# Segmentation
+
+def _label_names(model: nn.Module) -> List[str]:
+    """Names of the classes, as the model's cfg has them, else numbers."""
+    names = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
+    return list(names or (f'class {index}' for index in range(int(model.num_classes))))  # type: ignore[arg-type]
+
+
+def _confusion_matrices(
+        model: nn.Module,
+        dataset: MaskFolder,
+        config: Mapping[str, Any],
+        sizes: Sequence[int],
+        alpha: Dict[int, float],
+        how: Reading,
+        amp_dtype: Any,
+) -> Dict[Any, torch.Tensor]:
+    loader: Any = WatchedLoader(create_mask_loader(
+        dataset, sizes, is_training=False, batch_size=how.batch_size, num_workers=how.workers, mean=config['mean'],
+        std=config['std'], interpolation=config['interpolation'], device=how.device, skip_corrupt=how.skip_corrupt,
+        rank=process_rank(), world_size=process_count()))
+    matrices = confusion_matrices(model, loader, sizes, alpha, amp_dtype, how.device)
+    report_skipped(loader.damaged)
+    return matrices
+
+
+def _per_class(matrices: Mapping[Any, torch.Tensor], names: Sequence[str]) -> Iterator[str]:
+    """IoU of each class, a column for each resolution."""
+    ious = [class_ious(matrix).tolist() for matrix in matrices.values()]
+    width = max(map(len, names))
+    yield f'{"IoU":<{width}} ' + ' '.join(f'{row!s:>9}' for row in matrices)
+    for index, name in enumerate(names):
+        yield f'{name:<{width}} ' + ' '.join(f'{column[index]:9.2f}' for column in ious)
+
+
+@torch.inference_mode()
+def draw_overlays(
+        model: nn.Module,
+        dataset: MaskFolder,
+        config: Mapping[str, Any],
+        sizes: Sequence[int],
+        folder: Path,
+        count: int,
+        device: torch.device,
+) -> None:
+    """Write, for the first pictures, the ground truth and the prediction at each resolution side by side (Figure 8)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    transforms = {size: image_transform(config, size) for size in sizes}
+    model.eval()
+    for index in range(min(count, len(dataset))):
+        picture, mask = dataset[index]
+        panels: Dict[str, Any] = {'ground truth': mask}
+        for size, transform in transforms.items():
+            with use_resolution(model, size):
+                logits = model(transform(picture)[None].to(device))
+            panels[f'{size} px'] = predicted_classes(logits, picture.height, picture.width)[0].cpu().numpy()
+        comparison(picture, panels, dataset.classes).save(folder / f'{dataset.pairs[index][0].stem}.png')

@@ -1,51 +1,38 @@
 """rs-timm predict: classes of pictures, shown with milliseconds at one or many resolutions, or written as a file."""
 import argparse
 import os
-from typing import Any, Callable, List, Protocol, Sequence, Tuple
+import time
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from rs_timm.interpolation import bracket
 from rs_timm.pictures import ImageError
 from rs_timm.predict.batch import PictureSource, fault
-from rs_timm.predict.collection import Collection, holds_pictures, open_collection
+from rs_timm.predict.collection import holds_pictures, open_collection
+from rs_timm.runtime import Session
 
-from ._arguments import add_model_arguments, positive_int
-from ._serving import SessionClassifier, add_session_arguments, require_torch, wants_session
-from ._shell import PARTLY_FAILED, printable, report
 from ._written import add_writing_arguments, write_predictions
+from .arguments import add_model_arguments, add_sizes, model_source, positive_int
+from .serving import add_engine_arguments, engine_options, open_model, open_session
+from .shell import PARTLY_FAILED, printable, report
 
-__all__ = ['register', 'run']
+__all__ = ['predict_arguments', 'run']
 
 _SPLIT = 'validation'
 
 
-class Classifier(Protocol):
-    """`EagerClassifier` or `SessionClassifier`."""
-
-    trained: Tuple[int, ...]
-    sizes: Tuple[int, ...]
-    described: str
-    label: Callable[[int], str]  # class index -> name
-
-    def __call__(self, data: bytes) -> List[Tuple[int, float, np.ndarray]]:
-        """Size, milliseconds and logits [classes], for each of `sizes`. Raises ImageError."""
-
-
-def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        'predict',
-        help='classify pictures, folders, tar files',
-        description='Show the classes of pictures, or write those of a whole collection (--out). In several processes: '
-                    'torchrun --nproc-per-node N -m rs_timm predict MODEL INPUT ... --out FILE. What was stopped goes '
-                    'on with the same command.',
-    )
+def predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `rs-timm predict`."""
+    parser.description = (
+        'Show the classes of pictures, or write those of a whole collection (--out). In several processes: torchrun '
+        '--nproc-per-node N -m rs_timm predict MODEL INPUT ... --out FILE. What was stopped goes on with the same '
+        'command.')
     add_model_arguments(parser, also="; or a file that 'rs-timm export' wrote (.onnx), which needs no PyTorch")
     parser.add_argument('images', metavar='INPUT', nargs='+',
                         help='picture file, folder of pictures at any depth, or tar file (webdataset shards, too)')
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument('--resolution', type=positive_int, nargs='+', metavar='R',
-                       help='input sizes in pixels, trained or not (default: the largest trained one)')
+    add_sizes(sizes, 'input sizes in pixels, trained or not (default: the largest trained one)', old='--resolution')
     sizes.add_argument('--all', action='store_true', help='all sizes that the model was trained for')
     sizes.add_argument('--ms', type=float, metavar='T',
                        help='the largest trained size whose p95 on an engine is at most T milliseconds; measured first')
@@ -53,86 +40,97 @@ def register(subparsers: Any) -> None:
     parser.add_argument('--device', default='cpu', help="default: cpu; 'cuda' is for PyTorch")
     parser.add_argument('--reader', metavar='NAME',
                         help="read INPUT with a reader of timm: 'folder', 'tar', or 'hfds/NAME' (with --split)")
-    parser.add_argument('--split', metavar='NAME', help=f'for --reader hfds/... (default: {_SPLIT})')
-    add_session_arguments(parser)
+    parser.add_argument('--split', metavar='NAME',
+                        help=f'of the data, for --reader hfds/... (default: {_SPLIT})')
+    add_engine_arguments(parser.add_argument_group(
+        'engine', 'used for exported files, folders, tar files and --out, or where one of these is given'))
     add_writing_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    pictures, folders = _pictures(args.images, args.reader, args.split, shown=not args.out)
+    source, options = model_source(args), engine_options(args)
     if args.out:
-        return write_predictions(args, *_pictures(args))
+        return write_predictions(args, pictures, folders)
     if args.batch_size or args.workers:
         raise ValueError('--batch-size and --workers are for --out FILE: shown pictures are timed one by one.')
-    pictures, _ = _pictures(args)
-    on_session = wants_session(args) or args.reader or any(map(holds_pictures, args.images))
-    return _show(args, pictures, _on_engine(args) if on_session else _eager(args))
+    asks_for_engine = any(value is not None for value in (*options, args.ms)) or args.reader
+    if not (source.is_exported or asks_for_engine or any(map(holds_pictures, args.images))):
+        options = options._replace(engine='torch')  # as good as any for a look, and no export has to be waited for
+    session = open_session(open_model(source), options, args.device, draft=False)
+    if args.ms is not None:
+        session.set_budget(ms=args.ms)
+    sizes = session.resolutions if args.all else tuple(dict.fromkeys(args.sizes or (session.resolution,)))
+    for line in _heading(args.model, source.weights, session, sizes):
+        print(line)
+    return _show(session, pictures, sizes, args.topk)
 
 
-def _pictures(args: argparse.Namespace) -> Tuple[PictureSource, Sequence[str]]:
+def _pictures(
+        inputs: Sequence[str],
+        reader: Optional[str],
+        split: Optional[str],
+        shown: bool,
+) -> Tuple[PictureSource, Sequence[str]]:
     """The pictures, and what their names are relative to."""
-    has_splits = args.reader is not None and args.reader.lower().startswith('hfds/')
-    if args.split is not None and not has_splits:
-        raise ValueError(f'--split {args.split} is for --reader hfds/NAME: folders and tar files have no splits.')
-    if args.reader is None:
-        collection: Collection = open_collection(args.images, absent=not args.out)
+    has_splits = reader is not None and reader.lower().startswith('hfds/')
+    if split is not None and not has_splits:
+        raise ValueError(f'--split {split} is for --reader hfds/NAME: folders and tar files have no splits.')
+    if reader is None:
+        collection = open_collection(inputs, absent=shown)
         return collection, collection.folders
     try:
-        from ._readers import reader_pictures
+        from rs_timm.data.readers import open_reader
     except ImportError as error:
-        raise ImportError(f'--reader {args.reader} needs PyTorch and timm ({error}): install them, or leave --reader '
-                          'out, which reads folders and tar files, too.') from error
+        raise ImportError(f'--reader {reader} needs PyTorch and timm ({error}): install them, or leave --reader out, '
+                          'which reads folders and tar files, too.') from error
 
-    if len(args.images) > 1:
-        raise ValueError(f'--reader takes one INPUT, not {len(args.images)}.')
-    (root,) = args.images
-    split = args.split or _SPLIT
-    where = f'{args.reader}, {split}' if has_splits else args.reader
-    return reader_pictures(args.reader, root, split), [f'{where}: {os.path.abspath(root)}']
-
-
-def _on_engine(args: argparse.Namespace) -> Classifier:
-    return SessionClassifier(args)
+    if len(inputs) > 1:
+        raise ValueError(f'--reader takes one INPUT, not {len(inputs)}.')
+    (root,) = inputs
+    split = split or _SPLIT
+    where = f'{reader}, {split}' if has_splits else reader
+    return open_reader(reader, root, split), [f'{where}: {os.path.abspath(root)}']
 
 
-def _eager(args: argparse.Namespace) -> Classifier:
-    require_torch(args.model)
-    from ._eager import EagerClassifier
+def _heading(name: str, has_weights: bool, session: Session, sizes: Sequence[int]) -> Iterator[str]:
+    versions = ' '.join(session.versions.values())
+    threads = session.threads or "the engine's choice"
+    yield (f'# {name} on {session.engine_name} {versions}, {session.precision}, threads: {threads}; '
+           'ms: the forward pass of one picture')
+    if not has_weights:
+        yield '# random weights: the classes mean nothing'
+    for size in sizes:
+        upper, lower, _ = bracket(session.resolutions, size)
+        if upper != lower:
+            yield f'# {size} px has no BatchNorm set: interpolated between those for {upper} and {lower}'
+        elif upper != size:
+            yield f'# {size} px has no BatchNorm set: the nearest one, for {upper}, is used'
 
-    return EagerClassifier(args)
 
-
-def _show(args: argparse.Namespace, pictures: PictureSource, classifier: Classifier) -> int:
-    for line in _heading(args, classifier):
-        print(line)
+def _show(session: Session, pictures: PictureSource, sizes: Sequence[int], topk: int) -> int:
+    for size in sizes:  # the first call pays for what the engine puts off
+        session.run(np.zeros((1, session.info.channels, size, size), np.float32), size)
     unreadable = 0
     for position, name in enumerate(pictures.names):
         try:
-            results = classifier(pictures.read(position))
+            data = pictures.read(position)
+            batches = [session.preprocess(data, size) for size in sizes]
         except ImageError as error:
             report(f'{printable(name)}: {fault(error, name)}')
             unreadable += 1
             continue
         print(printable(name))
-        for size, milliseconds, logits in results:
-            print('\n'.join(_rows(size, milliseconds, logits, classifier.label, args.topk)), flush=True)
+        for size, x in zip(sizes, batches):
+            start = time.perf_counter()
+            logits = session.run(x, size)[0]
+            milliseconds = (time.perf_counter() - start) * 1e3
+            print('\n'.join(_rows(size, milliseconds, logits, session.info.label, topk)), flush=True)
     return PARTLY_FAILED if unreadable else 0
 
 
-def _heading(args: argparse.Namespace, classifier: Classifier) -> List[str]:
-    lines = [f'# {args.model} on {classifier.described}; ms: the forward pass of one picture']
-    if args.no_weights:
-        lines.append('# random weights: the classes mean nothing')
-    for size in classifier.sizes:
-        upper, lower, _ = bracket(classifier.trained, size)
-        if upper != lower:
-            lines.append(f'# {size} px has no BatchNorm set: interpolated between those for {upper} and {lower}')
-        elif upper != size:
-            lines.append(f'# {size} px has no BatchNorm set: the nearest one, for {upper}, is used')
-    return lines
-
-
-def _rows(size: int, milliseconds: float, logits: np.ndarray, label: Callable[[int], str], topk: int) -> List[str]:
+def _rows(size: int, milliseconds: float, logits: np.ndarray, label: Callable[[int], Any], topk: int) -> List[str]:
     p = np.exp(logits.astype(np.float64) - logits.max())
     p /= p.sum()
     rows = [f'{p[index]:8.1%}  {printable(label(int(index)))}' for index in np.argsort(-p, kind='stable')[:topk]]

@@ -1,17 +1,16 @@
 """rs-timm push: a model to the Hugging Face hub."""
 import argparse
-from typing import Any
 
 from rs_timm.card import CardData
 from rs_timm.hub import push_to_hub
 
-from ._model import add_model_arguments, load_model
+from .arguments import add_model_arguments, model_source
 
-__all__ = ['register', 'run']
+__all__ = ['push_arguments', 'run']
 
 
-def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser('push', help='upload a model to the Hugging Face hub')
+def push_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `rs-timm push`."""
     add_model_arguments(parser)
     parser.add_argument('repo_id', metavar='REPO_ID', help="'user/name'; is created if it does not exist")
     parser.add_argument('--private', action='store_true', help='create a private repository')
@@ -26,10 +25,9 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    model = load_model(args.model, not args.no_weights, args.checkpoint, args.resolutions)
     card = CardData(license=args.license, description=args.description) if args.license or args.description else None
-    address = push_to_hub(
-        model,
+    print(push_to_hub(
+        model_source(args).load(),
         args.repo_id,
         token=args.token,
         private=args.private,
@@ -39,6 +37,5 @@ def run(args: argparse.Namespace) -> int:
         half=args.half,
         card=card,
         keep_source=not (args.checkpoint or args.no_weights),
-    )
-    print(address)
+    ))
     return 0

@@ -1,7 +1,6 @@
 """rs-timm train: a network on a folder of pictures; every field of a recipe is an option."""
 import argparse
 import logging
-import re
 from copy import copy
 from dataclasses import fields
 from pathlib import Path
@@ -16,19 +15,18 @@ from rs_timm.layers import is_switchable
 from rs_timm.training import RECIPES, Options, Recipe, Trained, get_recipe, keep_freed_memory, train
 from rs_timm.training.processes import is_first_process, process_rank
 
-__all__ = ['register', 'run']
+__all__ = ['run', 'train_arguments']
 
 _logger = logging.getLogger(__name__)
+_PROGRESSIVE = 0.8  # what --progressive without a value means: four fifths of the epochs
 _CLAIMS = ('description', 'license', 'origin_url', 'paper_name', 'paper_ids', 'notes')  # of other weights
 
 
-def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        'train',
-        help='a network on a folder of pictures',
-        description='Train MODEL with private BatchNorms and MRED. On several GPUs: torchrun --nproc-per-node N -m '
-                    'rs_timm train MODEL ... SIGTERM and Ctrl-C save and stop; the same command with --resume goes on.',
-    )
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `rs-timm train`: some of its own, and every field of `Options` and `Recipe`."""
+    parser.description = (
+        'Train MODEL with private BatchNorms and MRED. On several GPUs: torchrun --nproc-per-node N -m rs_timm train '
+        'MODEL ... SIGTERM and Ctrl-C save and stop; the same command with --resume goes on.')
     parser.add_argument('model', metavar='MODEL', help="a name of 'rs-timm list', or of any BatchNorm network of timm")
     parser.add_argument('--data', required=True, metavar='DIR',
                         help='folder with train/CLASS/* and val/CLASS/*; for segmentation train/images, train/masks')
@@ -38,35 +36,40 @@ def register(subparsers: Any) -> None:
     parser.add_argument('--debug-twin', action='store_true',
                         help='the same path in a minute: two epochs of a few steps on small pictures')
     _add_fields(parser.add_argument_group('where and how'), Options)
-    _add_fields(parser.add_argument_group('the recipe', 'each replaces a value of --recipe'), Recipe)
+    _add_fields(parser.add_argument_group(
+        'the recipe', 'each replaces a value of --recipe; the defaults are those of a recipe that says nothing else'),
+        Recipe)
     parser.set_defaults(run=run)
 
 
 def _add_fields(group: Any, cls: type) -> None:
-    hints, helps = get_type_hints(cls), _field_helps(cls)
+    """An option for each field of a dataclass, as its metadata says."""
+    hints, defaults = get_type_hints(cls), cls()
     for field in fields(cls):  # type: ignore[arg-type]
         kind, option = hints[field.name], '--' + field.name.replace('_', '-')
-        arguments: Dict[str, Any] = dict(default=None, dest=field.name, help=helps[field.name].replace('%', '%%'))
+        about = f"{field.metadata['help']} (default: {_shown(getattr(defaults, field.name))})"
+        arguments: Dict[str, Any] = dict(default=None, dest=field.name, help=about.replace('%', '%%'))
         if kind is bool:
             group.add_argument(option, action=argparse.BooleanOptionalAction, **arguments)
         elif get_origin(kind) is tuple:
             group.add_argument(option, nargs='*', type=get_args(kind)[0], metavar=field.name[0].upper(), **arguments)
         elif field.name == 'progressive':
             group.add_argument(option, nargs='?', const=_PROGRESSIVE, type=kind, metavar='SHARE', **arguments)
+        elif field.metadata['choices']:
+            group.add_argument(option, type=kind, choices=field.metadata['choices'], **arguments)
         else:
             group.add_argument(option, type=kind, metavar=kind.__name__.upper(), **arguments)
 
 
-_PROGRESSIVE = 0.8  # what --progressive without a value means: four fifths of the epochs
-
-
-def _field_helps(cls: type) -> Dict[str, str]:
-    """Field -> its line under Args in the docstring."""
-    lines = re.findall(r'^ {8}(\w+): (.+)$', cls.__doc__ or '', flags=re.MULTILINE)
-    return {field.name: dict(lines).get(field.name, '') for field in fields(cls)}  # type: ignore[arg-type]
+def _shown(default: Any) -> str:
+    """A default as it would be typed."""
+    if isinstance(default, tuple):
+        return ' '.join(map(_shown, default)) or 'none'
+    return f'{default:g}' if isinstance(default, float) else str(default) or 'none'
 
 
 def _given(args: argparse.Namespace, cls: type) -> Dict[str, Any]:
+    """The fields that the user has set."""
     values = {field.name: getattr(args, field.name) for field in fields(cls)}  # type: ignore[arg-type]
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if v is not None}
 
@@ -85,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _save(trained: Trained, folder: Path) -> None:
+    """Write the trained network to a folder that timm loads."""
     if is_switchable(trained.model):
         save_pretrained(trained.model, folder, model_config=dict(label_names=trained.class_names))
     elif not _save_plain(trained, folder):

@@ -137,7 +137,7 @@ class SwitchableGraph:
             raise ValueError(
                 f'{type(self.network.plain).__name__} computes with the size of its input in Python, so that its graph '
                 f'at {height} x {width} px is another one: no one file holds for all sizes. Export one file a '
-                'resolution (rs_timm.export.split_onnx, rs-timm export --split).')
+                'resolution (rs_timm.export.split_onnx, rs-timm export --plain).')
 
 
 @dataclass(frozen=True)

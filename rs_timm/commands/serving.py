@@ -1,0 +1,130 @@
+"""A Session as the options of a command ask for it. torch is imported only where MODEL is no exported file."""
+import argparse
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+
+from rs_timm.predict.collection import open_collection
+from rs_timm.runtime import Session
+from rs_timm.runtime.engines import ENGINES, PRECISIONS
+
+from .arguments import ModelSource, count_of_cores, positive_int, precision_name
+from .shell import watched
+
+__all__ = [
+    'EngineOptions', 'add_engine_arguments', 'calibration_pictures', 'engine_options', 'open_model', 'open_session',
+    'pictures_below', 'weights_digest',
+]
+
+_CALIBRATION = 300  # pictures
+
+
+class EngineOptions(NamedTuple):
+    """How a session runs; None: the user has not said."""
+
+    engine: Optional[str] = None
+    precision: Optional[str] = None
+    threads: Optional[int] = None
+    calibration: Optional[str] = None
+    cache_dir: Optional[str] = None
+
+
+def add_engine_arguments(group: Any, several: bool = False) -> None:
+    """--engine and what goes with it; `several`: take any number of engines and threads."""
+    many = dict(nargs='+', default=[None]) if several else {}
+    group.add_argument('--engine', choices=ENGINES, help='default: the fastest installed', **many)
+    group.add_argument('--precision', type=precision_name, choices=PRECISIONS, help=f'default: {PRECISIONS[0]}')
+    group.add_argument('--threads', type=positive_int, metavar='N', **many,
+                       help="of the network (default: the engine's choice; under torchrun, this process's part of the "
+                            'cores)')
+    group.add_argument('--calibration', metavar='DIR',
+                       help=f'for int8: folder of pictures to calibrate with ({_CALIBRATION} are taken)')
+    group.add_argument('--cache-dir', metavar='DIR', help='for int8: folder that keeps the calibrated networks')
+
+
+def engine_options(args: argparse.Namespace) -> EngineOptions:
+    """The values of what `add_engine_arguments` added for one engine."""
+    return EngineOptions(args.engine, args.precision, args.threads, args.calibration, args.cache_dir)
+
+
+def open_model(source: ModelSource) -> Any:
+    """The path of an exported file, or the torch model that MODEL names: what a Session takes."""
+    return source.path() if source.is_exported else source.load()
+
+
+def open_session(model: Any, options: EngineOptions, device: str = 'cpu', draft: bool = True) -> Session:
+    """The session of a classifier.
+
+    Args:
+        model: as from `open_model`.
+        options: engine, precision, ...
+        device: 'cpu'; others are for the torch engine, which is then the default.
+        draft: as of `Session`.
+
+    Raises:
+        ImportError: the engine is not installed.
+        ValueError: options that do not go together; a network that is no classifier.
+    """
+    engine = options.engine
+    others: Dict[str, Any] = {} if options.precision is None else {'precision': options.precision}
+    if device != 'cpu':
+        if isinstance(model, str) or engine not in (None, 'torch'):
+            raise ValueError(f'--device {device} is for --engine torch, which takes a model by its name; '
+                             f'{engine or "the engines"} and exported files run on the CPU: leave --device out.')
+        engine, model = 'torch', model.to(device)
+    session = Session(
+        model, engine, threads=options.threads or _part_of_the_cores(), draft=draft,
+        calibration=calibration_pictures(options.calibration), cache_dir=options.cache_dir, **others)
+    if session.info.task != 'classification':
+        raise ValueError(f'{session.info.name} is for {session.info.task}: rs-timm eval --overlays DIR draws what the '
+                         'model predicts.')
+    return session
+
+
+def weights_digest(model: Any) -> str:
+    """A short hash of the weights of what `open_model` returned."""
+    digest = hashlib.sha256()
+    if isinstance(model, str):
+        for path in (Path(model), Path(f'{model}.data')):
+            if path.exists():
+                with path.open('rb') as stream:
+                    while piece := stream.read(1 << 20):
+                        digest.update(piece)
+    else:
+        import torch  # not at the top: exported files need none of it
+
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _part_of_the_cores() -> Optional[int]:
+    """Several processes on one machine, each with as many threads as cores, would be in each other's way."""
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+    return max(1, count_of_cores() // processes) if processes > 1 else None
+
+
+def pictures_below(folder: str, count: int) -> List[str]:
+    """At most `count` files from all over a folder, since those that stand together are often of one class.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no pictures in it, or only such in tar files.
+    """
+    files = [place.path for place in open_collection([folder]).places if place.size is None]
+    if not files:
+        raise ValueError(f'{folder}: no pictures in it but those in tar files: unpack some hundred.')
+    return [files[index * len(files) // count] for index in range(count)] if len(files) > count else files
+
+
+def calibration_pictures(folder: Optional[str]) -> Optional[List[str]]:
+    """Pictures to calibrate with, which show a bar when they are gone through."""
+    return _Watched(pictures_below(folder, _CALIBRATION)) if folder else None
+
+
+class _Watched(List[str]):
+
+    def __iter__(self) -> Iterator[str]:
+        return watched(list(super().__iter__()), 'picture', 'calibration')
