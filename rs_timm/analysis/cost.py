@@ -82,7 +82,8 @@ def _forward_on_meta(model: nn.Module, resolution: int, batch: int, counter: Any
     copy = deepcopy(model, memo).eval()
     if is_switchable(copy):
         set_resolution(copy, get_resolutions(copy)[0])  # all sets cost the same
-    x = torch.empty(batch, image_channels(model), resolution, resolution, device='meta', dtype=_dtype(model))
+    dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+    x = torch.empty(batch, image_channels(model), resolution, resolution, device='meta', dtype=dtype)
     with torch.no_grad(), counter:
         copy(x)
 
@@ -96,10 +97,6 @@ def image_channels(model: nn.Module) -> int:
         if isinstance(module, nn.Conv2d):
             return module.in_channels // fold
     raise ValueError(f'{type(model).__name__} has no convolution: what its input looks like is not known.')
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,12 @@ def _check_kind(model: nn.Module) -> None:
 
 def _describe_input(cfg: Dict[str, Any], model: nn.Module) -> None:
     """Make sizes, mean and std agree with the channels that `model` takes; a lone mean stands for all channels."""
-    channels = _channels(model, cfg)
+    conv = model.get_submodule(cfg['first_conv']) if isinstance(cfg.get('first_conv'), str) else None
+    channels = int(cfg['input_size'][0])
+    if hasattr(model, 'in_chans'):
+        channels = int(model.in_chans)  # type: ignore[arg-type]
+    elif not any(type(module).__name__ == 'SpaceToDepth' for module in model.modules()):
+        channels = int(getattr(conv, 'in_channels', channels))
     for key in ('input_size', 'test_input_size', 'min_input_size'):
         if cfg.get(key):
             cfg[key] = (channels, *cfg[key][1:])
@@ -196,15 +201,6 @@ def _describe_input(cfg: Dict[str, Any], model: nn.Module) -> None:
             cfg[key] = (sum(values) / len(values),) * channels
     if channels not in (1, 3) and not hasattr(model, '_traits'):
         cfg['first_conv'] = None  # timm before 1.0.31 re-initialises a first convolution that fits already
-
-
-def _channels(model: nn.Module, cfg: Mapping[str, Any]) -> int:
-    if hasattr(model, 'in_chans'):
-        return int(model.in_chans)  # type: ignore[arg-type]
-    conv = model.get_submodule(cfg['first_conv']) if isinstance(cfg.get('first_conv'), str) else None
-    declared = int(cfg['input_size'][0])
-    folds = conv is not None and any(type(m).__name__ == 'SpaceToDepth' for m in model.modules())
-    return declared if folds else int(getattr(conv, 'in_channels', declared))
 
 
 def _write_config(

@@ -137,7 +137,8 @@ def check_config(text: Union[str, bytes], where: str) -> SavedConfig:
         return SavedConfig.model_validate_json(text)
     except ValidationError as invalid:
         error: Any = invalid.errors(include_url=False)[0]
-        field = '.'.join(str(part) for part in error['loc'] if not _of_union(part))
+        # without the members of unions, such as 'tuple[str, ...]', which are no entries of the file
+        field = '.'.join(part for part in map(str, error['loc']) if '[' not in part and part != 'constrained-str')
         message = error['msg'].removeprefix('Value error, ')
         if error['type'] == 'extra_forbidden':
             message = 'is no entry that is read from a file; a newer rs_timm may know it'
@@ -146,8 +147,3 @@ def check_config(text: Union[str, bytes], where: str) -> SavedConfig:
         elif error['type'] not in ('value_error', 'json_invalid'):
             message = f"is {str(error['input'])[:60]!r}: {message[0].lower()}{message[1:]}"
         raise ValueError(f'{where}: {field} {message.rstrip(".")}.'.replace(':  ', ': ')) from None
-
-
-def _of_union(part: Any) -> bool:
-    """Whether a part of a location names a member of a union, such as 'tuple[str, ...]', and no entry of the file."""
-    return isinstance(part, str) and ('[' in part or part in ('none', 'str', 'constrained-str'))
