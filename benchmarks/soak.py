@@ -470,7 +470,7 @@ def latency(bench: Bench, folder: Path, rng: random.Random) -> Outcome:
             return Outcome('wrong', f'milliseconds {costs}')
         return Outcome('right')
 
-    return judged(run, file.name)
+    return judged(run, file.name, 'the latency table is of another session')
 
 
 @kind('metadata', 'metadata of ONNX files')

@@ -185,7 +185,10 @@ def _apart(pairs: List[Tuple[Path, Path]]) -> List[Tuple[Path, Path]]:
 
 
 def _listed(root: Path, listing: Path) -> List[Tuple[Path, Path]]:
-    lines = [line.strip() for line in listing.read_text(encoding='utf-8').splitlines() if line.strip()]
+    try:
+        lines = [line.strip() for line in listing.read_text(encoding='utf-8').splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{listing}: a list of names is UTF-8 text; {error}.') from error
     if not lines:
         raise ValueError(f'{listing}: it names no picture.')
     folders = next((pair for pair in _BY_LIST if all((root / name).is_dir() for name in pair)), _BY_LIST[0])

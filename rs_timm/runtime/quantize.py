@@ -82,7 +82,7 @@ class QuantisedFile:
                     with replacing(self._folder / other.name) as lent:
                         other.replace(lent)
                 write_bytes(kept, _digest(new, path.with_suffix('.bin')).encode())
-        elif kept.exists() and kept.read_text().strip() != _digest(path, path.with_suffix('.bin')):
+        elif kept.exists() and kept.read_bytes().strip() != _digest(path, path.with_suffix('.bin')).encode():
             raise ValueError(f'{path} is damaged, or not all of its files are of one calibration: remove them, and '
                              'calibrate again.')
         return path
