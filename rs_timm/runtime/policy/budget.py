@@ -1,7 +1,8 @@
 """The largest resolution whose measured figures fit in a budget, on this machine."""
+from bisect import bisect_left
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Callable, Optional, Sequence, Tuple, Union
+from typing import Any, Optional, Sequence, Tuple, Union
 
 from rs_timm.format.madds import madds_of
 
@@ -72,8 +73,9 @@ def choose_resolution(
         return Choice(size, candidates.table)
     low = max(fitting)
     above = [size for size in known if size > low]
-    if above:
-        low = _bisect(low, [size for size in grid if low < size < above[0]], candidates.fits)
+    if above:  # where cost does not grow with size, the result fits all the same, and the next candidate does not
+        between = [low, *(size for size in grid if low < size < above[0])]
+        low = between[bisect_left(between, True, lo=1, key=lambda size: not candidates.fits(size)) - 1]
     return Choice(low, candidates.table)
 
 
@@ -90,23 +92,6 @@ def size_grid(resolutions: Sequence[int], step: int) -> Tuple[int, ...]:
         raise ValueError(f'step {step!r}: it must be a positive whole number of pixels.')
     smallest, largest = min(resolutions), max(resolutions)
     return tuple(sorted({*range(smallest, largest + 1, int(step)), *resolutions}))
-
-
-def _bisect(low: int, between: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """Find `low` or one of `between` (ascending, all above it) that fits and whose successor does not.
-
-    `low` fits, and what follows `between` does not. Where cost grows with size, the result is the largest that fits;
-    where it does not, the result fits all the same.
-    """
-    sizes = (low, *between)
-    first, beyond = 0, len(sizes)  # sizes[first] fits, sizes[beyond] does not
-    while beyond - first > 1:
-        middle = (first + beyond) // 2
-        if fits(sizes[middle]):
-            first = middle
-        else:
-            beyond = middle
-    return sizes[first]
 
 
 class _Candidates:
