@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence
 import timm
 
 import rs_timm  # noqa: F401 (registers the models)
+from benchmarks.adaptation import SECTIONS as ADAPTATION
 from benchmarks.environment import RESULTS
 from benchmarks.paper.pictures import write_pictures
 from benchmarks.paper.sections import SECTIONS as PAPER
@@ -158,6 +159,7 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     **RUNTIME,
     **TRAINING,
     **PAPER,
+    **ADAPTATION,
 }
 
 
