@@ -86,7 +86,9 @@ def named_weights(name: str) -> str:
 def describe_preprocessing(config: Mapping[str, Any]) -> str:
     """One line for what `timm.data.resolve_model_data_config` returned."""
     mean, std = (', '.join(f'{value:g}' for value in config[key]) for key in ('mean', 'std'))
-    return f"{config['interpolation']}, crop {config['crop_pct']:g} ({config['crop_mode']}), mean {mean}, std {std}"
+    crop = config['crop_pct']  # one for all sizes, or size -> crop
+    crop = ', '.join(f'{c:.3g} at {size} px' for size, c in crop.items()) if isinstance(crop, Mapping) else f'{crop:g}'
+    return f"{config['interpolation']}, crop {crop} ({config['crop_mode']}), mean {mean}, std {std}"
 
 
 def layout_of(state_dict: Dict[str, Any], model: nn.Module) -> str:

@@ -6,12 +6,11 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from rs_timm.analysis import Predictions, madds, norm_means, predict
 from rs_timm.analysis.report import Subject, analysis_page, picture_rows, require_matplotlib
-from rs_timm.data import MultiResLoader, folder_classes
+from rs_timm.data import MultiResLoader, data_config, folder_classes
 from rs_timm.labels import class_names
 from rs_timm.layers import get_resolutions
 from rs_timm.loading import describe_preprocessing
@@ -56,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     model = source.load().to(device)
     if task_of(model) == 'segmentation':
         raise ValueError(f'{args.model} labels pixels: analyze is for classifiers; see rs-timm eval --per-class.')
-    config = resolve_model_data_config(model)
+    config = data_config(model)
     sizes = sizes_to_run(args.sizes, model)
     pictures = labelled_pictures(model, args.data, args.split, args.class_map)
     loader = reading(args, device).loader(pictures.dataset, config, sizes)

@@ -3,10 +3,10 @@ import argparse
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from torch import nn
 
+from rs_timm.data import data_config
 from rs_timm.hub import save_pretrained
 from rs_timm.layers import extract, get_resolutions
 from rs_timm.loading import PAPER_LAYOUT, describe_preprocessing, layout_of, load_model
@@ -61,7 +61,7 @@ def run_convert(args: argparse.Namespace) -> int:
     print(f'{args.src}: {layout}')
     sizes = ', '.join(map(str, get_resolutions(model)))
     print(f"{out}: {model.pretrained_cfg['architecture']}, {model.num_classes} classes, resolutions {sizes}")
-    print(f'preprocessing: {describe_preprocessing(resolve_model_data_config(model))}')
+    print(f'preprocessing: {describe_preprocessing(data_config(model))}')
     print(f'load it: import rs_timm; timm.create_model({f"local-dir:{out}"!r}, pretrained=True)')
     return 0
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 
-from rs_timm.data import MaskFolder, create_mask_loader, image_transform
+from rs_timm.crops import crop_at
+from rs_timm.data import MaskFolder, create_mask_loader, data_config, image_transform
 from rs_timm.layers import use_resolution
 from rs_timm.loading import describe_preprocessing
 from rs_timm.segmentation import class_ious, comparison, predicted_classes, segmentation_scores
@@ -43,6 +43,8 @@ def eval_arguments(parser: argparse.ArgumentParser) -> None:
     add_labelled_arguments(parser)
     parser.add_argument('--ensemble', action='store_true',
                         help='measure the ensemble too: with the learned weights, or with equal ones if there are none')
+    parser.add_argument('--crop-pct', type=float, metavar='C',
+                        help="central crop over shorter side, at all sizes (default: the model's, of each size)")
     parser.add_argument('--csv', metavar='FILE', help="write the results too, with the columns of timm's validate.py")
     masks = parser.add_argument_group('segmentation', 'for a network such as rs_refinenet_resnet18; DIR has '
                                       'SPLIT/images and SPLIT/masks')
@@ -57,7 +59,7 @@ def eval_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     device = join_processes(args.device)
     model = model_source(args).load().to(device)
-    config = resolve_model_data_config(model)
+    config = data_config(model, args.crop_pct)
     sizes = sizes_to_run(args.sizes, model)
     alpha = _alpha(model, sizes) if args.ensemble else {}
     how, amp_dtype = reading(args, device), autocast_type(args.precision)
@@ -90,10 +92,13 @@ def run(args: argparse.Namespace) -> int:
     if args.csv and is_first_process():
         columns = dict(
             param_count=round(sum(p.numel() for p in model.parameters()) / 1e6, 2),
-            crop_pct=config['crop_pct'],
+            crop_pct='',
             interpolation=config['interpolation'],
         )
-        write_results_csv(args.csv, results_rows(measured, args.model, **columns))
+        rows = results_rows(measured, args.model, **columns)
+        for row in rows:  # that of the ensemble has the crop of the largest size
+            row['crop_pct'] = crop_at(config['crop_pct'], row['img_size'] if row['img_size'] in sizes else sizes[0])
+        write_results_csv(args.csv, rows)
     return 0
 
 

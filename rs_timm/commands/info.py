@@ -3,11 +3,11 @@ import argparse
 from typing import Any, Iterator
 
 import timm
-from timm.data import resolve_model_data_config
 from timm.models import PretrainedCfg, get_pretrained_cfg
 from torch import nn
 
 from rs_timm.analysis import activations, madds, parameter_counts
+from rs_timm.data import data_config
 from rs_timm.layers import get_resolutions
 from rs_timm.loading import describe_preprocessing, load_model, named_weights
 
@@ -76,7 +76,7 @@ def _facts(model: nn.Module) -> Iterator[str]:
     if cfg.license:
         yield f'licence        {cfg.license}'
     yield f'resolutions    {sizes} (other sizes: interpolation {selector.interpolation!r})'
-    yield f'preprocessing  {describe_preprocessing(resolve_model_data_config(model))}'
+    yield f'preprocessing  {describe_preprocessing(data_config(model))}'
     yield f'classes        {model.num_classes}'
     yield f'parameters     {counts.total / 1e6:.2f} M = {counts.total / 2 ** 20:.2f} x 2^20'
     yield f'private BNs    {counts.private_share:.2%} of them: {each:,} for each of {len(counts.private)} resolutions'

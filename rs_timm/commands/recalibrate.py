@@ -3,10 +3,9 @@ import argparse
 from typing import Any, Iterator, Optional
 
 import torch
-from timm.data import resolve_model_data_config
 
 from rs_timm.calibration import recalibrate
-from rs_timm.data import ImageFiles, image_transform
+from rs_timm.data import ImageFiles, data_config, image_transform
 from rs_timm.hub import save_pretrained
 
 from .arguments import add_model_arguments, add_sizes, model_source, positive_int, prepare_out
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     out = prepare_out(args.out, args.force)
     files = ImageFiles(args.data)
     model = model_source(args).load()
-    config = resolve_model_data_config(model)
+    config = data_config(model)
 
     def batches(resolution: int) -> Iterator[torch.Tensor]:
         return watched(
