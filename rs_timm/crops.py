@@ -69,8 +69,8 @@ def crop_at(crop_pct: CropPct, resolution: int) -> float:
 def crop_rule(resolutions: Iterable[int], crop_pct: float = 0.875, native: Optional[int] = None) -> Dict[int, float]:
     """Crops for a network that was trained at one size, where nothing else is known: crop_pct * sqrt(size / native).
 
-    On EfficientNet-Lite0 and -Lite1 it is within 1.2 points of the best crop at every size from 224 to 96 px (docs/
-    recalibrate.md). A network that was trained at several sizes does not need it.
+    On EfficientNet-Lite0 the tried crops on both sides of it are within 1.2 points of the best one at 192 to 96 px
+    (benchmarks/results/adaptation.csv). A network that was trained at several sizes does not need it.
 
     >>> {size: round(crop, 3) for size, crop in crop_rule((224, 160, 96)).items()}
     {224: 0.875, 160: 0.74, 96: 0.573}
