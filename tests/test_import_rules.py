@@ -25,6 +25,7 @@ ALLOWED = {
     'format': {'atomic', 'crops', 'interpolation', 'resolutions'},
     'runtime': {'atomic', 'crops', 'export', 'format', 'layers', 'resolutions', 'pictures'},  # of torch models
     'predict': {'atomic', 'format', 'pictures', 'resolutions', 'runtime'},
+    'serving': {'rs_timm', 'format', 'pictures', 'runtime'},
     'loss': set(),
     'evaluation': {'layers', 'loss', 'segmentation'},
     'data': {'crops', 'pictures'},
@@ -43,8 +44,8 @@ ALLOWED = {
     'loading': {'hub', 'layers', 'models', 'tensor_files', 'training'},
     'commands': {
         'analysis', 'calibration', 'card', 'crops', 'data', 'evaluation', 'export', 'format', 'hub', 'interpolation',
-        'labels', 'layers', 'loading', 'pictures', 'predict', 'runtime', 'segmentation', 'tensor_files',
-        'training'},
+        'labels', 'layers', 'loading', 'pictures', 'predict', 'runtime', 'segmentation', 'serving',
+        'tensor_files', 'training'},
     '__main__': {'cli'},
 }
 

@@ -12,6 +12,7 @@ COMMANDS = {
     'list': 'registered models and their weights',
     'info': 'resolutions, cost, parameters, preprocessing and origin of a model',
     'predict': 'classify pictures, folders, tar files',
+    'serve': 'a classifier over HTTP, at the size that keeps deadlines',
     'bench': 'latency and throughput per resolution, as a table for budgets',
     'train': 'a network on a folder of pictures',
     'eval': 'top-1 and top-5, or mean IoU, at any sizes, in one pass over the data',

@@ -1,0 +1,250 @@
+"""Requests that wait for a network: each has a deadline, and is served in a batch of one size, or refused."""
+import asyncio
+import io
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Union
+
+import numpy as np
+from PIL import Image
+
+from rs_timm.pictures import ImageError
+from rs_timm.runtime.policy.load import LoadController
+from rs_timm.runtime.session import Session
+
+__all__ = ['Answer', 'Refused', 'RequestQueue', 'measure_costs']
+
+
+class Refused(Exception):
+    """A request that cannot be answered in time.
+
+    Attributes:
+        reason: 'queue', 'deadline' or 'stopping'.
+        retry_s: whole seconds after which it may be tried again.
+    """
+
+    def __init__(self, message: str, reason: str, wait_ms: float = 0.) -> None:
+        super().__init__(message)
+        self.reason, self.retry_s = reason, max(1, math.ceil(wait_ms / 1e3))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Logits of a request.
+
+    Args:
+        logits: float32 [N, classes].
+        resolution: pixels of the network that made them.
+        milliseconds: from the arrival of the request.
+    """
+
+    logits: np.ndarray
+    resolution: int
+    milliseconds: float
+
+
+@dataclass
+class _Request:
+    content: Union[bytes, np.ndarray]  # a file, or a batch that is ready [N, C, r, r]
+    resolution: Optional[int]  # None: whatever keeps the deadline
+    arrived: float
+    deadline: float
+    loop: asyncio.AbstractEventLoop
+    future: 'asyncio.Future[Answer]' = field(repr=False)
+
+    @property
+    def count(self) -> int:
+        return 1 if isinstance(self.content, bytes) else len(self.content)
+
+    def settle(self, result: Union[Answer, Exception]) -> None:
+        def act() -> None:
+            if not self.future.done():  # its client may have gone
+                if isinstance(result, Answer):
+                    self.future.set_result(result)
+                else:
+                    self.future.set_exception(result)
+
+        self.loop.call_soon_threadsafe(act)
+
+
+class RequestQueue:
+    """One thread that serves requests through a session, first come first served.
+
+    The size is the load controller's, or a smaller one where that alone keeps the deadlines of a batch. A request whose
+    deadline cannot be kept at the smallest size, by the costs and by what waits before it, is refused at once, and one
+    whose deadline has passed when its turn comes. Nothing is dropped without an answer.
+
+    Args:
+        session: of a classifier.
+        costs: resolution -> milliseconds of a picture, all in: `measure_costs`.
+        target_ms: the p95 of latency that the load controller keeps.
+        max_queue: pictures that may wait.
+        max_batch: pictures that go through the network together.
+        observe: told of each answer (resolution, milliseconds, kept its deadline?) and, with a reason, of each refusal.
+    """
+
+    def __init__(
+            self,
+            session: Session,
+            costs: Mapping[int, float],
+            target_ms: float = 50.,
+            max_queue: int = 256,
+            max_batch: int = 4,
+            observe: Callable[..., None] = lambda **what: None,
+    ) -> None:
+        self.session, self.costs, self.max_queue, self.max_batch = session, dict(costs), max_queue, max_batch
+        self.controller = LoadController(self.costs, target_ms=target_ms)
+        self._smallest = min(self.controller.costs.values())
+        self._observe = observe
+        self._waiting: Deque[_Request] = deque()
+        self._busy_until = 0.
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._serve, name='rs_timm requests', daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        """Pictures that wait."""
+        return sum(request.count for request in list(self._waiting))
+
+    def stop(self) -> None:
+        """Answer what waits, then end. New requests are refused."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    async def answer(
+            self,
+            content: Union[bytes, np.ndarray],
+            deadline_ms: float,
+            resolution: Optional[int] = None,
+    ) -> Answer:
+        """Logits of a picture, or of a batch that is ready.
+
+        Args:
+            content: the bytes of a picture's file, or float32 [N, C, r, r].
+            deadline_ms: milliseconds from now.
+            resolution: pixels; None leaves it to the load controller.
+
+        Raises:
+            ImageError: no readable picture.
+            Refused: it could not be answered in time.
+            ValueError: a batch of another shape.
+        """
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        request = _Request(content, resolution, now, now + deadline_ms / 1e3, loop, loop.create_future())
+        with self._changed:
+            waiting = len(self)
+            cost = self._smallest if resolution is None else self.costs.get(resolution, max(self.costs.values()))
+            wait_ms = max(0., self._busy_until - now) * 1e3 + waiting * self._smallest
+            if self._stopping:
+                raise self._refused('the server stops', 'stopping')
+            if waiting + request.count > self.max_queue or (waiting and self.controller.overloaded):
+                raise self._refused(f'{waiting} pictures wait already', 'queue', wait_ms)
+            if wait_ms + request.count * cost > deadline_ms:
+                raise self._refused(
+                    f'{waiting} pictures wait, which takes about {wait_ms:.0f} ms: a deadline of {deadline_ms:.0f} ms '
+                    'cannot be kept', 'deadline', wait_ms)
+            self._waiting.append(request)
+            self._changed.notify()
+        return await request.future
+
+    def _refused(self, message: str, reason: str, wait_ms: float = 0.) -> Refused:
+        self._observe(refused=reason)
+        return Refused(message, reason, wait_ms)
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopping)
+                if not self._waiting:
+                    return
+                batch = self._next_batch()
+                size = self._size(batch)
+                self._busy_until = time.monotonic() + sum(r.count for r in batch) * self.costs.get(size, 0.) / 1e3
+            try:
+                self._run(batch, size)
+            except Exception as error:  # the next batch goes on
+                for request in batch:
+                    request.settle(error)
+
+    def _next_batch(self) -> List[_Request]:
+        """Requests that wait longest and may go together: with the first one's size, none that is ready already."""
+        batch = [self._waiting.popleft()]
+        while (self._waiting and isinstance(batch[0].content, bytes) and len(batch) < self.max_batch
+               and isinstance(self._waiting[0].content, bytes)
+               and self._waiting[0].resolution == batch[0].resolution):
+            batch.append(self._waiting.popleft())
+        return batch
+
+    def _size(self, batch: List[_Request]) -> int:
+        first = batch[0]
+        if not isinstance(first.content, bytes):
+            return int(first.content.shape[-1])
+        if first.resolution is not None:
+            return first.resolution
+        left = (min(request.deadline for request in batch) - time.monotonic()) * 1e3
+        sizes = [r for r in self.controller.resolutions if r <= self.controller.resolution]
+        return next((r for r in sizes if self.controller.costs[r] * len(batch) <= left), sizes[-1])
+
+    def _run(self, batch: List[_Request], size: int) -> None:
+        ready: List[np.ndarray] = []
+        served: List[_Request] = []
+        for request in batch:
+            if time.monotonic() > request.deadline:
+                request.settle(self._refused('its deadline passed while it waited', 'deadline'))
+                continue
+            try:
+                ready.append(self.session.preprocess(request.content, size))
+                served.append(request)
+            except (ImageError, ValueError) as error:
+                request.settle(error)
+        if not served:
+            return
+        logits = self.session.run(np.concatenate(ready), size)
+        now, start = time.monotonic(), 0
+        for request in served:
+            milliseconds = (now - request.arrived) * 1e3
+            if isinstance(request.content, bytes) and request.resolution is None:
+                self.controller.observe(milliseconds, len(self))
+            self._observe(resolution=size, milliseconds=milliseconds, kept=now <= request.deadline)
+            request.settle(Answer(logits[start:start + request.count], size, milliseconds))
+            start += request.count
+
+
+def measure_costs(session: Session, max_batch: int = 1, runs: int = 5) -> Dict[int, float]:
+    """Milliseconds of a photograph at each trained size, decoding and all: the median. Compiles for all batches.
+
+    Args:
+        session: of a classifier.
+        max_batch: pictures that may go together; batches of powers of two up to it are compiled.
+        runs: of each size.
+    """
+    stream = io.BytesIO()
+    Image.effect_mandelbrot((500, 375), (-2, -1, 1, 1), 30).convert('RGB').save(stream, 'JPEG', quality=90)
+    costs = {}
+    for size in session.resolutions:
+        for batch in (1 << power for power in range(max_batch.bit_length())):
+            session.prepare((size,), batch)
+        times = []
+        for _ in range(runs + 1):
+            start = time.perf_counter()
+            session.run(session.preprocess(stream.getvalue(), size), size)
+            times.append((time.perf_counter() - start) * 1e3)
+        costs[size] = float(np.median(times[1:]))
+    return costs
+
+
+def probabilities(logits: np.ndarray) -> Any:
+    """Softmax of [classes]; ValueError where that is not finite."""
+    z = logits.astype(np.float64)
+    with np.errstate(invalid='ignore'):
+        p = np.exp(z - z.max())
+        p /= p.sum()
+    if not np.isfinite(p).all():
+        raise ValueError('the network answers with numbers that are not finite')
+    return p
