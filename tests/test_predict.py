@@ -190,6 +190,13 @@ def test_a_stopped_run_keeps_what_is_there(predict, tmp_path, monkeypatch):
     assert f'# 0 predicted, 0 could not be, {COUNT + 1} done before' in out and status == 1
 
 
+def test_bounds_and_what_is_passed_over(predict, made, tmp_path):
+    status, out, _, rows = predict('--max-pixels', 6299, '--max-bytes', 10 ** 6, inputs=[made / 'photos' / 'c0'])
+    assert status == 1 and {row.error for row in rows} == {'refused, 90 x 70 pixels are more than the bound of 6299'}
+    status, out, _, rows = predict('--max-bytes', 10, out='bytes.jsonl')
+    assert '# passed over: 1 .txt' in out and 'more than the bound of 10' in rows[0].error
+
+
 def test_new_pictures_are_added(predict, made, tmp_path):
     before = predict(inputs=[made / '0.tar'])[3]
     status, out, _, rows = predict(inputs=[made / '0.tar', made / '2.tar'])

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Sequence
 
-from rs_timm.predict.batch import Counts, PictureSource, Work, predict_pictures
+from rs_timm.predict.batch import PictureSource, Work, predict_pictures
 from rs_timm.predict.collection import Collection
 from rs_timm.predict.rows import check_format, read_rows
 from rs_timm.runtime.quantize import QuantisedFile
@@ -16,7 +16,7 @@ from rs_timm.runtime.session import Session
 
 from .arguments import model_source, positive_int
 from .serving import engine_options, open_model, open_session, weights_digest
-from .shell import PARTLY_FAILED, report
+from .shell import PARTLY_FAILED, bar, report
 
 __all__ = ['add_writing_arguments', 'write_predictions']
 
@@ -50,6 +50,7 @@ def write_predictions(args: argparse.Namespace, pictures: PictureSource, folders
     model = open_model(model_source(args))
     digest = weights_digest(model)
     session = open_session(model, engine_options(args), args.device)
+    session.max_pixels = args.max_pixels
     if args.sizes:
         session.set_resolution(args.sizes[0])
     settings: Dict[str, Any] = dict(
@@ -63,14 +64,11 @@ def write_predictions(args: argparse.Namespace, pictures: PictureSource, folders
             if args.ray is not None and isinstance(pictures, Collection):
                 predict = _on_ray(args, stack, session, pictures, work)
             stack.enter_context(_stoppable())  # after Ray, which has handlers of its own
-            progress = stack.enter_context(_bar())
-            counts = predict_pictures(session, pictures, args.out, work, settings, progress, predict)
+            shown = stack.enter_context(bar(len(pictures.names), 'picture'))
+            counts = predict_pictures(session, pictures, args.out, work, settings, shown, predict)
     except KeyboardInterrupt:
         report(f'stopped: what is done is in {args.out}.partial; the same command goes on')
         raise
-    if isinstance(pictures, Collection) and pictures.passed_over:
-        others = ', '.join(f'{count} {ending}' for ending, count in pictures.passed_over.items())
-        print(f'# passed over: {others}')
     print(f'# {counts.predicted} predicted, {counts.failed} could not be, {counts.skipped} done before')
     rows = errors = 0
     for row in read_rows(args.out):
@@ -95,29 +93,12 @@ def _on_ray(
         raise ValueError('--ray runs the exported network on an engine, not --engine torch: leave --engine out.')
     cores = args.threads or 1
     cache = {'cache_dir': os.path.abspath(args.cache_dir)} if args.cache_dir else {}
-    options = dict(engine=session.engine_name, precision=session.precision, threads=cores, **cache)
+    options = dict(engine=session.engine_name, precision=session.precision, threads=cores, max_pixels=args.max_pixels,
+                   **cache)
     whole = model_source(args).is_exported and not Path(f'{args.model}.data').exists()
     model = Path(args.model).read_bytes() if whole else session.graph.SerializeToString()
     stack.enter_context(on_ray.connected(args.ray or None))
     return partial(on_ray.predict_on_ray, partial(on_ray.open_session, model, options), pictures, work, cores=cores)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[Counts, int], None]]:
-    """A bar where the standard error is a terminal."""
-    try:
-        from tqdm import tqdm
-    except ImportError:  # comes with torch and timm; without them there may be none
-        yield lambda counts, total: None
-        return
-    with tqdm(unit='picture', leave=False, disable=None) as bar:
-        def show(counts: Counts, total: int) -> None:
-            if bar.total is None:
-                bar.reset(total)
-                bar.initial = counts.skipped
-            bar.update(sum(counts) - bar.n)
-
-        yield show
 
 
 @contextmanager

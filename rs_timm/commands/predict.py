@@ -5,9 +5,10 @@ import time
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
+from PIL import Image
 
 from rs_timm.interpolation import bracket
-from rs_timm.pictures import ImageError
+from rs_timm.pictures import MAX_BYTES, MAX_PIXELS, ImageError
 from rs_timm.predict.batch import PictureSource, fault
 from rs_timm.predict.collection import holds_pictures, open_collection
 from rs_timm.runtime import Session
@@ -42,6 +43,10 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
                         help="read INPUT with a reader of timm: 'folder', 'tar', or 'hfds/NAME' (with --split)")
     parser.add_argument('--split', metavar='NAME',
                         help=f'of the data, for --reader hfds/... (default: {_SPLIT})')
+    parser.add_argument('--max-bytes', type=positive_int, default=MAX_BYTES, metavar='N',
+                        help=f'of a picture\'s file; larger ones are not read (default: {MAX_BYTES})')
+    parser.add_argument('--max-pixels', type=positive_int, default=MAX_PIXELS, metavar='N',
+                        help=f'of a picture; larger ones are not decoded (default: {MAX_PIXELS})')
     add_engine_arguments(parser.add_argument_group(
         'engine', 'used for exported files, folders, tar files and --out, or where one of these is given'))
     add_writing_arguments(parser)
@@ -49,7 +54,10 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    pictures, folders = _pictures(args.images, args.reader, args.split, shown=not args.out)
+    Image.MAX_IMAGE_PIXELS = args.max_pixels  # Pillow's own bound gives way: the process is this command's
+    pictures, folders = _pictures(args.images, args.reader, args.split, not args.out, args.max_bytes)
+    if others := getattr(pictures, 'passed_over', None):
+        print('# passed over: ' + ', '.join(f'{count} {printable(ending)}' for ending, count in others.items()))
     source, options = model_source(args), engine_options(args)
     if args.out:
         return write_predictions(args, pictures, folders)
@@ -59,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if not (source.is_exported or asks_for_engine or any(map(holds_pictures, args.images))):
         options = options._replace(engine='torch')  # as good as any for a look, and no export has to be waited for
     session = open_session(open_model(source), options, args.device, draft=False)
+    session.max_pixels = args.max_pixels
     if args.ms is not None:
         session.set_budget(ms=args.ms)
     sizes = session.resolutions if args.all else tuple(dict.fromkeys(args.sizes or (session.resolution,)))
@@ -72,13 +81,14 @@ def _pictures(
         reader: Optional[str],
         split: Optional[str],
         shown: bool,
+        max_bytes: int,
 ) -> Tuple[PictureSource, Sequence[str]]:
     """The pictures, and what their names are relative to."""
     has_splits = reader is not None and reader.lower().startswith('hfds/')
     if split is not None and not has_splits:
         raise ValueError(f'--split {split} is for --reader hfds/NAME: folders and tar files have no splits.')
     if reader is None:
-        collection = open_collection(inputs, absent=shown)
+        collection = open_collection(inputs, shown, max_bytes)
         return collection, collection.folders
     try:
         from rs_timm.data.readers import open_reader

@@ -81,16 +81,13 @@ class Counts(NamedTuple):
     skipped: int = 0  # done before
 
 
-Progress = Callable[[Counts, int], None]
-
-
 def predict_pictures(
         session: Predictor,
         pictures: PictureSource,
         path: 'str | PathLike[str]',
         work: Work,
         settings: Optional[Mapping[str, Any]] = None,
-        progress: Progress = lambda counts, total: None,
+        progress: Callable[[int], Any] = lambda count: None,
         predict: Optional[Callable[[List[List[int]]], Iterable[List[Row]]]] = None,
 ) -> Counts:
     """Write a file with a row for each picture; what an earlier call was stopped at goes on.
@@ -103,7 +100,7 @@ def predict_pictures(
         path: the file; .jsonl or .parquet.
         work: what is asked of the network.
         settings: what else decides the rows, such as a digest of the weights: a file of other ones is refused.
-        progress: called before the first and after each batch, with what is done so far, and how many there are.
+        progress: called with how many further pictures are done: those of earlier calls first, then those of a batch.
         predict: makes rows of batches of positions, in whatever order, in place of this process: `predict_on_ray`.
 
     Raises:
@@ -116,14 +113,13 @@ def predict_pictures(
     settings = dict(model=session.info.name, resolution=work.resolution, topk=work.topk, **(settings or {}))
     with Output(path, pictures.names, settings) as output:
         missing = list(_batches(pictures.names, output.done, work.batch_size))
-        total = len(pictures.names)
-        counts = Counts(skipped=total - sum(map(len, missing)))
-        progress(counts, total)
+        counts = Counts(skipped=len(pictures.names) - sum(map(len, missing)))
+        progress(counts.skipped)
         for rows in (predict or partial(predict_batches, session, pictures, work))(missing) if missing else ():
             output.append(rows)
             failed = sum(row.error is not None for row in rows)
             counts = Counts(counts.predicted + len(rows) - failed, counts.failed + failed, counts.skipped)
-            progress(counts, total)
+            progress(len(rows))
         output.finish()
     return counts
 

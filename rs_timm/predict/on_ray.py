@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence
 
+from PIL import Image
+
 from .batch import Predictor, Work, predict_batches
 from .collection import Collection
 from .rows import Row, json_of, row_of
@@ -108,5 +110,6 @@ def open_session(model: bytes, options: Dict[str, Any]) -> Any:
     path = Path(folder, 'model.onnx')
     path.write_bytes(model)
     session = Session(path, **options)
+    Image.MAX_IMAGE_PIXELS = session.max_pixels  # Pillow's own bound gives way: the process is this session's
     weakref.finalize(session, shutil.rmtree, folder, ignore_errors=True)
     return session
