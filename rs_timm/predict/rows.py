@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, Mapping, Optional, Tuple, Union
 
 __all__ = ['FORMATS', 'Row', 'check_format', 'json_of', 'read_rows', 'row_of', 'write_rows']
 
@@ -114,6 +114,8 @@ def json_of(value: Any) -> str:
 def row_of(values: Mapping[str, Any]) -> Row:
     """The row that `dataclasses.asdict` made these values of; ValueError if it did not."""
     try:
-        return Row(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        fields: Dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return Row(**fields)
     except (AttributeError, TypeError) as error:
         raise ValueError(str(error)) from error

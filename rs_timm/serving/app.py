@@ -8,7 +8,7 @@ from typing import Any, AsyncIterator, Dict, Mapping, Optional
 import numpy as np
 
 from rs_timm import __version__
-from rs_timm.format.madds import madds_if_known
+from rs_timm.format.madds import madds_of
 from rs_timm.pictures import ImageError
 from rs_timm.runtime.session import Session
 
@@ -167,7 +167,7 @@ def create_app(
     async def scrape() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    madds = {size: madds_if_known(session, size) for size in queue.costs}
+    madds = {size: madds_of(session, size) for size in queue.costs}
 
     @app.get('/status')
     async def status() -> Dict[str, Any]:

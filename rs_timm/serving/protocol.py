@@ -27,7 +27,7 @@ def read_request(body: bytes, header_length: Optional[str], channels: int, max_b
     """
     try:
         length = len(body) if header_length is None else int(header_length)
-        request = json.loads(body[:length]) if 0 <= length <= len(body) else None
+        request: Any = json.loads(body[:length]) if 0 <= length <= len(body) else None
     except ValueError as error:
         raise ValueError(f'the request is no JSON: {error}') from error
     inputs = request.get('inputs') if isinstance(request, dict) else None
