@@ -756,8 +756,8 @@ def kill_trainings(bench: Bench, folder: Path, rng: random.Random, count: int) -
     """Weights of a training."""
     for split in ('train', 'val'):
         _pictures(folder / 'data' / split, 64)
-    return killed_or_not(lambda out: [*_training(folder / 'data', out, 6), *(['--resume'] if out.exists() else [])],
-                         '/model/model.safetensors', folder, rng, count)
+    return killed_or_not(lambda out: [*_training(folder / 'data', out, 6), '--resume'], '/model/model.safetensors',
+                         folder, rng, count)
 
 
 def _save_for_ever(states: str, folder: str) -> None:
