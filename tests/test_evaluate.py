@@ -255,6 +255,30 @@ def test_the_command_prints_and_writes_what_evaluate_measures(model, saved, fold
     assert [float(row['top1']) for row in rows] == pytest.approx([v['top1'] for v in expected.values()], abs=1e-3)
 
 
+@pytest.mark.parametrize('engine', ['onnxruntime', 'openvino'])
+def test_an_exported_file_has_the_accuracy_of_its_network(model, saved, folder, capsys, engine):
+    pytest.importorskip(engine)
+    file = rs_timm.export_onnx(model, folder / 'net.onnx')
+    data = '--data', folder, '--sizes', *SIZES[:2]
+    assert command(file, *data, '--engine', engine, '--batch-size', 4, '--csv', folder / 'engine.csv') == 0
+    table = capsys.readouterr().out.splitlines()[1:]
+    assert command(*saved, *data) == 0
+    wanted = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[::2] for line in table] == [line.split()[::2] for line in wanted]  # size, top-5, pictures
+    assert [float(line.split()[3]) for line in table[1:]] == pytest.approx(
+        [float(line.split()[3]) for line in wanted[1:]], abs=2e-2)  # the loss: resized by Pillow here and there
+    with open(folder / 'engine.csv', newline='') as stream:
+        assert [row['img_size'] for row in csv.DictReader(stream)] == [line.split()[0] for line in table[1:]]
+
+
+def test_options_of_engines_are_for_exported_files(saved, folder, capsys):
+    assert command(*saved, '--data', folder, '--precision', 'int8') == 2
+    assert 'rs-timm export rs_resnet18 MODEL.onnx' in capsys.readouterr().err
+    (folder / 'net.onnx').write_bytes(b'')
+    assert command(folder / 'net.onnx', '--data', folder, '--ensemble') == 2
+    assert 'exported file' in capsys.readouterr().err
+
+
 def test_the_commands_take_a_network_for_gray_pictures(folder, random_statistics, tmp_path, capsys):
     """On what predict feeds it."""
     torch.manual_seed(0)

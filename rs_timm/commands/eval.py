@@ -1,7 +1,9 @@
 """rs-timm eval: top-1 and top-5 on labelled pictures, or IoU on pictures with masks, at any sizes, in one pass."""
 import argparse
+import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple, Union
 
 import torch
 from torch import nn
@@ -10,6 +12,8 @@ from rs_timm.crops import crop_at
 from rs_timm.data import MaskFolder, create_mask_loader, data_config, image_transform
 from rs_timm.layers import use_resolution
 from rs_timm.loading import describe_preprocessing
+from rs_timm.pictures import ImageError
+from rs_timm.runtime import evaluate_session
 from rs_timm.segmentation import class_ious, comparison, predicted_classes, segmentation_scores
 from rs_timm.training import (
     confusion_matrices,
@@ -22,7 +26,7 @@ from rs_timm.training import (
 from rs_timm.training.build import task_of
 from rs_timm.training.processes import is_first_process, join_processes, process_count, process_rank
 
-from .arguments import model_source, positive_int
+from .arguments import ModelSource, model_source, positive_int
 from .labelled import (
     Reading,
     WatchedLoader,
@@ -33,19 +37,21 @@ from .labelled import (
     reading,
     sizes_to_run,
 )
-from .shell import report, report_skipped
+from .serving import add_engine_arguments, engine_options, open_session
+from .shell import report, report_skipped, watched
 
 __all__ = ['draw_overlays', 'eval_arguments', 'run']
 
 
 def eval_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `rs-timm eval`."""
-    add_labelled_arguments(parser)
+    add_labelled_arguments(parser, ", or a file that 'rs-timm export' wrote (.onnx)", precisions=('int8',))
     parser.add_argument('--ensemble', action='store_true',
                         help='measure the ensemble too: with the learned weights, or with equal ones if there are none')
     parser.add_argument('--crop-pct', type=float, metavar='C',
                         help="central crop over shorter side, at all sizes (default: the model's, of each size)")
     parser.add_argument('--csv', metavar='FILE', help="write the results too, with the columns of timm's validate.py")
+    add_engine_arguments(parser.add_argument_group('exported files', 'how MODEL.onnx runs'), precision=False)
     masks = parser.add_argument_group('segmentation', 'for a network such as rs_refinenet_resnet18; DIR has '
                                       'SPLIT/images and SPLIT/masks')
     masks.add_argument('--ignore-label', type=int, default=255, metavar='V',
@@ -57,8 +63,14 @@ def eval_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    source = model_source(args)
+    if source.is_exported:
+        return _run_exported(args, source)
+    if args.precision == 'int8' or any((args.engine, args.threads, args.calibration, args.cache_dir)):
+        raise ValueError(f"int8, --engine and what goes with it are for exported files: 'rs-timm export {args.model} "
+                         "MODEL.onnx' writes one.")
     device = join_processes(args.device)
-    model = model_source(args).load().to(device)
+    model = source.load().to(device)
     config = data_config(model, args.crop_pct)
     sizes = sizes_to_run(args.sizes, model)
     alpha = _alpha(model, sizes) if args.ensemble else {}
@@ -100,6 +112,41 @@ def run(args: argparse.Namespace) -> int:
             row['crop_pct'] = crop_at(config['crop_pct'], row['img_size'] if row['img_size'] in sizes else sizes[0])
         write_results_csv(args.csv, rows)
     return 0
+
+
+def _run_exported(args: argparse.Namespace, source: ModelSource) -> int:
+    """Evaluate an exported file on an engine, with the pictures that the network in torch would get."""
+    if args.ensemble or args.overlays or args.per_class or args.device not in ('auto', 'cpu'):
+        raise ValueError(f'{args.model} is an exported file, which runs on an engine, one size at a time: --ensemble, '
+                         '--overlays, --per-class and other devices are for models by name.')
+    session = open_session(source.path(), engine_options(args), draft=False, crop_pct=args.crop_pct)
+    info = session.info
+    described = SimpleNamespace(num_classes=info.num_classes, pretrained_cfg=dict(
+        label_names=info.label_names, label_descriptions=info.label_descriptions))
+    labelled = labelled_pictures(described, args.data, args.split, args.class_map)  # type: ignore[arg-type]
+    print(f"# {args.model} on {args.data} ({args.split}), {', '.join(session.versions.values())}, {args.precision}; "
+          f'classes {labelled.order}', flush=True)
+    damaged: List[str] = []
+
+    def skip(error: ImageError) -> None:
+        damaged.append(str(error))
+
+    measured = evaluate_session(
+        session, _pictures(labelled.dataset), args.sizes, args.batch_size, skip if args.skip_corrupt else None)
+    report_skipped(damaged)
+    print(results_table(measured))
+    if args.csv:
+        write_results_csv(args.csv, results_rows(measured, args.model))
+    return 0
+
+
+def _pictures(dataset: Any) -> Iterator[Tuple[Union[str, bytes], int]]:
+    """The path of each picture, or its bytes where it lies in a tar file; and its class."""
+    for index in watched(range(len(dataset)), 'picture'):
+        stream, target = dataset.reader[index]
+        path = dataset.filename(index, absolute=True)
+        with stream:
+            yield path if os.path.isfile(path) else stream.read(), int(target)
 
 
 def _print(*lines: str) -> None:

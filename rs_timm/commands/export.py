@@ -1,4 +1,4 @@
-"""rs-timm export: one ONNX file with all BatchNorm sets, or one plain file a resolution, compared with PyTorch."""
+"""rs-timm export: one file with all BatchNorm sets, for ONNX or ExecuTorch, or one plain file a resolution."""
 import argparse
 import os
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ _TOLERANCE = 1e-3  # relative; float32 in another order differs by 1e-6 to 1e-5
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `rs-timm export`."""
     add_model_arguments(parser)
-    parser.add_argument('out', metavar='OUT.onnx', help='the file to write')
+    parser.add_argument('out', metavar='OUT', help='the file to write: NAME.onnx, or NAME.pte for ExecuTorch')
     add_old_name(parser, parser.add_argument(
         '--plain', type=positive_int, nargs='*', metavar='R',
         help='write plain files OUT_R.onnx of fixed size instead, for these sizes in pixels, trained or not (default: '
@@ -38,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if args.plain is None:
         check_free(args.out, args.force)
+    if out.suffix == '.pte':
+        if args.plain is not None or args.choice == 'input':
+            raise ValueError(f'{out}: --plain and --choice are for ONNX; a .pte file has a method for each size.')
+        return _export_phone(model_source(args).load(), out)
     model = model_source(args).load()
     sizes = args.plain or model.resolutions
     if args.plain is not None:
@@ -56,6 +60,15 @@ def run(args: argparse.Namespace) -> int:
     if wrong:
         report(f'error: the file differs from PyTorch by {wrong[0]:.1e} of the largest output.')
         return FAILED
+    return 0
+
+
+def _export_phone(model: Any, out: Path) -> int:
+    from rs_timm.export.executorch import export_executorch, method_name  # loads ExecuTorch: seconds
+
+    with bar(None, 'file', 'export'):
+        file = export_executorch(model, out)
+    print(f'{file}: {os.path.getsize(file) / 1e6:.1f} MB, methods {", ".join(map(method_name, model.resolutions))}')
     return 0
 
 

@@ -21,9 +21,14 @@ __all__ = [
 _TYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
 
-def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL and its weights, the pictures, and how they are read and the network runs."""
-    add_model_arguments(parser, resolutions=False)
+def add_labelled_arguments(parser: argparse.ArgumentParser, also: str = '', precisions: Sequence[str] = ()) -> None:
+    """MODEL and its weights, the pictures, and how they are read and the network runs.
+
+    Args:
+        also: what else may be MODEL.
+        precisions: beside those of autocast.
+    """
+    add_model_arguments(parser, resolutions=False, also=also)
     parser.add_argument('--data', required=True, metavar='DIR', help='pictures in DIR/SPLIT/CLASS, or in DIR/CLASS')
     parser.add_argument('--split', default='val', help='of the data: a sub-folder (default: val)')
     parser.add_argument('--class-map', metavar='FILE',
@@ -34,7 +39,7 @@ def add_labelled_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--workers', type=int, default=min(8, count_of_cores()), metavar='N',
                         help='processes that read pictures (default: as many as cores, at most 8; here %(default)s)')
     parser.add_argument('--device', default='auto', help="'cpu', 'cuda' or 'auto' (default)")
-    parser.add_argument('--precision', type=precision_name, choices=tuple(_TYPES), default='float32',
+    parser.add_argument('--precision', type=precision_name, choices=(*_TYPES, *precisions), default='float32',
                         help='of the network, by autocast (default: float32)')
     old = argparse.Action(['--precision'], 'precision', nargs='?', const='bfloat16', choices=tuple(_TYPES))
     add_old_name(parser, old, '--amp')

@@ -26,9 +26,8 @@ _SPLIT = 'validation'
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `rs-timm predict`."""
     parser.description = (
-        'Show the classes of pictures, or write those of a whole collection (--out). In several processes: torchrun '
-        '--nproc-per-node N -m rs_timm predict MODEL INPUT ... --out FILE. What was stopped goes on with the same '
-        'command.')
+        'Show the classes of pictures, or write those of a whole collection (--out). In many '
+        'processes, on one machine or several: --ray. What was stopped goes on with the same command.')
     add_model_arguments(parser, also="; or a file that 'rs-timm export' wrote (.onnx), which needs no PyTorch")
     parser.add_argument('images', metavar='INPUT', nargs='+',
                         help='picture file, folder of pictures at any depth, or tar file (webdataset shards, too)')

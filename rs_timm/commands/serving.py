@@ -30,11 +30,12 @@ class EngineOptions(NamedTuple):
     cache_dir: Optional[str] = None
 
 
-def add_engine_arguments(group: Any, several: bool = False) -> None:
+def add_engine_arguments(group: Any, several: bool = False, precision: bool = True) -> None:
     """--engine and what goes with it; `several`: take any number of engines and threads."""
     many = dict(nargs='+', default=[None]) if several else {}
     group.add_argument('--engine', choices=ENGINES, help='default: the fastest installed', **many)
-    group.add_argument('--precision', type=precision_name, choices=PRECISIONS, help=f'default: {PRECISIONS[0]}')
+    if precision:
+        group.add_argument('--precision', type=precision_name, choices=PRECISIONS, help=f'default: {PRECISIONS[0]}')
     group.add_argument('--threads', type=positive_int, metavar='N', **many,
                        help="of the network (default: the engine's choice; under torchrun, this process's part of the "
                             'cores)')
@@ -53,14 +54,20 @@ def open_model(source: ModelSource) -> Any:
     return source.path() if source.is_exported else source.load()
 
 
-def open_session(model: Any, options: EngineOptions, device: str = 'cpu', draft: bool = True) -> Session:
+def open_session(
+        model: Any,
+        options: EngineOptions,
+        device: str = 'cpu',
+        draft: bool = True,
+        crop_pct: Optional[float] = None,
+) -> Session:
     """The session of a classifier.
 
     Args:
         model: as from `open_model`.
         options: engine, precision, ...
         device: 'cpu'; others are for the torch engine, which is then the default.
-        draft: as of `Session`.
+        draft, crop_pct: as of `Session`.
 
     Raises:
         ImportError: the engine is not installed.
@@ -75,7 +82,8 @@ def open_session(model: Any, options: EngineOptions, device: str = 'cpu', draft:
         engine, model = 'torch', model.to(device)
     session = Session(
         model, engine, threads=options.threads or _part_of_the_cores(), draft=draft,
-        calibration=calibration_pictures(options.calibration), cache_dir=options.cache_dir, **others)
+        calibration=calibration_pictures(options.calibration), cache_dir=options.cache_dir,
+        crop_pct=crop_pct, **others)
     if session.info.task != 'classification':
         raise ValueError(f'{session.info.name} is for {session.info.task}: rs-timm eval --overlays DIR draws what the '
                          'model predicts.')
