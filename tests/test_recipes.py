@@ -232,7 +232,6 @@ def test_any_field_from_the_command_line(data, tmp_path):
 
 @pytest.mark.parametrize('arguments, message', [
     (['--epochs', '0'], 'epochs 0: it must be in'),
-    (['--mred', 'half'], "mred 'half' is unknown"),
     (['--crop-scale', '0.5'], 'crop_scale (0.5,): it takes 2 numbers'),
     (['--progressive', '1.0'], 'leaves none of the'),
     (['--progressive', '0.9', '--epochs', '2'], 'use more epochs, or progressive 0 (--progressive 0)'),
@@ -262,6 +261,13 @@ def test_wrong_options_are_one_line(data, tmp_path, capsys, arguments, message):
     status = main(['train', MODEL, *usual, *arguments])
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert status == 2 and error.startswith('rs-timm: error: ') and message in error
+
+
+def test_an_unknown_mode_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit):
+        main(['train', MODEL, '--data', 'd', '--out', 'o', '--mred', 'half'])
+    error = capsys.readouterr().err
+    assert "'half'" in error and all(mode in error for mode in ('none', 'vanilla', 'full', 'largest', 'larger'))
 
 
 def test_unknown_names_are_refused_with_the_known_ones(data, tmp_path):
