@@ -131,7 +131,7 @@ def _run_exported(args: argparse.Namespace, source: ModelSource) -> int:
     def skip(error: ImageError) -> None:
         damaged.append(str(error))
 
-    measured = evaluate_session(
+    measured: Dict[Any, Dict[str, float]] = evaluate_session(
         session, _pictures(labelled.dataset), args.sizes, args.batch_size, skip if args.skip_corrupt else None)
     report_skipped(damaged)
     print(results_table(measured))
