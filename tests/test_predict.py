@@ -177,11 +177,12 @@ def interrupt():
 def test_a_stopped_run_keeps_what_is_there(predict, tmp_path, monkeypatch):
     """Ctrl-C; that SIGTERM does the same, the next test shows."""
     *_, expected = predict(out='whole.jsonl')
+    handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         Stopping(patch, interrupt)
         status, out, err, rows = predict('--batch-size', 8)
     assert status == 130 and not rows and 'the same command goes on' in err
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert len((tmp_path / 'rows.jsonl.partial').read_text().splitlines()) == 2
     status, out, _, rows = predict('--batch-size', 8)
     assert f'# {COUNT - 16} predicted, 1 could not be, 16 done before' in out and status == 1
@@ -250,7 +251,7 @@ def test_a_folder_is_shown_on_an_engine(cli, made):
     status, out, err = cli('predict', made / 'saved', made / 'photos' / 'c1', '--all', '--topk', 2)
     lines = out.splitlines()
     assert status == 1 and err.startswith('rs-timm: bad.jpg: not a') and err.count('\n') == 1
-    assert 'fp32, threads: ' in lines[0] and ('openvino' in lines[0] or 'onnxruntime' in lines[0])
+    assert 'float32, threads: ' in lines[0] and ('openvino' in lines[0] or 'onnxruntime' in lines[0])
     assert [line for line in lines if line.endswith('.png')] == [f'{k}.png' for k in range(1, COUNT, 3)]
     assert len([line for line in lines if ' ms ' in line and not line.startswith('#')]) == len(SIZES) * COUNT // 3
 
