@@ -1,7 +1,6 @@
 """The benchmarks of the runtime: what they time, count and draw is what happened."""
 import threading
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from timm.data import ImageNetInfo
 from training_run import make_pictures
 
 import rs_timm
-from benchmarks import cascade, environment, load_curve, presets, run, runtime_latency, store
+from benchmarks import cascade, environment, load_curve, run, runtime_latency, store
 from benchmarks.load_curve import Fixed, arrivals, p95, ramp, serve
 from benchmarks.runtime import figures, networks, questions, sections
 from benchmarks.runtime.memory import resident_memory
@@ -26,12 +25,9 @@ SIZES = (64, 48, 32)
 
 # the runs of Table 3
 
-def test_debug_twins_of_the_quantised_runs(tmp_path, monkeypatch):
-    """Full precision, its int8 networks, and 2/32 that goes on from it; float32, since some CPUs emulate bfloat16."""
+def test_debug_twins_of_the_quantised_runs(tmp_path):
+    """Full precision, its int8 networks, and 2/32 that goes on from it."""
     pytest.importorskip('nncf')
-    preset = presets.PRESETS['quantised']
-    preset = replace(preset, recipe=replace(preset.recipe, precision='float32'))
-    monkeypatch.setitem(presets.PRESETS, 'quantised', preset)
     data = make_pictures(tmp_path / 'data', classes=3, train_each=8, val_each=3)
     arguments = ['full_precision', 'w2a32', '--preset', 'quantised', '--data', str(data), '--out', str(tmp_path),
                  '--debug-twin', '--device', 'cpu', '--workers', '0']
