@@ -6,44 +6,33 @@ import torch
 import rs_timm
 from rs_timm.layers import switchable_layers
 
-# a small member of each family, with sizes (large, unseen, small) that it can take
+# a small member of each kind of family (one of those that are alike), with sizes (large, unseen, small) it can take
 SIZES = dict.fromkeys((
     'regnetx_002',
     'regnety_002',
     'efficientnet_b0',
     'tf_efficientnet_lite0',
-    'tf_efficientnetv2_b0',
     'mobilenetv3_small_050',
     'mobilenetv4_conv_small_035',
     'mnasnet_small',
-    'spnasnet_100',
-    'fbnetc_100',
-    'hardcorenas_a',
     'mixnet_s',
     'tinynet_e',
     'lcnet_035',
     'ghostnet_050',
     'repghostnet_050',
     'densenet121',
-    'resnext50_32x4d',
     'seresnet18',
-    'legacy_seresnet18',
     'ecaresnet26t',
     'skresnet18',
     'resnest14d',
-    'res2net50_48w_2s',
     'resnetv2_50',
     'rexnet_100',
     'repvgg_a0',
     'mobileone_s0',
     'gernet_s',
     'cs3darknet_s',
-    'cspresnet50',
     'selecsls42',
-    'tresnet_m',
     'ese_vovnet19b_slim',
-    'dpn48b',
-    'legacy_xception',
     'hgnetv2_b0',
     'fastvit_t8',
     'repvit_m0_9',
@@ -54,7 +43,7 @@ SIZES = dict.fromkeys((
 ), (64, 48, 32))
 SIZES['dla46_c'] = SIZES['hrnet_w18_small'] = (128, 96, 64)
 SIZES['vgg11_bn'] = (64, 48, 32)
-SIZES['inception_v3'] = SIZES['inception_v4'] = (128, 112, 96)
+SIZES['inception_v3'] = (128, 112, 96)
 
 SMALLER = {'vgg11_bn': dict(mlp_ratio=1 / 64)}  # of its 130 million parameters, 120 million are in the head
 
