@@ -103,7 +103,7 @@ def test_family(name, random_statistics):
 
 @pytest.mark.parametrize('name', [
     'regnety_002', 'tf_efficientnet_lite0', 'mobilenetv3_small_050', 'densenet121', 'repvgg_a0', 'mobileone_s0',
-    'fastvit_t8', 'tresnet_m', 'cs3darknet_s', 'dla46_c', 'hrnet_w18_small', 'selecsls42', 'ghostnet_050',
+    'fastvit_t8', 'cs3darknet_s', 'dla46_c', 'hrnet_w18_small', 'selecsls42', 'ghostnet_050',
 ])
 def test_features_of_a_family(name, random_statistics):
     """Wrappers never call the network itself: its first layers must notice the size."""
