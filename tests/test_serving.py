@@ -3,8 +3,10 @@ import http.client
 import io
 import json
 import socket
+import struct
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 import rs_timm
+from rs_timm import cli
 
 pytest.importorskip('fastapi')
 pytest.importorskip('prometheus_client')
@@ -108,9 +111,18 @@ def test_a_client_of_triton(served, session, binary):
             triton.get_model_metadata('other')
 
 
-def infer(x, **changes):
+def infer(x, request=(), **changes):
     tensor = {'name': 'images', 'datatype': 'FP32', 'shape': list(np.shape(x)), 'data': np.ravel(x).tolist(), **changes}
-    return json.dumps({'inputs': [tensor]})
+    return json.dumps({'inputs': [tensor], **dict(request)})
+
+
+def huge_picture():
+    """A PNG that says it has 50,000 x 50,000 pixels; what would be decoded is not there."""
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', 50_000, 50_000, 8, 2, 0, 0, 0))
+    return b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', zlib.compress(bytes(100))) + chunk(b'IEND', b'')
 
 
 ONES = np.ones((1, 3, 8, 8))
@@ -120,9 +132,12 @@ ONES = np.ones((1, 3, 8, 8))
     ('/classify', b'', {}, 400, 'no picture'),
     ('/classify', b'no picture', {}, 400, 'not a picture in a format'),
     ('/classify', picture((500, 500)), {}, 400, '500 x 500 pixels are more than the bound of 200000'),
+    ('/classify', huge_picture(), {}, 400, '2500000000 pixels'),
+    ('/classify?size=large', picture(), {}, 400, "size 'large'"),
     ('/classify?size=50', picture(), {}, 400, 'size 50: choose one of (64, 48)'),
     ('/classify?topk=0', picture(), {}, 400, 'topk 0'),
     ('/classify?deadline_ms=0', picture(), {}, 400, 'a deadline of'),
+    ('/v2/models/tiny/infer', infer(ONES, {'parameters': {'timeout': 0}}), {}, 400, 'a deadline of 0'),
     ('/classify', picture(), {'X_Deadline_Ms': 'nan'}, 400, 'a deadline of'),
     ('/classify', picture(), {'X_Deadline_Ms': '0.1'}, 503, 'cannot be kept'),
     ('/v2/models/other/infer', infer(ONES), {}, 404, "there is no model 'other'"),
@@ -198,6 +213,22 @@ def test_deadlines_are_kept_or_refused_and_nothing_is_silent(session):
         assert status['queue'] == 0 and [size['resolution'] for size in status['sizes']] == [64, 48]
 
 
+def test_more_than_the_smallest_size_carries_is_refused_until_it_has_passed(session):
+    """Every deadline could be kept: it is the target of latency that the controller refuses for."""
+    slow = Slow(session, {64: .03, 48: .03})
+    with Served(slow, {64: 31., 48: 30.}, target_ms=60., max_batch=1) as served:
+        answers = flood(served, 6, 60_000)
+        assert served.app.state.queue.controller.resolution == 48, 'nothing is refused while a smaller size may do'
+        answers += flood(served, 24, 60_000)
+        refused = [(answer['error'], headers) for status, answer, headers in answers if status == 503]
+        assert refused and {int(headers['Retry-After']) for _, headers in refused} == {1}, 'a second is enough here'
+        assert all('more than the smallest size can serve within 60 ms' in said for said, _ in refused)
+        assert len(refused) + sum(status == 200 for status, *_ in answers) == 30
+        text = served.ask('GET', '/metrics')[1].decode()
+        assert f'rs_timm_refused_total{{reason="overload"}} {len(refused)}.0' in text
+        assert [served.ask('POST', '/classify', picture())[0] for _ in range(3)] == [200] * 3, 'it has passed'
+
+
 def test_what_waits_is_answered_when_the_server_stops(session):
     slow = Slow(session, {64: .1, 48: .1})
     answers = []
@@ -225,6 +256,11 @@ def test_costs_are_of_all_sizes_and_the_page_needs_no_other_server(session, serv
     assert tuple(costs) == SIZES and min(costs.values()) > 0
     status, page, _ = served.ask('GET', '/')
     assert status == 200 and b'viewport' in page and b'http' not in page.replace(b'https', b'http').lower()
+
+
+def test_a_port_in_use_is_said_before_anything_is_compiled(served, capsys):
+    assert cli.main(['serve', 'there_is_no_such.onnx', '--port', str(served.port)]) == 2
+    assert f'port {served.port}: ' in (said := capsys.readouterr().err) and 'choose another --port' in said
 
 
 def test_what_is_no_classifier(session):

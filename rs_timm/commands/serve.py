@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((args.host, args.port))  # before anything is compiled
+            listener.listen()  # without it, the port is not taken yet
         except (OSError, OverflowError) as error:
             raise ValueError(f'{args.host}, port {args.port}: {error}; choose another --port.') from error
         session = open_session(open_model(model_source(args)), engine_options(args))

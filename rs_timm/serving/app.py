@@ -2,6 +2,7 @@
 import asyncio
 import math
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, AsyncIterator, Dict, Mapping, Optional
 
@@ -16,9 +17,11 @@ from .protocol import INPUT, OUTPUT, read_request, write_response
 from .queue import Refused, RequestQueue, probabilities
 
 try:
-    from fastapi import FastAPI, HTTPException, Request, Response
+    from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+    from starlette.requests import ClientDisconnect
 except ImportError as error:
     raise ImportError(f"serving over HTTP needs FastAPI ({error}): pip install 'rs_timm[serve]'.") from error
 
@@ -53,46 +56,50 @@ def create_app(
         ImportError: FastAPI or prometheus_client is not installed.
         ValueError: no classifier, or values out of range.
     """
-    info = session.info
-    if info.task != 'classification' or not info.num_classes:
-        raise ValueError(f'{info.name} is no classifier: there are no classes to serve.')
-    name = name or info.name
+    if session.info.task != 'classification' or not session.info.num_classes:
+        raise ValueError(f'{session.info.name} is no classifier: there are no classes to serve.')
     metrics = _Metrics()
     queue = RequestQueue(session, costs, target_ms, max_queue, max_batch, metrics.observe)
     metrics.follow(queue)
+    service = _Service(session, queue, name or session.info.name, deadline_ms, max_body)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(queue.stop)  # uvicorn has answered what was asked for by now
+        await asyncio.to_thread(queue.stop)  # the server has answered what was asked for by now
 
-    app = FastAPI(title='rs_timm', version=__version__, lifespan=lifespan)
+    app = FastAPI(  # without the pages that would load their scripts from elsewhere
+        title='rs_timm', version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.queue = queue
+    _answer_errors(app)
+    for router in (_protocol(service), _pictures(service), _state(service, metrics.registry)):
+        app.include_router(router)
+    return app
 
-    @app.exception_handler(HTTPException)
-    async def failed(request: Request, error: HTTPException) -> Response:
-        return JSONResponse({'error': str(error.detail)}, error.status_code, error.headers)
 
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> Response:
-        return JSONResponse({'error': str(error)}, 503, {'Retry-After': str(error.retry_s)})
+@dataclass(frozen=True)
+class _Service:
+    """What the routes share."""
 
-    @app.exception_handler(ValueError)  # ImageError is one
-    async def wrong(request: Request, error: ValueError) -> Response:
-        return JSONResponse({'error': str(error)}, 400)
+    session: Session
+    queue: RequestQueue
+    name: str
+    deadline_ms: float
+    max_body: int
 
-    async def body_of(request: Request) -> bytes:
+    async def body(self, request: Request) -> bytes:
         parts, size = [], 0
         async for part in request.stream():
             size += len(part)
-            if size > max_body:
-                raise HTTPException(413, f'more than the bound of {max_body} bytes')
+            if size > self.max_body:
+                raise HTTPException(413, f'more than the bound of {self.max_body} bytes')
             parts.append(part)
         return b''.join(parts)
 
-    def deadline_of(given: Any, unit_ms: float = 1.) -> float:
+    def deadline(self, given: Any, unit_ms: float = 1.) -> float:
+        """Milliseconds; what was given may be anything that came in a request."""
         if given is None:
-            return deadline_ms
+            return self.deadline_ms
         try:
             value = float(given) * unit_ms
         except (TypeError, ValueError):
@@ -101,90 +108,133 @@ def create_app(
             raise ValueError(f'a deadline of {given!r}: give positive milliseconds')
         return value
 
-    def check_name(given: str, version: str = '1') -> None:
-        if (given, version) != (name, '1'):
-            raise HTTPException(404, f'there is no model {given!r}, version {version!r}, but {name!r}, version 1')
+    def check(self, name: str, version: str) -> None:
+        if (name, version) != (self.name, '1'):
+            raise HTTPException(
+                404, f'there is no model {name!r}, version {version!r}, but {self.name!r}, version 1')
 
-    @app.get('/v2')
+
+def _answer_errors(app: FastAPI) -> None:
+    """A status and one sentence for whatever the routes raise."""
+    @app.exception_handler(HTTPException)
+    async def failed(request: Request, error: HTTPException) -> Response:
+        return JSONResponse({'error': str(error.detail)}, error.status_code, error.headers)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return JSONResponse({'error': str(error)}, 503, {'Retry-After': str(error.retry_s)})
+
+    @app.exception_handler(RequestValidationError)  # by FastAPI, of parameters in the URL
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return JSONResponse({'error': f"{first['loc'][-1]} {first.get('input')!r}: {first['msg']}"}, 400)
+
+    @app.exception_handler(ValueError)  # ImageError is one
+    async def wrong(request: Request, error: ValueError) -> Response:
+        return JSONResponse({'error': str(error)}, 400)
+
+    @app.exception_handler(ClientDisconnect)  # in the middle of its body
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)
+
+
+def _protocol(service: _Service) -> APIRouter:
+    """The Open Inference Protocol v2."""
+    router, info = APIRouter(prefix='/v2'), service.session.info
+
+    @router.get('')
     async def server() -> Dict[str, Any]:
         return dict(name='rs_timm', version=__version__, extensions=['binary_tensor_data'])
 
-    @app.get('/v2/health/live')
-    @app.get('/v2/health/ready')
+    @router.get('/health/live')
+    @router.get('/health/ready')
     async def health() -> Dict[str, bool]:
         return dict(live=True, ready=True)
 
-    @app.get('/v2/models/{model}/ready')
-    @app.get('/v2/models/{model}/versions/{version}/ready')
+    @router.get('/models/{model}/ready')
+    @router.get('/models/{model}/versions/{version}/ready')
     async def model_ready(model: str, version: str = '1') -> Dict[str, Any]:
-        check_name(model, version)
-        return dict(name=name, ready=True)
+        service.check(model, version)
+        return dict(name=model, ready=True)
 
-    @app.get('/v2/models/{model}')
-    @app.get('/v2/models/{model}/versions/{version}')
+    @router.get('/models/{model}')
+    @router.get('/models/{model}/versions/{version}')
     async def model_metadata(model: str, version: str = '1') -> Dict[str, Any]:
-        check_name(model, version)
+        service.check(model, version)
         return dict(
-            name=name, versions=['1'], platform=session.engine_name,
+            name=model, versions=['1'], platform=service.session.engine_name,
             inputs=[dict(name=INPUT, datatype='FP32', shape=[-1, info.channels, -1, -1])],
             outputs=[dict(name=OUTPUT, datatype='FP32', shape=[-1, info.num_classes])])
 
-    @app.post('/v2/models/{model}/infer')
-    @app.post('/v2/models/{model}/versions/{version}/infer')
+    @router.post('/models/{model}/infer')
+    @router.post('/models/{model}/versions/{version}/infer')
     async def infer(request: Request, model: str, version: str = '1') -> Response:
-        check_name(model, version)
+        service.check(model, version)
         headers = request.headers
         if headers.get('content-encoding', 'identity') != 'identity':
             raise HTTPException(415, f"content-encoding {headers['content-encoding']}: send it as it is")
-        header_length = headers.get('inference-header-content-length')
-        x, asked, binary = read_request(await body_of(request), header_length, info.channels, max_batch)
+        x, asked, binary = read_request(
+            await service.body(request), headers.get('inference-header-content-length'), info.channels,
+            service.queue.max_batch)
         microseconds = (asked.get('parameters') or {}).get('timeout')
         given = (headers.get('x-deadline-ms'), 1.) if microseconds is None else (microseconds, 1e-3)
-        answer = await queue.answer(x, deadline_of(*given))
+        answer = await service.queue.answer(x, service.deadline(*given))
         parameters = dict(resolution=answer.resolution, milliseconds=round(answer.milliseconds, 3))
-        body, answered = write_response(_finite(answer.logits), name, asked, parameters, binary)
+        body, answered = write_response(_finite(answer.logits), model, asked, parameters, binary)
         return Response(body, headers=answered)
 
-    @app.post('/classify')
+    return router
+
+
+def _pictures(service: _Service) -> APIRouter:
+    """Files of pictures."""
+    router, costs, info = APIRouter(), service.queue.costs, service.session.info
+
+    @router.post('/classify')
     async def classify(
             request: Request, size: Optional[int] = None, topk: int = 5, deadline_ms: Optional[str] = None) -> Response:
-        if size is not None and size not in queue.costs:
-            raise ValueError(f'size {size}: choose one of {tuple(queue.costs)}')
+        if size is not None and size not in costs:
+            raise ValueError(f'size {size}: choose one of {tuple(costs)}')
         if topk < 1:
             raise ValueError(f'topk {topk}: it must be positive')
-        deadline = deadline_of(deadline_ms if deadline_ms is not None else request.headers.get('x-deadline-ms'))
-        body = await body_of(request)
+        deadline = service.deadline(request.headers.get('x-deadline-ms') if deadline_ms is None else deadline_ms)
+        body = await service.body(request)
         if not body:
             raise ImageError('no picture: send the bytes of its file as the body')
-        answer = await queue.answer(body, deadline, size)
+        answer = await service.queue.answer(body, deadline, size)
         p = probabilities(answer.logits[0])
         classes = [dict(index=int(index), label=info.label(int(index)), probability=round(float(p[index]), 6))
                    for index in np.argsort(-p, kind='stable')[:topk]]
         return JSONResponse(dict(
             classes=classes, resolution=answer.resolution, milliseconds=round(answer.milliseconds, 3)))
 
-    @app.get('/metrics')
-    async def scrape() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return router
 
-    madds = {size: madds_of(session, size) for size in queue.costs}
 
-    @app.get('/status')
-    async def status() -> Dict[str, Any]:
-        return dict(
-            model=name, engine=session.engine_name, precision=session.precision, target_ms=target_ms,
-            resolution=queue.controller.resolution, queue=len(queue), overloaded=queue.controller.overloaded,
-            per_second=round(queue.controller.arrivals_per_second(), 1),
-            sizes=[dict(resolution=size, milliseconds=round(cost, 2), madds=madds[size])
-                   for size, cost in queue.costs.items()])
-
+def _state(service: _Service, registry: CollectorRegistry) -> APIRouter:
+    """What the server does, for Prometheus and for people."""
+    router, session, queue = APIRouter(), service.session, service.queue
     page = Path(__file__).with_name('page.html').read_text(encoding='utf-8')
+    sizes = [dict(resolution=size, milliseconds=round(cost, 2), madds=madds_of(session, size))
+             for size, cost in queue.costs.items()]
 
-    @app.get('/', response_class=HTMLResponse)
+    @router.get('/metrics')
+    async def scrape() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get('/status')
+    async def status() -> Dict[str, Any]:
+        controller = queue.controller
+        return dict(
+            model=service.name, engine=session.engine_name, precision=session.precision,
+            target_ms=controller.target_ms, resolution=controller.resolution, queue=len(queue),
+            overloaded=controller.overloaded, per_second=round(controller.arrivals_per_second(), 1), sizes=sizes)
+
+    @router.get('/', response_class=HTMLResponse)
     async def people() -> str:
         return page
 
-    return app
+    return router
 
 
 def _finite(logits: np.ndarray) -> np.ndarray:

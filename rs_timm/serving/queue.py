@@ -5,8 +5,9 @@ import math
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Union
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -18,11 +19,15 @@ from rs_timm.runtime.session import Session
 __all__ = ['Answer', 'Refused', 'RequestQueue', 'measure_costs']
 
 
+_PLANNED = 0.9  # share of a deadline that may be planned: sending takes time, and so does whatever nobody foresees
+_SLOWER, _FASTER = 1.06, 0.98  # steps of the pace, after which three batches in four take no longer than it says
+
+
 class Refused(Exception):
     """A request that cannot be answered in time.
 
     Attributes:
-        reason: 'queue', 'deadline' or 'stopping'.
+        reason: 'queue' is full, 'overload' even at the smallest size, 'deadline', or 'stopping'.
         retry_s: whole seconds after which it may be tried again.
     """
 
@@ -50,7 +55,8 @@ class Answer:
 class _Request:
     content: Union[bytes, np.ndarray]  # a file, or a batch that is ready [N, C, r, r]
     resolution: Optional[int]  # None: whatever keeps the deadline
-    arrived: float
+    arrived: float  # seconds, as the others
+    due: float  # when it is planned to be answered
     deadline: float
     loop: asyncio.AbstractEventLoop
     future: 'asyncio.Future[Answer]' = field(repr=False)
@@ -58,6 +64,15 @@ class _Request:
     @property
     def count(self) -> int:
         return 1 if isinstance(self.content, bytes) else len(self.content)
+
+    @property
+    def size(self) -> int:
+        """Pixels that it has to be served at; 0: whatever keeps the deadline."""
+        return (self.resolution or 0) if isinstance(self.content, bytes) else int(self.content.shape[-1])
+
+    def goes_with(self, other: '_Request') -> bool:
+        """Whether both may be of one batch: pictures that ask for the same size."""
+        return isinstance(self.content, bytes) and isinstance(other.content, bytes) and self.size == other.size
 
     def settle(self, result: Union[Answer, Exception]) -> None:
         def act() -> None:
@@ -67,15 +82,17 @@ class _Request:
                 else:
                     self.future.set_exception(result)
 
-        self.loop.call_soon_threadsafe(act)
+        with suppress(RuntimeError):  # its loop has ended, and its client with it
+            self.loop.call_soon_threadsafe(act)
 
 
 class RequestQueue:
     """One thread that serves requests through a session, first come first served.
 
-    The size is the load controller's, or a smaller one where that alone keeps the deadlines of a batch. A request whose
-    deadline cannot be kept at the smallest size, by the costs and by what waits before it, is refused at once, and one
-    whose deadline has passed when its turn comes. Nothing is dropped without an answer.
+    The size is the load controller's, or a smaller one where that alone keeps the deadlines of a batch and of those
+    that wait behind it. A request whose deadline cannot be kept at the smallest size, by the costs and by what waits
+    before it, is refused at once; so is one whose turn comes too late, after all. Nothing is dropped without an answer.
+    The costs are taken times a pace, which follows what batches really take while the machine does other things, too.
 
     Args:
         session: of a classifier.
@@ -97,7 +114,8 @@ class RequestQueue:
     ) -> None:
         self.session, self.costs, self.max_queue, self.max_batch = session, dict(costs), max_queue, max_batch
         self.controller = LoadController(self.costs, target_ms=target_ms)
-        self._smallest = min(self.controller.costs.values())
+        self._fastest = min(self.costs, key=self.costs.__getitem__)
+        self._pace = 1.  # milliseconds that pass for one of the costs
         self._observe = observe
         self._waiting: Deque[_Request] = deque()
         self._busy_until = 0.
@@ -136,18 +154,21 @@ class RequestQueue:
             ValueError: a batch of another shape.
         """
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        request = _Request(content, resolution, now, now + deadline_ms / 1e3, loop, loop.create_future())
+        request = _Request(content, resolution, now, now + _PLANNED * deadline_ms / 1e3, now + deadline_ms / 1e3, loop,
+                           loop.create_future())
         with self._changed:
             waiting = len(self)
-            cost = self._smallest if resolution is None else self.costs.get(resolution, max(self.costs.values()))
-            wait_ms = max(0., self._busy_until - now) * 1e3 + waiting * self._smallest
+            wait_ms = max(0., self._busy_until - now) * 1e3 + sum(map(self._least_ms, self._waiting))
             if self._stopping:
                 raise self._refused('the server stops', 'stopping')
-            if waiting + request.count > self.max_queue or (waiting and self.controller.overloaded):
+            if waiting + request.count > self.max_queue:
                 raise self._refused(f'{waiting} pictures wait already', 'queue', wait_ms)
-            if wait_ms + request.count * cost > deadline_ms:
+            if waiting and self.controller.overloaded:
+                raise self._refused(f'{waiting} pictures wait already, more than the smallest size can serve within '
+                                    f'{self.controller.target_ms:g} ms', 'overload', wait_ms)
+            if now + (wait_ms + self._least_ms(request, self._pace if wait_ms else 1.)) / 1e3 > request.due:
                 raise self._refused(
-                    f'{waiting} pictures wait, which takes about {wait_ms:.0f} ms: a deadline of {deadline_ms:.0f} ms '
+                    f'{waiting} pictures wait, which takes about {wait_ms:.0f} ms: a deadline of {deadline_ms:g} ms '
                     'cannot be kept', 'deadline', wait_ms)
             self._waiting.append(request)
             self._changed.notify()
@@ -157,47 +178,65 @@ class RequestQueue:
         self._observe(refused=reason)
         return Refused(message, reason, wait_ms)
 
+    def _least_ms(self, request: _Request, pace: Optional[float] = None) -> float:
+        """Milliseconds that a request takes at least. With a pace of 1, as if the machine did nothing else: requests
+        that need not wait are always tried, or a pace that nobody keeps any longer would never be corrected."""
+        cost = self.costs.get(request.size or self._fastest, max(self.costs.values()))
+        return (self._pace if pace is None else pace) * request.count * cost
+
     def _serve(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopping)
                 if not self._waiting:
                     return
-                batch = self._next_batch()
-                size = self._size(batch)
-                self._busy_until = time.monotonic() + sum(r.count for r in batch) * self.costs.get(size, 0.) / 1e3
+                batch, size = self._next_batch()
+                count, start = sum(request.count for request in batch), time.monotonic()
+                expected = count * self.costs.get(size, 0.) / 1e3
+                self._busy_until = start + self._pace * expected
             try:
                 self._run(batch, size)
             except Exception as error:  # the next batch goes on
                 for request in batch:
                     request.settle(error)
+            if expected and isinstance(batch[0].content, bytes):
+                self._pace *= _SLOWER if time.monotonic() - start > self._pace * expected else _FASTER
 
-    def _next_batch(self) -> List[_Request]:
-        """Requests that wait longest and may go together: with the first one's size, none that is ready already."""
-        batch = [self._waiting.popleft()]
-        while (self._waiting and isinstance(batch[0].content, bytes) and len(batch) < self.max_batch
-               and isinstance(self._waiting[0].content, bytes)
-               and self._waiting[0].resolution == batch[0].resolution):
-            batch.append(self._waiting.popleft())
-        return batch
+    def _next_batch(self) -> Tuple[List[_Request], int]:
+        """Requests that wait longest and may go together, and their size; none if the turn of all comes too late."""
+        batch: List[_Request] = []
+        now, left = time.monotonic(), math.inf  # left: milliseconds until the first is due
+        while self._waiting and len(batch) < self.max_batch:
+            request = self._waiting[0]
+            if batch and not request.goes_with(batch[0]):
+                break
+            mine = (request.due - now) * 1e3
+            takes = sum(map(self._least_ms, (*batch, request))) if batch else self._least_ms(request, 1.)
+            if takes <= min(left, mine):
+                batch.append(request)
+                left = min(left, mine)
+            elif batch:
+                break
+            else:
+                request.settle(self._refused('its turn came too late for its deadline', 'deadline'))
+            self._waiting.popleft()
+        return batch, self._size(batch, left, now) if batch else 0
 
-    def _size(self, batch: List[_Request]) -> int:
-        first = batch[0]
-        if not isinstance(first.content, bytes):
-            return int(first.content.shape[-1])
-        if first.resolution is not None:
-            return first.resolution
-        left = (min(request.deadline for request in batch) - time.monotonic()) * 1e3
+    def _size(self, batch: List[_Request], left: float, now: float) -> int:
+        """The size of a batch: the largest in use that leaves those behind it their time, too."""
+        if batch[0].size:
+            return batch[0].size
+        behind = 0.
+        for request in self._waiting:
+            behind += self._least_ms(request)
+            left = min(left, (request.due - now) * 1e3 - behind)
         sizes = [r for r in self.controller.resolutions if r <= self.controller.resolution]
-        return next((r for r in sizes if self.controller.costs[r] * len(batch) <= left), sizes[-1])
+        return next((r for r in sizes if self._pace * self.costs[r] * len(batch) <= left), sizes[-1])
 
     def _run(self, batch: List[_Request], size: int) -> None:
         ready: List[np.ndarray] = []
         served: List[_Request] = []
         for request in batch:
-            if time.monotonic() > request.deadline:
-                request.settle(self._refused('its deadline passed while it waited', 'deadline'))
-                continue
             try:
                 ready.append(self.session.preprocess(request.content, size))
                 served.append(request)
@@ -209,7 +248,7 @@ class RequestQueue:
         now, start = time.monotonic(), 0
         for request in served:
             milliseconds = (now - request.arrived) * 1e3
-            if isinstance(request.content, bytes) and request.resolution is None:
+            if not request.size:
                 self.controller.observe(milliseconds, len(self))
             self._observe(resolution=size, milliseconds=milliseconds, kept=now <= request.deadline)
             request.settle(Answer(logits[start:start + request.count], size, milliseconds))
