@@ -229,6 +229,17 @@ def test_more_than_the_smallest_size_carries_is_refused_until_it_has_passed(sess
         assert [served.ask('POST', '/classify', picture())[0] for _ in range(3)] == [200] * 3, 'it has passed'
 
 
+def test_costs_that_nobody_keeps_are_corrected_by_what_batches_take(session):
+    slow = Slow(session, {64: .01, 48: .01})
+    with Served(slow, {64: 2.1, 48: 2.}, target_ms=1e5, max_batch=1) as served:
+        for at_once, refused in ((0, False), (30, True)):
+            if at_once:
+                flood(served, at_once, 60_000)
+            words = [answer.get('error', '') for _, answer, _ in flood(served, 30, 100)]
+            assert any('cannot be kept' in said for said in words) == refused, '30 times 2 ms are 60 of 90'
+        assert served.ask('POST', '/classify', picture(), X_Deadline_Ms='100')[0] == 200, 'one that need not wait'
+
+
 def test_what_waits_is_answered_when_the_server_stops(session):
     slow = Slow(session, {64: .1, 48: .1})
     answers = []
