@@ -1,9 +1,9 @@
-"""rs-timm export: one file with all BatchNorm sets, for ONNX or ExecuTorch, or one plain file a resolution."""
+"""rs-timm export: one file with all BatchNorm sets, for ONNX, Triton or ExecuTorch, or one plain file a resolution."""
 import argparse
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterable, List
 
 from rs_timm.export import export_onnx, max_difference, split_onnx
 from rs_timm.format.graph import extract_onnx, read_info, read_model
@@ -19,7 +19,11 @@ _TOLERANCE = 1e-3  # relative; float32 in another order differs by 1e-6 to 1e-5
 def export_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `rs-timm export`."""
     add_model_arguments(parser)
-    parser.add_argument('out', metavar='OUT', help='the file to write: NAME.onnx, or NAME.pte for ExecuTorch')
+    parser.add_argument('out', metavar='OUT', nargs='?',
+                        help='the file to write: NAME.onnx, or NAME.pte for ExecuTorch')
+    parser.add_argument('--triton-repository', metavar='DIR',
+                        help="write a model of a repository of NVIDIA's Triton Inference Server instead: DIR/NAME with "
+                             'its config.pbtxt')
     add_old_name(parser, parser.add_argument(
         '--plain', type=positive_int, nargs='*', metavar='R',
         help='write plain files OUT_R.onnx of fixed size instead, for these sizes in pixels, trained or not (default: '
@@ -35,6 +39,10 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.plain is not None and args.choice == 'input':
         raise ValueError('--choice input: plain files (--plain) have nothing to choose.')
+    if (args.out is None) == (args.triton_repository is None):
+        raise ValueError('name either the file to write, such as NAME.onnx, or --triton-repository DIR.')
+    if args.out is None:
+        return _export_triton(args)
     out = Path(args.out)
     if args.plain is None:
         check_free(args.out, args.force)
@@ -50,10 +58,30 @@ def run(args: argparse.Namespace) -> int:
     with bar(None, 'file', 'export'):
         files: Dict[int, Path] = split_onnx(model, out, sizes, opset=args.opset) if args.plain is not None else {
             0: export_onnx(model, out, choice=args.choice, opset=args.opset)}
-    if args.no_weights:
+    return _compare(model, files.values(), args.no_weights)
+
+
+def _export_triton(args: argparse.Namespace) -> int:
+    from rs_timm.export.triton import MODEL_FILE, export_triton, triton_name
+
+    if args.plain is not None or args.choice == 'input':
+        raise ValueError('--triton-repository: its model is the one file with all sets, which chooses by the size of '
+                         'its images; --plain and --choice are for files.')
+    model = model_source(args).load()
+    folder = Path(args.triton_repository) / triton_name(model)
+    if folder.exists() and not args.force:
+        raise ValueError(f'{folder} exists: name another repository, or --force to replace the model in it.')
+    with bar(None, 'file', 'export'):
+        export_triton(model, args.triton_repository, opset=args.opset)
+    return _compare(model, [folder / MODEL_FILE], args.no_weights)
+
+
+def _compare(model: Any, files: Iterable[Path], random_weights: bool) -> int:
+    """Print what is in ONNX files, and how far they are from `model` -> the exit status."""
+    if random_weights:
         print('# random weights: the classes mean nothing')
     compare = find_spec('onnxruntime') is not None
-    differences = [difference for file in files.values() for difference in _describe(model, file, compare)]
+    differences = [difference for file in files for difference in _describe(model, file, compare)]
     if not compare:
         report("not compared with PyTorch: that needs pip install 'rs_timm[onnxruntime]'")
     wrong = [difference for difference in differences if not difference <= _TOLERANCE]  # nan is wrong, too

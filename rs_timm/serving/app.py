@@ -9,6 +9,7 @@ from typing import Any, AsyncIterator, Dict, Mapping, Optional
 import numpy as np
 
 from rs_timm import __version__
+from rs_timm.crops import crop_at
 from rs_timm.format.madds import madds_of
 from rs_timm.pictures import ImageError
 from rs_timm.runtime.session import Session
@@ -72,7 +73,7 @@ def create_app(
         title='rs_timm', version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.queue = queue
     _answer_errors(app)
-    for router in (_protocol(service), _pictures(service), _state(service, metrics.registry)):
+    for router in (_protocol(service), _pictures(service), _state(service, metrics)):
         app.include_router(router)
     return app
 
@@ -211,16 +212,17 @@ def _pictures(service: _Service) -> APIRouter:
     return router
 
 
-def _state(service: _Service, registry: CollectorRegistry) -> APIRouter:
+def _state(service: _Service, metrics: '_Metrics') -> APIRouter:
     """What the server does, for Prometheus and for people."""
     router, session, queue = APIRouter(), service.session, service.queue
     page = Path(__file__).with_name('page.html').read_text(encoding='utf-8')
-    sizes = [dict(resolution=size, milliseconds=round(cost, 2), madds=madds_of(session, size))
-             for size, cost in queue.costs.items()]
+    crop_pct = session.preprocessing.crop_pct if session.info.crop_mode == 'center' else None
+    sizes = [dict(resolution=size, milliseconds=round(cost, 2), madds=madds_of(session, size),
+                  crop=crop_pct and crop_at(crop_pct, size)) for size, cost in queue.costs.items()]
 
     @router.get('/metrics')
     async def scrape() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @router.get('/status')
     async def status() -> Dict[str, Any]:
@@ -228,7 +230,7 @@ def _state(service: _Service, registry: CollectorRegistry) -> APIRouter:
         return dict(
             model=service.name, engine=session.engine_name, precision=session.precision,
             target_ms=controller.target_ms, resolution=controller.resolution, queue=len(queue),
-            overloaded=controller.overloaded, per_second=round(controller.arrivals_per_second(), 1), sizes=sizes)
+            overloaded=controller.overloaded, answered=metrics.answered, refused=metrics.refused, sizes=sizes)
 
     @router.get('/', response_class=HTMLResponse)
     async def people() -> str:
@@ -248,6 +250,7 @@ class _Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.answered = self.refused = 0
         self._latency = Histogram('rs_timm_latency_seconds', 'From arrival to answer', ['resolution'],
                                   buckets=_LATENCIES, registry=self.registry)
         self._refused = Counter('rs_timm_refused', 'Requests that were refused', ['reason'], registry=self.registry)
@@ -262,8 +265,10 @@ class _Metrics:
     def observe(self, refused: Optional[str] = None, resolution: int = 0, milliseconds: float = 0.,
                 kept: bool = True) -> None:
         if refused is not None:
+            self.refused += 1
             self._refused.labels(refused).inc()
             return
+        self.answered += 1
         self._latency.labels(str(resolution)).observe(milliseconds / 1e3)
         if not kept:
             self._missed.inc()
