@@ -240,7 +240,9 @@ class RequestQueue:
             try:
                 ready.append(self.session.preprocess(request.content, size))
                 served.append(request)
-            except (ImageError, ValueError) as error:
+            except ImageError as error:  # there is but one picture, which has no name
+                request.settle(ImageError(str(error).removeprefix('picture 0: ')))
+            except ValueError as error:
                 request.settle(error)
         if not served:
             return
