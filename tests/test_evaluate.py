@@ -6,12 +6,12 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from timm.data import create_transform
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
+from two_processes import run_two
 
 import rs_timm
 from rs_timm.cli import main
@@ -189,7 +189,7 @@ def worker(rank, folder, world_size):
 
 def test_two_processes_with_uneven_shards_give_what_one_gives(tmp_path):
     assert [len(loader(batch_size=2, rank=rank, world_size=2)) for rank in (0, 1)] == [4, 3]
-    mp.spawn(worker, (str(tmp_path), 2), nprocs=2)
+    run_two(worker, str(tmp_path), 2)
     expected = evaluate(small(), loader(), alpha=ALPHA)
     for rank in (0, 1):
         assert_close(torch.load(tmp_path / f'{rank}.pt', weights_only=True), expected)

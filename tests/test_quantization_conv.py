@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_training_ddp import free_port
 from torch import distributed as dist
-from torch import multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from two_processes import run_two
 
 from rs_timm.quantization import LQConfig, LQConv2d, quantize_, quantize_activation, quantize_weight
 from rs_timm.quantization.lq import normal_equations, solve_basis
@@ -265,7 +265,7 @@ def one_rank(rank, port, path):
 
 
 def test_two_processes_have_the_bases_of_one_with_the_joint_batch(tmp_path):
-    mp.spawn(one_rank, (free_port(), str(tmp_path)), nprocs=2)
+    run_two(one_rank, free_port(), str(tmp_path))
     first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
     model = network()
     start = {key: value.clone() for key, value in model.state_dict().items()}

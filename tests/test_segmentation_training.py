@@ -6,10 +6,10 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from masked_pictures import IGNORE, NAMES, make_masked
 from PIL import Image
+from two_processes import run_two
 
 import rs_timm
 from rs_timm.cli import main
@@ -210,7 +210,7 @@ def test_two_processes_count_every_picture_once(root, tmp_path, random_statistic
     """Five pictures on two processes: the shards are uneven."""
     model = make_network(random_statistics)
     expected = confusion_matrices(model, make_loader(root, 1))
-    mp.spawn(one_rank, (free_port(), str(root), model, str(tmp_path)), nprocs=2)
+    run_two(one_rank, free_port(), str(root), model, str(tmp_path))
     for rank in (0, 1):
         matrices = torch.load(tmp_path / f'{rank}.pt')
         assert matrices.keys() == expected.keys()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from timm.utils import random_seed
 from training_run import MODEL, make_pictures, run, start, tiny_recipe
+from two_processes import run_two
 
 import rs_timm
 from rs_timm.training import MREDTask, Options, train
@@ -70,7 +70,7 @@ def one_rank(rank, port, path, training, lean, parts):
 def test_two_processes_are_one_with_the_joint_batch(tmp_path, training, lean, parts):
     """With BatchNorm in evaluation mode one forward of the joint batch; in training mode, where each process has
     statistics of its own, the mean over the two halves."""
-    mp.spawn(one_rank, (free_port(), str(tmp_path), training, lean, parts), nprocs=2)
+    run_two(one_rank, free_port(), str(tmp_path), training, lean, parts)
     task = make_task(training)
     images, target = make_batch()
     batches = [half(rank, images, target) for rank in (0, 1)] if training else [(images, target)]
@@ -168,7 +168,7 @@ def test_processes_that_find_different_checkpoints_all_end(tmp_path, updates, re
             path.write_bytes(b'torn')
         elif update:
             save_checkpoint(path, dict(position=dict(epoch=1, batch=0, update=update)))
-    mp.spawn(one_start, (free_port(), str(tmp_path), resume), nprocs=2)
+    run_two(one_start, free_port(), str(tmp_path), resume)
     for rank in (0, 1):
         said = (tmp_path / f'{rank}.txt').read_text()
         assert message.format(tmp_path / '0', tmp_path / '1') in said

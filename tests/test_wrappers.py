@@ -11,13 +11,13 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.distributed.fsdp
-import torch.multiprocessing as mp
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV2, ModelEmaV3
 from timm_version import OLD_TIMM
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from two_processes import run_two
 
 import rs_timm
 from rs_timm.layers import switchable_layers
@@ -203,7 +203,7 @@ def ddp_train(steps, options):
 
 def test_ddp(tmp_path):
     """Without find_unused_parameters; idle sets stay, the processes agree."""
-    mp.spawn(ddp_worker, args=(tmp_path,), nprocs=2)
+    run_two(ddp_worker, tmp_path)
     first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in range(2))
     for name, (sizes, _) in SCENARIOS.items():
         used = [{*a, *b} for a, b in zip(*sizes)]
