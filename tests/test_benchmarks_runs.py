@@ -146,15 +146,17 @@ def test_packed_booleans_come_back():
 # The queue
 
 @pytest.mark.filterwarnings('ignore:BatchNorm statistics of only')
-def test_debug_twins_of_all_runs(data, tmp_path, tiny):
-    """Each run of the small preset, once: its rows are there, and agree with the training log."""
-    args = arguments('--all', '--preset', 'small', '--seed', 0, '--data', data, '--out', tmp_path, '--debug-twin')
-    todo = jobs(['small'], seed=0)
+def test_debug_twins_of_all_kinds_of_runs(data, tmp_path, tiny):
+    """Of the small preset, a run of each kind in each group: its rows are there, and agree with the training log."""
+    kinds = {(job.run.group, *job.run.edits): job.run.name for job in jobs(['small'], seed=0)}
+    args = arguments(*kinds.values(), '--preset', 'small', '--seed', 0, '--data', data, '--out', tmp_path,
+                     '--debug-twin')
+    todo = jobs(['small'], list(kinds.values()), seed=0)
     assert run.run_queue(todo, args) == []
     assert all(run.state_of(job, args) == 'done' for job in todo)
     results = tmp_path / 'results'
     rows = store.RUNS.read(results)
-    assert {row['run'] for row in rows} == set(runs.runs(PRESETS['small']))
+    assert {row['run'] for row in rows} == set(kinds.values())
     accuracy, epochs = store.ACCURACY.read(results), store.EPOCHS.read(results)
     for job in todo:
         own = {row['resolution']: row for row in store.by_columns(accuracy, run=job.run.name, sets='own')}
@@ -266,7 +268,7 @@ def start(data, out):
         stderr=subprocess.DEVNULL)
 
 
-def test_killed_and_stopped_it_goes_on(data, tmp_path):
+def test_killed_and_stopped_it_goes_on(data, tmp_path, capsys):
     """SIGKILL in the first run, SIGTERM in what comes next; the log is one file, and another queue is kept out."""
     process = start(data, tmp_path)
     first = tmp_path / 'small/vanilla-s0'
@@ -276,10 +278,8 @@ def test_killed_and_stopped_it_goes_on(data, tmp_path):
     process = start(data, tmp_path)
     wait_for(process, lambda: ': done after' in (tmp_path / 'queue.log').read_text())
     os.killpg(process.pid, signal.SIGSTOP)  # else, on a busy machine, it may be through before the next command is
-    second = subprocess.run(
-        [sys.executable, '-m', 'benchmarks.run', 'table5', '--data', str(data), '--out', str(tmp_path)], cwd=ROOT,
-        capture_output=True, text=True)
-    assert second.returncode == 2 and 'is in use by another benchmarks.run' in second.stderr
+    assert run.main(['table5', '--data', str(data), '--out', str(tmp_path)]) == 2
+    assert 'is in use by another benchmarks.run' in capsys.readouterr().err
     os.kill(process.pid, signal.SIGTERM)
     os.killpg(process.pid, signal.SIGCONT)
     assert process.wait(60) == 128 + signal.SIGTERM
