@@ -1,8 +1,19 @@
 """Fixtures shared by the tests."""
+import multiprocessing
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+multiprocessing.set_forkserver_preload(['torch', 'timm', 'rs_timm.training'])  # see two_processes.py
+
+
+def pytest_collection_modifyitems(items):
+    """rs_resnet50 is built by the code of rs_resnet18, and takes four times as long."""
+    for item in items:
+        if 'rs_resnet50' in item.name:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

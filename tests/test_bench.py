@@ -44,7 +44,7 @@ def photos(tmp_path):
     return [str(tmp_path / f'{index}.png') for index in range(6)]
 
 
-@pytest.mark.parametrize('name', ['test_resnet', 'rs_mobilenetv2'])
+@pytest.mark.parametrize('name', ['test_resnet', pytest.param('rs_mobilenetv2', marks=pytest.mark.slow)])
 def test_multiply_adds_of_the_graph_are_those_of_the_network(name, file, network, tmp_path):
     if name == 'rs_mobilenetv2':
         network = timm.create_model(name, resolutions=SIZES, num_classes=10).eval()

@@ -437,7 +437,7 @@ def test_convert_contradicting_classes_and_debug(cli, model, tmp_path):
 
 # extract
 
-@pytest.mark.parametrize('size', [48, 56])
+@pytest.mark.parametrize('size', [48, pytest.param(56, marks=pytest.mark.slow)])
 def test_extract_a_folder_for_timm_alone(cli, model, folder, tmp_path, size):
     assert cli('extract', folder, '--size', size, '--out', tmp_path / 'plain')[0] == 0
     code = f'''

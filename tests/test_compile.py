@@ -34,7 +34,8 @@ def assert_follows(network, reference, shapes):
 
 # torch.compile
 
-@pytest.mark.parametrize('called_before, grad', [(True, False), (False, True)])
+@pytest.mark.parametrize('called_before, grad', [
+    (True, False), pytest.param(False, True, marks=pytest.mark.slow)])
 def test_free_sizes_are_compiled_right(called_before, grad, model):
     """With and without a last eager call, whose set a graph must not keep."""
     if called_before:
@@ -53,6 +54,7 @@ def test_marked_sides_are_compiled_right(model):
         torch.testing.assert_close(network(x), rs_timm.extract(model, size)(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_unseen_sizes_past_the_limit_of_graphs(model):
     network = torch.compile(model, backend='eager')
     with torch._dynamo.config.patch(recompile_limit=2), torch.no_grad():

@@ -38,7 +38,8 @@ def compiler(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize('interpolation', ['params', 'affine', 'nearest'])
+@pytest.mark.parametrize('interpolation', [
+    'params', *(pytest.param(name, marks=pytest.mark.slow) for name in ('affine', 'nearest'))])
 @torch.no_grad()
 def test_one_program_is_the_network_at_every_size(random_statistics, tmp_path, interpolation):
     model = network(random_statistics, interpolation=interpolation)
@@ -58,7 +59,7 @@ def test_a_package_that_agrees_is_kept(compiler, model, tmp_path):
     assert file.is_file() and json.loads(compiler.metadata['rs_timm'])['resolutions'] == list(SIZES)
 
 
-@pytest.mark.parametrize('wrong', [{48: 1.}, {33: float('nan')}, {49: 1.}])
+@pytest.mark.parametrize('wrong', [{33: float('nan')}, {49: 1.}])
 def test_a_package_that_is_another_network_is_refused(compiler, model, tmp_path, wrong):
     """Seen with torch 2.14: right at multiples of 32 px alone, at others memory that nobody wrote."""
     (tmp_path / 'net.pt2').write_text('earlier')

@@ -71,7 +71,14 @@ def image(size):
     return torch.randn(1, 3, size, size)
 
 
-@pytest.mark.parametrize('name', SIZES)
+# built of the layers of the others, in another order
+ALIKE = {'regnetx_002', 'mnasnet_small', 'mixnet_s', 'tinynet_e', 'lcnet_035', 'repghostnet_050', 'seresnet18',
+         'ecaresnet26t', 'skresnet18', 'gernet_s', 'selecsls42', 'hgnetv2_b0', 'repvit_m0_9', 'starnet_s1',
+         'fasternet_t0', 'rexnet_100', 'inception_v3', 'dla46_c'}
+
+
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in SIZES])
 def test_family(name, random_statistics):
     large, unseen, small = SIZES[name]
     plain_bns = len([m for m in timm.create_model(name, device='meta').modules()
@@ -103,7 +110,8 @@ def test_family(name, random_statistics):
 
 @pytest.mark.parametrize('name', [
     'regnety_002', 'tf_efficientnet_lite0', 'mobilenetv3_small_050', 'densenet121', 'repvgg_a0', 'mobileone_s0',
-    'fastvit_t8', 'cs3darknet_s', 'dla46_c', 'hrnet_w18_small', 'selecsls42', 'ghostnet_050',
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ('fastvit_t8', 'cs3darknet_s', 'dla46_c', 'selecsls42')),
+    'hrnet_w18_small', 'ghostnet_050',
 ])
 def test_features_of_a_family(name, random_statistics):
     """Wrappers never call the network itself: its first layers must notice the size."""
@@ -151,7 +159,8 @@ def test_a_refusal_says_why(name):
         rs_timm.switchable(model, (64, 32))
 
 
-@pytest.mark.parametrize('name', ['mobileone_s0', 'repvgg_a0', 'tresnet_m', 'fastvit_t8'])
+@pytest.mark.parametrize('name', [
+    'repvgg_a0', *(pytest.param(name, marks=pytest.mark.slow) for name in ('mobileone_s0', 'tresnet_m', 'fastvit_t8'))])
 def test_families_that_script_in_timm_script_here(name, random_statistics):
     model = rs_timm.switchable(timm.create_model(name, num_classes=3, scriptable=True), (64, 32))
     random_statistics(model).set_resolution(32)

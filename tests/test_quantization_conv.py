@@ -5,12 +5,11 @@ import pickle
 
 import pytest
 import torch
-from test_training_ddp import free_port
 from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from two_processes import run_two
+from two_processes import free_port, run_two
 
 from rs_timm.quantization import LQConfig, LQConv2d, quantize_, quantize_activation, quantize_weight
 from rs_timm.quantization.lq import normal_equations, solve_basis

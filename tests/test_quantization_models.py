@@ -290,6 +290,7 @@ def test_a_mred_step(lean):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_resume_is_exact_bases_included(tmp_path):
     """A second run goes on from the first epoch of another: the same weights and bases."""
     data = make_pictures(tmp_path / 'data', train_each=4)

@@ -1,6 +1,5 @@
 """Segmentation on the shared loop: it learns, goes on exactly after a kill, and measures what a plain loop gives."""
 import csv
-import socket
 
 import pytest
 import timm
@@ -9,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from masked_pictures import IGNORE, NAMES, make_masked
 from PIL import Image
-from two_processes import run_two
+from two_processes import free_port, run_two
 
 import rs_timm
 from rs_timm.cli import main
@@ -62,6 +61,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_exactly(root, tmp_path, monkeypatch):
     settings = dict(ema=0.9, mred='vanilla')
     whole = run(root, tmp_path / 'whole', **settings)
@@ -85,6 +85,7 @@ def test_a_killed_run_goes_on_exactly(root, tmp_path, monkeypatch):
     assert [row['mean_iou'] for row in whole.rows] == [row['mean_iou'] for row in broken.rows]
 
 
+@pytest.mark.slow
 def test_progressive_lean_and_parts(root, tmp_path):
     """The other options of the loop: smaller pictures first, less memory, a batch in two parts."""
     trained = run(
@@ -125,7 +126,7 @@ def test_recipes_of_the_paper():
     assert min(get_recipe('camvid', debug=True).resolutions) >= 32  # the output stride
 
 
-@pytest.mark.parametrize('name', ['rs_refinenet_nyudv2', 'camvid'])
+@pytest.mark.parametrize('name', [pytest.param('rs_refinenet_nyudv2', marks=pytest.mark.slow), 'camvid'])
 def test_debug_twins_run(root, tmp_path, name):
     """The recipe's own settings but for the classes of the test's pictures and the width of the decoder."""
     data = ['--data', str(root), '--labels', *NAMES, '--ignore-label', str(IGNORE)]
@@ -192,15 +193,10 @@ def test_a_classifier_is_refused(root):
         evaluate_masks(timm.create_model('test_resnet', num_classes=3), make_loader(root, 1))
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
-
-def one_rank(rank, port, root, model, path):
+def one_rank(rank, port, root, path):
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    model = torch.load(f'{path}/model.pth', weights_only=False)
     matrices = confusion_matrices(model, make_loader(root, 1, rank=rank, world_size=2))
     torch.save(matrices, f'{path}/{rank}.pt')
     dist.destroy_process_group()
@@ -210,7 +206,8 @@ def test_two_processes_count_every_picture_once(root, tmp_path, random_statistic
     """Five pictures on two processes: the shards are uneven."""
     model = make_network(random_statistics)
     expected = confusion_matrices(model, make_loader(root, 1))
-    run_two(one_rank, free_port(), str(root), model, str(tmp_path))
+    torch.save(model, tmp_path / 'model.pth')
+    run_two(one_rank, free_port(), str(root), str(tmp_path))
     for rank in (0, 1):
         matrices = torch.load(tmp_path / f'{rank}.pt')
         assert matrices.keys() == expected.keys()

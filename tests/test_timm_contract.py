@@ -460,7 +460,10 @@ def test_the_registry_lists_what_there_is():
     assert set(timm.list_models('rs_*', module='rs_resnet')) == set(ALL[:4])
 
 
-@pytest.mark.parametrize('tagged', [name for name in timm.list_models('rs_*', include_tags=True) if '.' in name])
+TAGGED = [name for name in timm.list_models('rs_*', include_tags=True) if '.' in name]
+
+
+@pytest.mark.parametrize('tagged', TAGGED)
 def test_default_cfgs_describe_the_model(tagged):
     cfg = get_pretrained_cfg(tagged)
     model = timm.create_model(tagged, resolutions=SIZES, device='meta')
@@ -626,7 +629,7 @@ def test_what_freezes_one_size_says_which(random_statistics):
         rs_timm.set_resolution(plain, 32)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', ['rs_resnet18', *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])])
 def test_torchscript(name, random_statistics, tmp_path):
     model = random_statistics(create(name, scriptable=True))
     model.set_resolution(48)

@@ -1,7 +1,5 @@
 """Two gloo processes against one: same batches, loss and gradients; each picture is evaluated once; exact resume."""
-import os
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import torch
 import torch.distributed as dist
 from timm.utils import random_seed
 from training_run import MODEL, make_pictures, run, start, tiny_recipe
-from two_processes import run_two
+from two_processes import free_port, run_two, start_two
 
 import rs_timm
 from rs_timm.training import MREDTask, Options, train
@@ -18,12 +16,6 @@ from rs_timm.training.build import build_model
 from rs_timm.training.checkpoint import load_checkpoint, save_checkpoint
 
 RESOLUTIONS = (48, 32)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 
 def make_task(training, lean=False):
@@ -98,6 +90,12 @@ def finish(process):
     assert process.returncode == 0, errors
 
 
+def finish_two(processes, status=0):
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == status
+
+
 def test_a_torchrun_run_is_a_run_in_two_parts(data, tmp_path):
     """Two processes see what one process sees that takes the same batches in two parts; odd shards are counted once."""
     # few and small steps: rounding has no time to grow
@@ -118,23 +116,22 @@ def test_a_torchrun_run_is_a_run_in_two_parts(data, tmp_path):
         assert mine['train_loss'] == pytest.approx(theirs['train_loss'], rel=1e-3)  # the mean, not a process's share
 
 
-def test_a_torchrun_run_resumes_exactly(data, tmp_path):
-    """SIGTERM to all processes within the epoch; running statistics and dropout of each process's own."""
-    settings = dict(SAME_STEPS, model_args=('drop_rate=0.2',), ema=0.9)
-    finish(start(data, tmp_path / 'whole', launcher=(*TORCHRUN, str(free_port())), **settings))
-    process = start(data, tmp_path / 'broken', minutes=0., launcher=(*TORCHRUN, str(free_port())), **settings)
+def test_a_run_of_two_processes_resumes_exactly(data, tmp_path):
+    """SIGTERM to both within the epoch; running statistics and dropout of each process's own."""
+    settings = dict(SAME_STEPS, resume=True, model_args=('drop_rate=0.2',), ema=0.9)
+    finish_two(start_two(run, data, tmp_path / 'whole', **settings))
+    processes = start_two(run, data, tmp_path / 'broken', minutes=0., **settings)
     checkpoint = tmp_path / 'broken/last.pth'
     while not checkpoint.is_file() or load_checkpoint(checkpoint)['position']['update'] < 2:
-        assert process.poll() is None, process.stderr.read()
+        assert all(process.is_alive() for process in processes)
         time.sleep(0.01)
-    workers = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
-    for pid in (*map(int, workers), process.pid):  # as Slurm does; and torchrun passes it on
-        os.kill(pid, signal.SIGTERM)
-    process.communicate()
+    for process in processes:  # as Slurm does, and torchrun
+        process.terminate()
+    finish_two(processes, status=128 + signal.SIGTERM)
     stopped = load_checkpoint(checkpoint)
     assert 2 <= stopped['position']['update'] < 8 and stopped['position']['epoch'] == 0
     assert not torch.equal(stopped['random'][0]['torch'], stopped['random'][1]['torch'])
-    finish(start(data, tmp_path / 'broken', launcher=(*TORCHRUN, str(free_port())), **settings))
+    finish_two(start_two(run, data, tmp_path / 'broken', **settings))
     whole, broken = (load_checkpoint(tmp_path / name / 'last.pth') for name in ('whole', 'broken'))
     for key in ('state_dict', 'state_dict_ema'):
         for name, value in whole[key].items():

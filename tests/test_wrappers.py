@@ -57,8 +57,8 @@ def follows(network, reference, sizes=(64, 32, 40)):
 ], ids=['deepcopy', 'pickle', 'torch.save', 'twice'])
 @pytest.mark.parametrize('make', [
     create,
-    lambda: rs_timm.switchable('regnety_002', SIZES, num_classes=5),
-    lambda: rs_timm.convert_switchable_bn(timm.create_model('resnet18', num_classes=5), SIZES),
+    lambda: rs_timm.switchable('test_resnet', SIZES, num_classes=5),
+    lambda: rs_timm.convert_switchable_bn(timm.create_model('test_resnet', num_classes=5), SIZES),
 ], ids=['rs_resnet18', 'switchable', 'convert'])
 def test_copies_are_equal_and_independent(make, copy_of, random_statistics):
     model = random_statistics(make())
@@ -396,7 +396,7 @@ def test_compiled_at_an_unseen_size(model, compiled, random_statistics):
     assert counter.graphs == 1
 
 
-@pytest.mark.parametrize('pin', [True, False])
+@pytest.mark.parametrize('pin', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_compiled_training(pin, model, compiled):
     network, counter = compiled
     network.train()
