@@ -34,12 +34,14 @@ def data(tmp_path_factory):
     return make_pictures(tmp_path_factory.mktemp('pictures'), classes=3, train_each=8, val_each=3)
 
 
+# the small preset with a tiny network; float32, since torch's bfloat16 kernels do not handle its channels
+TINY = replace(SMALL, model='test_resnet', dense=SMALL.dense[::4],
+               recipe=replace(SMALL.recipe, precision='float32', channels_last=False))
+
+
 @pytest.fixture
 def tiny(monkeypatch):
-    """The small preset with a tiny network; float32, since torch's bfloat16 kernels do not handle its channels."""
-    recipe = replace(SMALL.recipe, precision='float32', channels_last=False)
-    preset = replace(SMALL, model='test_resnet', recipe=recipe, dense=SMALL.dense[::4])
-    monkeypatch.setitem(presets.PRESETS, 'small', preset)
+    monkeypatch.setitem(presets.PRESETS, 'small', TINY)
 
 
 # What the runs are
@@ -261,14 +263,17 @@ def test_a_failure_does_not_stop_the_queue(data, tmp_path, tiny, monkeypatch):
 
 
 def start(data, out):
-    command = [sys.executable, '-m', 'benchmarks.run', 'table5', '--preset', 'small', '--data', data, '--out', out,
+    code = ('import sys; from test_benchmarks_runs import PRESETS, TINY, run; PRESETS["small"] = TINY; '
+            'sys.exit(run.main(sys.argv[1:]))')
+    command = [sys.executable, '-c', code, 'table5', '--preset', 'small', '--data', data, '--out', out,
                '--debug-twin', '--device', 'cpu', '--workers', '1']
+    path = os.pathsep.join(map(str, (ROOT, ROOT / 'tests')))
     return subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, env=dict(os.environ, OMP_NUM_THREADS='1'), start_new_session=True,
+        list(map(str, command)), env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=path), start_new_session=True,
         stderr=subprocess.DEVNULL)
 
 
-def test_killed_and_stopped_it_goes_on(data, tmp_path, capsys):
+def test_killed_and_stopped_it_goes_on(data, tmp_path, tiny, capsys):
     """SIGKILL in the first run, SIGTERM in what comes next; the log is one file, and another queue is kept out."""
     process = start(data, tmp_path)
     first = tmp_path / 'small/vanilla-s0'
