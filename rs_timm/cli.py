@@ -30,7 +30,8 @@ def main(argv: Optional[List[str]] = None) -> int:
         if '--debug' in argv:
             raise
         missing = (error.name or '').partition('.')[0] in _TORCH
-        report(f"error: {error}{': all commands but predict and bench FILE.onnx need PyTorch and timm.' * missing}")
+        report(f"error: {error}"
+               f"{': all commands but predict, serve, plan and bench FILE.onnx need PyTorch and timm.' * missing}")
         return FAILED
     return run_command(args.run, args)
 

@@ -1,13 +1,13 @@
-"""Names of a classifier's outputs, and which output the folder of a class belongs to."""
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+"""Names of a classifier's outputs, and which output the folder of a class belongs to; torch for torch models alone."""
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple
 
-from timm.data import ImageNetInfo, infer_imagenet_subset
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ['class_names', 'folder_names', 'outputs_by_name']
 
 
-def class_names(model: nn.Module) -> Callable[[int], str]:
+def class_names(model: 'nn.Module') -> Callable[[int], str]:
     """Class index -> name: as the model's cfg says, else ImageNet's if the number of classes fits, else a number.
 
     >>> import timm
@@ -25,11 +25,13 @@ def class_names(model: nn.Module) -> Callable[[int], str]:
     labels, descriptions = _labels(model)
     if labels:
         return lambda index: str(descriptions.get(labels[index], labels[index]))
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
     subset = infer_imagenet_subset(model)
     return ImageNetInfo(subset).index_to_description if subset else lambda index: f'class {index}'
 
 
-def folder_names(model: nn.Module) -> List[Sequence[str]]:
+def folder_names(model: 'nn.Module') -> List[Sequence[str]]:
     """What the folders of a model's classes may be called, each list in the order of the outputs.
 
     The labels of the model's cfg, or their descriptions; where it has none, ImageNet's synsets if the number of classes
@@ -38,6 +40,8 @@ def folder_names(model: nn.Module) -> List[Sequence[str]]:
     labels, descriptions = _labels(model)
     if labels:
         return [labels, [str(descriptions.get(label, label)) for label in labels]]
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
     subset = infer_imagenet_subset(model)
     return [ImageNetInfo(subset).label_names()] if subset else []
 
@@ -59,7 +63,7 @@ def outputs_by_name(folders: Sequence[str], candidates: Sequence[Sequence[str]])
     return None
 
 
-def _labels(model: nn.Module) -> Tuple[List[str], Dict[str, str]]:
+def _labels(model: 'nn.Module') -> Tuple[List[str], Dict[str, str]]:
     """Labels of the outputs and descriptions of the labels; none where the cfg is about another number of classes."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     labels = [str(label) for label in cfg.get('label_names') or ()]

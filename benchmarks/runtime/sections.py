@@ -196,6 +196,34 @@ def cascade_section(rows: Sequence[Row]) -> str:
         f"the fit has not seen; per picture, preprocessing included; batches of {row['batch']}; {_environment(row)}.")
 
 
+@section('plan')
+def plan_section(rows: Sequence[Row]) -> str:
+    """The two searches, and what became of budgets that were chosen for."""
+    parts = []
+    for (model,), own in _groups(rows, 'model'):
+        searches = {row['case']: row for row in own if row['part'] == 'search'}
+        trials = [row for row in own if row['part'] == 'trial']
+        whole = float(searches['exhaustive']['seconds']) if 'exhaustive' in searches else 0.
+        lines = [[name, f"{float(row['seconds']):.0f} s",
+                  f"{float(row['seconds']) / whole:.2f}" if whole else NOT_MEASURED,
+                  row['answers'], row['points'], row['dropped']] for name, row in searches.items()]
+        header = ['search', 'time of measuring', 'of the exhaustive', 'answers', 'measured to the end', 'stopped early']
+        parts.append(markdown(header, lines))
+        if trials:
+            lost = [float(row['lost']) for row in trials]
+            kept = sum(row['kept'] == 'True' for row in trials)
+            budgets = [float(row['budget_ms']) for row in trials]
+            parts.append(
+                f'{len(trials)} budgets from {min(budgets):.2f} to {max(budgets):.2f} ms: what the plan chooses is at '
+                f'most {max(lost):.2f} points less accurate than what the exhaustive search does, '
+                f'{sum(lost) / len(lost):.2f} on average; its p95, measured afterwards, kept {kept} of the budgets.')
+        loads = [float(row['load']) for row in own]
+        row = next(iter(searches.values()))
+        parts.append(f"`{model}`, {row['pictures']} pictures of Imagenette; {_environment(row)}. Measured on a machine "
+                     f'with other work to do: load {min(loads):.1f} to {max(loads):.1f}.')
+    return '\n\n'.join(parts)
+
+
 SECTIONS: Dict[str, Callable[[], str]] = {
     'runtime_summary': summary_section,
     'runtime_latency': latency_section,
@@ -205,4 +233,5 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'runtime_agreement': agreement_section,
     'load_curve': load_section,
     'cascade': cascade_section,
+    'plan': plan_section,
 }

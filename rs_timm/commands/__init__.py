@@ -13,6 +13,7 @@ COMMANDS = {
     'info': 'resolutions, cost, parameters, preprocessing and origin of a model',
     'predict': 'classify pictures, folders, tar files',
     'serve': 'a classifier over HTTP, at the size that keeps deadlines',
+    'plan': 'the best engine, precision and size within a budget: time and accuracy on this machine',
     'bench': 'latency and throughput per resolution, as a table for budgets',
     'train': 'a network on a folder of pictures',
     'eval': 'top-1 and top-5, or mean IoU, at any sizes, in one pass over the data',
@@ -30,7 +31,8 @@ def add_arguments(parser: Any, command: str) -> None:
     """Import the module of a command, and give `parser` its arguments.
 
     Raises:
-        ImportError: a package that the command needs is not installed; `predict` and `bench` need no torch.
+        ImportError: a package that the command needs is not installed; `predict`, `serve`, `plan` and `bench` need no
+            torch.
     """
     module = import_module(f'{__name__}.{_MODULES.get(command, command)}')
     getattr(module, f'{command}_arguments')(parser)

@@ -15,7 +15,7 @@ from rs_timm.runtime.quantize import QuantisedFile
 from rs_timm.runtime.session import Session
 
 from .arguments import model_source, positive_int
-from .serving import engine_options, open_model, open_session, weights_digest
+from .serving import engine_device, engine_options, open_model, open_session, weights_digest
 from .shell import PARTLY_FAILED, bar, report
 
 __all__ = ['add_writing_arguments', 'write_predictions']
@@ -49,7 +49,7 @@ def write_predictions(args: argparse.Namespace, pictures: PictureSource, folders
     check_format(args.out)  # says what is wrong before a model is loaded
     model = open_model(model_source(args))
     digest = weights_digest(model)
-    session = open_session(model, engine_options(args), args.device)
+    session = open_session(model, engine_options(args))
     session.max_pixels = args.max_pixels
     if args.sizes:
         session.set_resolution(args.sizes[0])
@@ -94,7 +94,7 @@ def _on_ray(
     cores = args.threads or 1
     cache = {'cache_dir': os.path.abspath(args.cache_dir)} if args.cache_dir else {}
     options = dict(engine=session.engine_name, precision=session.precision, threads=cores, max_pixels=args.max_pixels,
-                   **cache)
+                   device=engine_device(args.device), **cache)
     whole = model_source(args).is_exported and not Path(f'{args.model}.data').exists()
     model = Path(args.model).read_bytes() if whole else session.graph.SerializeToString()
     stack.enter_context(on_ray.connected(args.ray or None))

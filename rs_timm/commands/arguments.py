@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, Optional, Sequence
 from .shell import report
 
 __all__ = [
-    'ModelSource', 'add_model_arguments', 'add_old_name', 'add_sizes', 'check_free', 'count_of_cores', 'model_source',
-    'positive_int', 'precision_name', 'prepare_out',
+    'MODEL_HELP', 'ModelSource', 'add_model_arguments', 'add_old_name', 'add_sizes', 'check_free', 'count_of_cores',
+    'model_source', 'positive_int', 'precision_name', 'prepare_out',
 ]
 
-_MODEL_HELP = ("a name of 'rs-timm list', a folder that convert or recalibrate wrote, 'hf-hub:user/name', or "
+MODEL_HELP = ("a name of 'rs-timm list', a folder that convert or recalibrate wrote, 'hf-hub:user/name', or "
                "'switchable:NAME' for any BatchNorm network of timm")
 _OLD_PRECISIONS = {'fp32': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}
 
@@ -60,7 +60,7 @@ class ModelSource(NamedTuple):
 
 def add_model_arguments(parser: Any, weights: bool = True, resolutions: bool = True, also: str = '') -> None:
     """MODEL, the sets that it is built with, and where its weights come from. `also`: what else may be MODEL."""
-    parser.add_argument('model', metavar='MODEL', help=_MODEL_HELP + also)
+    parser.add_argument('model', metavar='MODEL', help=MODEL_HELP + also)
     if resolutions:
         parser.add_argument('--resolutions', type=positive_int, nargs='+', metavar='R',
                             help='build the model with BatchNorm sets for these sizes (pixels)')

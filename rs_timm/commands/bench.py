@@ -9,7 +9,14 @@ from rs_timm.runtime.policy.latency_table import IF_NONE, Limits
 from rs_timm.runtime.session import MEMORY
 
 from .arguments import add_model_arguments, add_old_name, add_sizes, model_source, positive_int
-from .serving import add_engine_arguments, calibration_pictures, open_model, pictures_below
+from .serving import (
+    add_engine_arguments,
+    calibration_pictures,
+    engine_device,
+    on_device,
+    open_model,
+    pictures_below,
+)
 from .shell import report
 
 __all__ = ['bench_arguments', 'run']
@@ -56,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
         **({'precision': args.precision} if args.precision else {}))
     cases = list(itertools.product(args.engine, args.threads))
     for engine, threads in cases:
-        session = Session(model, engine, threads=threads, **options)
+        there, name, device = on_device(model, engine, engine_device(args.device))
+        session = Session(there, name, threads=threads, device=device, **options)
         table = measure_latency(session, args.sizes, batches=args.batch_size, images=images, repeats=args.repeats,
                                 seconds=args.seconds, progress=True)
         print(_heading(table))

@@ -51,7 +51,7 @@ def eval_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--crop-pct', type=float, metavar='C',
                         help="central crop over shorter side, at all sizes (default: the model's, of each size)")
     parser.add_argument('--csv', metavar='FILE', help="write the results too, with the columns of timm's validate.py")
-    add_engine_arguments(parser.add_argument_group('exported files', 'how MODEL.onnx runs'), precision=False)
+    add_engine_arguments(parser.add_argument_group('exported files', 'how MODEL.onnx runs'), of_labelled=True)
     masks = parser.add_argument_group('segmentation', 'for a network such as rs_refinenet_resnet18; DIR has '
                                       'SPLIT/images and SPLIT/masks')
     masks.add_argument('--ignore-label', type=int, default=255, metavar='V',
@@ -116,9 +116,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_exported(args: argparse.Namespace, source: ModelSource) -> int:
     """Evaluate an exported file on an engine, with the pictures that the network in torch would get."""
-    if args.ensemble or args.overlays or args.per_class or args.device not in ('auto', 'cpu'):
+    if args.ensemble or args.overlays or args.per_class:
         raise ValueError(f'{args.model} is an exported file, which runs on an engine, one size at a time: --ensemble, '
-                         '--overlays, --per-class and other devices are for models by name.')
+                         '--overlays and --per-class are for models by name.')
     session = open_session(source.path(), engine_options(args), draft=False, crop_pct=args.crop_pct)
     info = session.info
     described = SimpleNamespace(num_classes=info.num_classes, pretrained_cfg=dict(

@@ -38,7 +38,8 @@ def add_labelled_arguments(parser: argparse.ArgumentParser, also: str = '', prec
     parser.add_argument('--batch-size', type=positive_int, default=64, metavar='N', help='default: 64')
     parser.add_argument('--workers', type=int, default=min(8, count_of_cores()), metavar='N',
                         help='processes that read pictures (default: as many as cores, at most 8; here %(default)s)')
-    parser.add_argument('--device', default='auto', help="'cpu', 'cuda' or 'auto' (default)")
+    of_files = "; of an exported file, by the engine's own name, such as GPU" if also else ''
+    parser.add_argument('--device', default='auto', help=f"'cpu', 'cuda' or 'auto' (default){of_files}")
     parser.add_argument('--precision', type=precision_name, choices=(*_TYPES, *precisions), default='float32',
                         help='of the network, by autocast (default: float32)')
     old = argparse.Action(['--precision'], 'precision', nargs='?', const='bfloat16', choices=tuple(_TYPES))

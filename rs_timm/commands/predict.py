@@ -37,7 +37,6 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument('--ms', type=float, metavar='T',
                        help='the largest trained size whose p95 on an engine is at most T milliseconds; measured first')
     parser.add_argument('--topk', type=positive_int, default=5, metavar='K', help='classes to give (default: 5)')
-    parser.add_argument('--device', default='cpu', help="default: cpu; 'cuda' is for PyTorch")
     parser.add_argument('--reader', metavar='NAME',
                         help="read INPUT with a reader of timm: 'folder', 'tar', or 'hfds/NAME' (with --split)")
     parser.add_argument('--split', metavar='NAME',
@@ -65,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     asks_for_engine = any(value is not None for value in (*options, args.ms)) or args.reader
     if not (source.is_exported or asks_for_engine or any(map(holds_pictures, args.images))):
         options = options._replace(engine='torch')  # as good as any for a look, and no export has to be waited for
-    session = open_session(open_model(source), options, args.device, draft=False)
+    session = open_session(open_model(source), options, draft=False)
     session.max_pixels = args.max_pixels
     if args.ms is not None:
         session.set_budget(ms=args.ms)

@@ -3,7 +3,7 @@ import argparse
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from rs_timm.predict.collection import open_collection
 from rs_timm.runtime import Session
@@ -13,8 +13,8 @@ from .arguments import ModelSource, count_of_cores, positive_int, precision_name
 from .shell import watched
 
 __all__ = [
-    'EngineOptions', 'add_engine_arguments', 'calibration_pictures', 'engine_options', 'open_model', 'open_session',
-    'pictures_below', 'weights_digest',
+    'EngineOptions', 'add_device', 'add_engine_arguments', 'calibration_pictures', 'engine_device', 'engine_options',
+    'on_device', 'open_model', 'open_session', 'pictures_below', 'weights_digest',
 ]
 
 _CALIBRATION = 300  # pictures
@@ -28,13 +28,20 @@ class EngineOptions(NamedTuple):
     threads: Optional[int] = None
     calibration: Optional[str] = None
     cache_dir: Optional[str] = None
+    device: Optional[str] = None
 
 
-def add_engine_arguments(group: Any, several: bool = False, precision: bool = True) -> None:
-    """--engine and what goes with it; `several`: take any number of engines and threads."""
+def add_engine_arguments(group: Any, several: bool = False, of_labelled: bool = False) -> None:
+    """--engine and what goes with it.
+
+    Args:
+        several: take any number of engines and threads.
+        of_labelled: --precision and --device are there, from `add_labelled_arguments`.
+    """
     many = dict(nargs='+', default=[None]) if several else {}
     group.add_argument('--engine', choices=ENGINES, help='default: the fastest installed', **many)
-    if precision:
+    if not of_labelled:
+        add_device(group)
         group.add_argument('--precision', type=precision_name, choices=PRECISIONS, help=f'default: {PRECISIONS[0]}')
     group.add_argument('--threads', type=positive_int, metavar='N', **many,
                        help="of the network (default: the engine's choice; under torchrun, this process's part of the "
@@ -44,9 +51,22 @@ def add_engine_arguments(group: Any, several: bool = False, precision: bool = Tr
     group.add_argument('--cache-dir', metavar='DIR', help='for int8: folder that keeps the calibrated networks')
 
 
+def add_device(group: Any) -> None:
+    """--device."""
+    group.add_argument('--device', metavar='D',
+                       help="by the engine's own name: CPU, GPU, NPU or AUTO of OpenVINO; CUDA, TensorRT, CoreML and "
+                            'so on of ONNX Runtime; cuda of PyTorch (default: the CPU)')
+
+
+def engine_device(device: Optional[str]) -> Optional[str]:
+    """The value of --device as a Session takes it; None: the CPU."""
+    return None if device in ('auto', 'cpu', 'CPU') else device
+
+
 def engine_options(args: argparse.Namespace) -> EngineOptions:
     """The values of what `add_engine_arguments` added for one engine."""
-    return EngineOptions(args.engine, args.precision, args.threads, args.calibration, args.cache_dir)
+    return EngineOptions(
+        args.engine, args.precision, args.threads, args.calibration, args.cache_dir, engine_device(args.device))
 
 
 def open_model(source: ModelSource) -> Any:
@@ -57,7 +77,6 @@ def open_model(source: ModelSource) -> Any:
 def open_session(
         model: Any,
         options: EngineOptions,
-        device: str = 'cpu',
         draft: bool = True,
         crop_pct: Optional[float] = None,
 ) -> Session:
@@ -66,28 +85,44 @@ def open_session(
     Args:
         model: as from `open_model`.
         options: engine, precision, ...
-        device: 'cpu'; others are for the torch engine, which is then the default.
         draft, crop_pct: as of `Session`.
 
     Raises:
         ImportError: the engine is not installed.
         ValueError: options that do not go together; a network that is no classifier.
     """
-    engine = options.engine
     others: Dict[str, Any] = {} if options.precision is None else {'precision': options.precision}
-    if device != 'cpu':
-        if isinstance(model, str) or engine not in (None, 'torch'):
-            raise ValueError(f'--device {device} is for --engine torch, which takes a model by its name; '
-                             f'{engine or "the engines"} and exported files run on the CPU: leave --device out.')
-        engine, model = 'torch', model.to(device)
+    model, engine, device = on_device(model, options.engine, options.device)
     session = Session(
-        model, engine, threads=options.threads or _part_of_the_cores(), draft=draft,
+        model, engine, threads=options.threads or _part_of_the_cores(), draft=draft, device=device,
         calibration=calibration_pictures(options.calibration), cache_dir=options.cache_dir,
         crop_pct=crop_pct, **others)
     if session.info.task != 'classification':
         raise ValueError(f'{session.info.name} is for {session.info.task}: rs-timm eval --overlays DIR draws what the '
                          'model predicts.')
     return session
+
+
+def on_device(model: Any, engine: Optional[str], device: Optional[str]) -> Tuple[Any, Optional[str], Optional[str]]:
+    """Model, engine and device for a Session; a device of torch is for models of torch, which are moved there.
+
+    Raises:
+        ValueError: a device that torch does not have, for its engine.
+    """
+    if device is None or isinstance(model, str) or engine not in (None, 'torch'):
+        return model, engine, device
+    import torch  # not at the top: exported files need none of it
+
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        if engine is None:
+            return model, engine, device  # of another engine
+        raise ValueError(f'--device {device}: {str(error).splitlines()[0]}') from error
+    try:
+        return model.to(place), 'torch', None
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f'--device {device}: {str(error).splitlines()[0]}') from error
 
 
 def weights_digest(model: Any) -> str:

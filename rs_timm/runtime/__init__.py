@@ -15,6 +15,8 @@ from .policy.cascade import Cascade, CascadeFit
 from .policy.cascade_fit import fit_cascade
 from .policy.latency import LatencyTable, measure_latency
 from .policy.load import LoadController
+from .policy.plan import Plan
+from .policy.planner import make_plan
 from .preprocessing import Preprocessing
 from .session import Session
 
@@ -25,6 +27,7 @@ __all__ = [
     'LatencyTable',
     'LoadController',
     'ModelInfo',
+    'Plan',
     'Preprocessing',
     'Session',
     'choose_crops',
@@ -32,6 +35,7 @@ __all__ = [
     'evaluate_session',
     'extract_onnx',
     'fit_cascade',
+    'make_plan',
     'measure_latency',
     'read_info',
     'read_model',

@@ -4,7 +4,7 @@ import os
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Dict, Iterable, Mapping, NoReturn, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Mapping, NoReturn, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from .networks import Networks
 from .preprocessing import Preprocessing, is_ready
 from .quantize import QuantisedFile
 from .sources import ExportedFile, Source, is_torch_model, open_source
+
+if TYPE_CHECKING:
+    from .planned import PlannedSession
 
 __all__ = ['MEMORY', 'NotFiniteError', 'Session']
 
@@ -130,6 +133,40 @@ class Session:
         plain = (lambda resolution: source.graph()) if one_network else source.network
         self._networks = Networks(self._engine, plain, one_network, max_networks)
         self.latency_table: Any = None  # of the last set_budget that measured
+
+    @classmethod
+    def from_plan(
+            cls,
+            plan: Any,
+            ms: Optional[float] = None,
+            *,
+            fps: Optional[float] = None,
+            madds: Optional[float] = None,
+            by: str = 'p95',
+            if_none: str = 'error',
+            **options: Any,
+    ) -> 'PlannedSession':
+        """Open the most accurate network of a plan within a budget: its model, engine, precision and size.
+
+        `set_budget` then moves over the whole plan.
+
+        >>> session = Session.from_plan('plan.json', ms=5)  # doctest: +SKIP
+        >>> session.set_budget(ms=3)                        # doctest: +SKIP
+
+        Args:
+            plan: a `Plan`, or the file of one, such as 'rs-timm plan' writes.
+            ms, fps, madds, by, if_none: as of `Plan.choose`; without a limit, the most accurate of all.
+            options: of the sessions: draft, max_networks, max_pixels, device_options.
+
+        Raises:
+            ValueError: nothing fits (with what the fastest takes), or a model that has changed since.
+            OSError: no such file.
+
+        Warns where the machine or a version is another than the plan's.
+        """
+        from .planned import PlannedSession
+
+        return PlannedSession(plan, ms, fps=fps, madds=madds, by=by, if_none=if_none, **options)
 
     @property
     def info(self) -> ModelInfo:

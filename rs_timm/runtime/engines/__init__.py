@@ -7,7 +7,7 @@ import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Protocol, Tuple
+from typing import Any, Callable, Dict, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def create_engine(
         options: Optional[Mapping[str, Any]] = None,
         cache_dir: Optional[Path] = None,
 ) -> Engine:
-    """The engine `name`, or the first of `ENGINES` that is installed and can do `precision`.
+    """The engine `name`, or the first of `ENGINES` that is installed, can do `precision` and has `device`.
 
     Args:
         name: one of `ENGINES`, or None.
@@ -97,7 +97,10 @@ def create_engine(
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ValueError(f'threads={threads!r}: give a positive whole number, or None to leave it to the engine.')
     if name is None:
-        name = _choose(precision, of_torch)
+        able = _able(precision, of_torch)
+        if device is not None:
+            return _with_device(able, precision, threads, of_torch, device, options, cache_dir)
+        name = able[0]
     if name not in _KINDS:
         raise ValueError(f'engine {name!r} is unknown: choose one of {", ".join(ENGINES)}.')
     kind = _KINDS[name]
@@ -126,11 +129,23 @@ def check_precision(precision: str) -> str:
     return precision
 
 
-def _choose(precision: str, of_torch: bool) -> str:
+def _with_device(names: Sequence[str], precision: str, threads: Any, of_torch: bool, device: str, *rest: Any) -> Engine:
+    """The first of the engines that has the device."""
+    reasons = []
+    for name in names:
+        try:
+            return create_engine(name, precision, threads, of_torch, device, *rest)
+        except ValueError as error:
+            reasons.append(str(error))
+    raise ValueError(' '.join(reasons))
+
+
+def _able(precision: str, of_torch: bool) -> Sequence[str]:
+    """The installed engines that can do the precision."""
     able = [name for name in installed_engines()
             if precision in _KINDS[name].precisions and (of_torch or name != 'torch')]
     if not able:
         raise ImportError(
             f"no engine is installed that runs {'this model' if of_torch else 'an exported file'} in {precision}: "
             f"{_KINDS['openvino'].remedy} (the fastest on a CPU), or {_KINDS['onnxruntime'].remedy}.")
-    return able[0]
+    return able
