@@ -1,9 +1,13 @@
 """The paper's own figures, typed from its tables: ImageNet, in percent, for 224, 192, 160, 128 and 96 pixels.
 
-Nothing here was measured by this project; whatever shows these figures says 'paper'. The tables repeat each other in
-places, and tests/test_benchmarks_published.py checks that they agree.
+Nothing here was measured by this project; whatever shows these figures says 'paper' or 'published'. The tables repeat
+each other in places, and tests/test_benchmarks_published.py checks that they agree. At the end: what others published.
 """
-from typing import Dict, Tuple
+from collections import defaultdict
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+from benchmarks.store import read
 
 Figures = Tuple[float, ...]  # one for each of RESOLUTIONS
 
@@ -127,3 +131,98 @@ ALPHA: Dict[str, Figures] = {
     'resnet50': (0.32, 0.30, 0.23, 0.13, 0.02),
     'mobilenetv2': (0.41, 0.30, 0.19, 0.09, 0.01),
 }
+
+
+# What others have published: top-1 on ImageNet against multiply-adds, from their own tables and files
+
+class Point(NamedTuple):
+    """A network at one cost, as others published it.
+
+    Attributes:
+        network: its name in the source, or the setting of one that switches.
+        weights: the set of weights; points that share it need one network alone.
+        size: pixels; None: the source does not say.
+        madds: millions of multiply-adds of a picture.
+        top1: percent of the pictures of ImageNet's validation set.
+        sources: keys of `SOURCES`: of top1, and of madds.
+    """
+
+    network: str
+    weights: str
+    size: Optional[int]
+    madds: float
+    top1: float
+    sources: Tuple[str, str]
+
+    @property
+    def at(self) -> Tuple[float, float]:
+        """Where the point stands in a picture."""
+        return self.madds, self.top1
+
+
+class Family(NamedTuple):
+    """Points that are drawn as one curve.
+
+    Attributes:
+        switches: one set of weights is run at several costs, by what its authors made for that; else every cost has a
+            network of its own (which may be tested at a second size).
+        about: what has to be known to compare.
+    """
+
+    switches: bool
+    about: str
+
+
+FAMILIES: Dict[str, Family] = {
+    'MutualNet, MobileNetV2': Family(True, 'width and resolution switch together'),
+    'Once-for-All, one network': Family(
+        True, 'sub-networks of a MobileNetV3, searched, not tuned; each needs BatchNorm statistics of its own; one in '
+        'the paper, another in the tutorial'),
+    'ThinkingViT': Family(
+        True, '3, then 6 heads of DeiT, 800 epochs; the cost is a mean over the pictures: what is uncertain after the '
+        'first pass takes the second as well'),
+    'TinyNet': Family(False, ''),
+    'MobileNetV4': Family(False, 'convolutional, ImageNet-1k alone; each at the size of its training and a larger one'),
+    'Once-for-All, tuned': Family(
+        False, 'searched for phones, graphics cards or a number of multiply-adds, then trained on for 25 or 75 epochs; '
+        'those of its table that no other of it beats at as few'),
+    'Once-for-All, ResNet50': Family(False, 'ResNet50D of searched depths and widths'),
+    'CPUBone': Family(False, ''),
+    'BiT-R50x1, distilled': Family(
+        False, 'ResNet50 (version 2, group normalisation), taught by BiT-M R152x2 ("a good teacher is patient")'),
+}
+
+
+def _file(repository: str, commit: str, path: str) -> str:
+    return f'[{repository.split("/")[1]}: {path}](https://github.com/{repository}/blob/{commit}/{path})'
+
+
+_TIMM = 'huggingface/pytorch-image-models', 'aa4b5850c1543fa488abf260f18390eda46cf85d'
+_OFA = 'mit-han-lab/once-for-all', 'f03b2673db313b9167e2a1c2b7a5cad540cc1313'
+
+SOURCES: Dict[str, str] = {
+    'timm_accuracy': _file(*_TIMM, 'results/results-imagenet.csv'),
+    'timm_cost': _file(*_TIMM, 'results/benchmark-infer-amp-nchw-pt291-cu128-4090.csv'),
+    'tinynet': _file('huawei-noah/Efficient-AI-Backbones', 'f90e129b645c3b1684fe07cd361cd557d0ad71f7',
+                     'tinynet_pytorch/readme.md'),
+    'bit': _file('google-research/big_vision', '0127fb6b337ee2a27bf4e54dea79cff176527356',
+                 'big_vision/configs/proj/distill/README.md'),
+    # sizes: run.config of each in github.com/han-cai/files, a7c9bcd525e17404968bc55aa43772bf7e51909e
+    'ofa': _file(*_OFA, 'README.md'),
+    'ofa_tutorial': _file(*_OFA, 'tutorial/ofa.ipynb'),
+    'ofa_paper': 'Cai, Gan, Wang, Zhang, Han: Once-for-All (ICLR 2020), Table 1, "OFA w/ PS"',
+    'mutualnet': _file('taoyang1122/MutualNet', '8588194efe6c8dc59c682fa8087354773518b958', 'README.md'),
+    'thinkingvit': _file('ds-kiel/ThinkingViT', '9254c4950d3159937ad682592d58a2be69708c42', 'README.md'),
+    'cpubone': _file('altair199797/CPUBone', 'ceabbf5b7b7e740fb02ae33be1bbe7b21679d3f7', 'README.md'),
+    'counted': 'counted by `rs_timm.analysis.madds`',
+}
+
+
+def market() -> Dict[str, List[Point]]:
+    """Family -> its points, from the lowest to the highest cost."""
+    found = defaultdict(list)
+    for row in read(Path(__file__).with_name('published_market.csv')):
+        found[row['family']].append(Point(
+            row['network'], row['weights'], int(row['size']) if row['size'] else None, float(row['madds']),
+            float(row['top1']), (row['top1_from'], row['madds_from'])))
+    return {family: sorted(found[family], key=lambda point: point.madds) for family in FAMILIES}

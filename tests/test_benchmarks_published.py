@@ -1,4 +1,7 @@
-"""The paper's tables were typed without a slip, as far as they repeat or imply each other."""
+"""The paper's tables were typed without a slip, as far as they repeat or imply each other; and those of others."""
+import re
+from itertools import combinations
+
 import pytest
 import timm
 
@@ -76,3 +79,47 @@ def test_the_papers_multiply_adds_are_ours_within_two_percent(network):
 def test_alpha_adds_up_to_one():
     for weights in ALPHA.values():
         assert sum(weights) == pytest.approx(1, abs=0.011) and list(weights) == sorted(weights, reverse=True)
+
+
+# What others have published
+
+def test_what_others_published_has_its_sources():
+    market = published.market()
+    points = [point for family in market.values() for point in family]
+    assert all(market.values()) and len({(point.network, point.weights, point.at) for point in points}) == len(points)
+    assert {source for point in points for source in point.sources} == set(published.SOURCES)
+    for key, source in published.SOURCES.items():
+        assert key in ('ofa_paper', 'counted') or re.search(r'github.com/\w[^/]*/[^/]+/blob/[0-9a-f]{40}/', source), key
+
+
+@pytest.mark.parametrize('family', published.FAMILIES)
+def test_costs_of_one_network_grow_with_the_area_and_pay(family):
+    """One architecture at two sizes, to within what is rounded to 10 M, and normalisation that is counted or not."""
+    points = published.market()[family]
+    for a, b in combinations(points, 2):
+        if a.network == b.network and a.size != b.size or family.startswith('BiT'):
+            ratio, slack = (b.size / a.size) ** 2, 0.05 * b.madds + 5
+            assert b.madds == pytest.approx(ratio * a.madds, abs=slack + 5 * ratio), (a, b)
+        if a.weights == b.weights or family == 'Once-for-All, tuned':
+            assert a.madds < b.madds and a.top1 < b.top1, (a, b)
+
+
+def test_names_of_networks_repeat_their_figures():
+    """Sizes and costs in the names that the sources use."""
+    market = published.market()
+    for point in market['Once-for-All, ResNet50']:
+        assert point.madds == 100 * int(point.network[-2:])
+    assert [point.madds for point in market['Once-for-All, tuned'] if point.network.endswith('M')] == [
+        float(point.network[4:-1]) for point in market['Once-for-All, tuned'] if point.network.endswith('M')]
+    assert all(point.network == f'R50x1_{point.size}' for point in market['BiT-R50x1, distilled'])
+    for weights in {point.weights for point in market['MobileNetV4']}:
+        sizes = [point.size for point in market['MobileNetV4'] if point.weights == weights]
+        assert f'_r{sizes[0]}_' in weights and len(sizes) == 2
+
+
+@pytest.mark.parametrize('family, index, name', [
+    ('TinyNet', 0, 'tinynet_e'), ('BiT-R50x1, distilled', 0, 'resnetv2_50x1_bit')])
+def test_multiply_adds_of_others_are_those_of_their_networks(family, index, name):
+    point = published.market()[family][index]
+    found = madds(timm.create_model(name, device='meta'), point.size) / 1e6
+    assert found == pytest.approx(point.madds, abs=0.5)

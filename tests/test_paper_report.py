@@ -17,7 +17,7 @@ from benchmarks.paper import curves, pictures
 from benchmarks.paper.samples import PAPER_PRESETS, load, madds_of
 from benchmarks.paper.sections import SECTIONS, pilot_choice, pilot_samples
 from benchmarks.presets import PRESETS
-from benchmarks.published import MADDS, TABLE_1, TABLE_2
+from benchmarks.published import FAMILIES, MADDS, RESOLUTIONS, TABLE_1, TABLE_2, TABLE_4, TOP1, market
 from benchmarks.runs import jobs, runs, settings
 from benchmarks.store import RUNS, save_figure
 
@@ -315,7 +315,8 @@ def test_a_preset_of_imagenet_is_shown_when_it_has_rows(section, tmp_path):
     assert 'imagenet_' not in section(tmp_path, 'paper_table2')
     write_preset(tmp_path, 'imagenet_resnet50', ['table2'], seed=0)
     for name in SECTIONS:
-        if name not in ('paper', 'paper_ladder', 'paper_pilot', 'paper_rates', 'paper_table3', 'paper_table7'):
+        if name not in ('paper', 'paper_ladder', 'paper_market', 'paper_pilot', 'paper_rates', 'paper_table3',
+                        'paper_table7'):
             assert 'imagenet_resnet50' in section(tmp_path, name) and 'mobilenetv2 on' in section(
                 tmp_path, 'paper_figure4')
     theirs = tables(section(tmp_path, 'paper_table2'))[-2]
@@ -412,13 +413,50 @@ def test_curves_that_nobody_measured_are_named(tmp_path):
 def test_what_is_published_is_marked(whole):
     found = pictures.drawable(whole)
     for stem in ('paper_figure1_small', 'paper_figure4_small'):
-        ours, theirs = found[stem]().axes
+        ours, theirs, *others = found[stem]().axes
+        assert all(panel.get_title().startswith('PUBLISHED, not measured here') for panel in others)
         assert theirs.get_title().startswith('PUBLISHED, not measured here') and ours.get_title() == 'measured'
         assert theirs.get_facecolor() != ours.get_facecolor()
     labels = found['paper_figure1_small']().axes[1].get_legend_handles_labels()[1]
     assert {'ResNet18, RS-Net', 'ResNet50, I-Nets', 'MobileNetV2, RS-Net', 'S-MobileNetV2', 'US-MobileNetV2'} <= set(
         labels)
     assert any('published' in label for label in found['paper_alpha_small']().axes[0].get_legend_handles_labels()[1])
+
+
+def test_points_of_others_are_drawn_as_what_they_are(whole):
+    """Filled: one network for the whole line; hollow: one for each cost."""
+    panel = pictures.drawable(whole)['paper_figure1_small']().axes[2]
+    drawn = {at: line.get_markerfacecolor() for line in panel.lines if line.get_linestyle() == '-'
+             for at in zip(line.get_xdata(), line.get_ydata())}
+    for name, points in market().items():
+        assert {drawn[point.at] == 'white' for point in points} == {not FAMILIES[name].switches}
+    for network in TABLE_2:
+        assert set(zip(MADDS[network], TOP1[network]['rs_net'])) <= set(drawn)
+    assert {text.get_text() for text in panel.texts} >= set(FAMILIES)
+
+
+def test_what_is_said_of_others_follows_from_their_points(section):
+    """The words are fixed, the figures are computed: here both from the points alone."""
+    words = section(report.ROOT, 'paper_market')
+    table, _ = tables(words)
+    single = [point for name, family in FAMILIES.items() if not family.switches for point in market()[name]]
+    for network, label in (('resnet50', 'ResNet50'), ('resnet18', 'ResNet18'), ('mobilenetv2', 'MobileNetV2')):
+        behind = []
+        for size, cost, ours in zip(RESOLUTIONS, MADDS[network], TOP1[network]['rs_net']):
+            other = max(point.top1 for point in single if point.madds <= 1.05 * cost)
+            behind.append(other - ours)
+            cell = table[f'{label}, {size} px']['best single network']
+            assert f': {other:.1f} ({ours - other:.1f})' in cell
+        assert min(behind) > 0  # "behind at every size"
+        assert f'of {label} by {min(behind):.1f} to {max(behind):.1f} points' in words
+    rs_nets = dict(zip(MADDS['mobilenetv2'], TOP1['mobilenetv2']['rs_net']))
+    for method in ('S-MobileNetV2', 'US-MobileNetV2'):  # "leads"
+        assert all(max(ours for madds, ours in rs_nets.items() if madds <= 1.05 * cost) > theirs
+                   for cost, theirs in TABLE_4[method])
+    mutual = {point.madds: point.top1 for point in market()['MutualNet, MobileNetV2']}
+    for size, cost in ((192, 221), (160, 154)):
+        assert f'{rs_nets[cost] - mutual[cost]:+.1f} at {size} px' in words
+    assert 'are ahead with as many multiply-adds, of ResNet50 by' in section(report.ROOT, 'paper')
 
 
 def test_the_curves_are_those_of_the_table(whole):

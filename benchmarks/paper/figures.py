@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks import published
+from benchmarks.paper import market
 from benchmarks.paper.curves import INTERPOLATIONS, LADDER, Curve, dense, figure_1, figure_4, ladder
 from benchmarks.paper.samples import COLUMNS_2, COLUMNS_4, Results, Sample, madds_of, titles
 from benchmarks.store import NOT_MEASURED, RUNS
@@ -80,10 +81,14 @@ _SLIMMABLE = {'S-MobileNetV2': ('x', 'black'), 'US-MobileNetV2': ('+', '#0050d0'
 
 
 def draw_figure_1(results: Results) -> Figure:
-    """Top-1 against multiply-adds: ours, and the paper's own curves with the slimmable networks of its Table 4."""
+    """Top-1 against multiply-adds: ours, and the paper's own curves with the slimmable networks of its Table 4.
+
+    Below them the paper's RS-Nets among what others have published.
+    """
     curves = figure_1(results)
-    figure = Figure(figsize=(10.5, 5.2), layout='constrained')
-    ours, theirs = figure.subplots(1, 2)
+    figure = Figure(figsize=(10.5, 10.8), layout='constrained')
+    panels = figure.subplot_mosaic([['ours', 'theirs'], ['market', 'market']], height_ratios=(1, 1.25))
+    ours, theirs, others = panels.values()
     for label, points in curves.items():
         style = dict(linestyle='--', marker='s') if label == 'I-Nets' else {}
         curve(ours, {madds_of(results.preset, size): sample for size, sample in points.items()}, label, **style)
@@ -93,7 +98,10 @@ def draw_figure_1(results: Results) -> Figure:
     legend_below(ours)
     _published_curves(theirs)
     legend_below(theirs)
-    for axes in (ours, theirs):
+    market.draw(others, PAPER_GROUND)
+    _log_costs(others, [20, 50, 100, 200, 500, 1000, 2000, 5000])
+    as_published(others, 'RS-Nets of the paper and networks of others on ImageNet')
+    for axes in panels.values():
         axes.set(xlabel='million multiply-adds of a picture', ylabel='top-1, %')
         axes.grid(alpha=0.3)
     caption(figure, results, 'Accuracy against multiply-adds: one network at several resolutions')
@@ -120,10 +128,14 @@ def _published_curves(axes: Axes) -> None:
     for method, (marker, colour) in _SLIMMABLE.items():
         name = method if 'MobileNetV2' in method else f'MobileNetV2, {method}'
         axes.plot(*zip(*published.TABLE_4[method]), marker, color=colour, markersize=8, label=name)
-    axes.set_xscale('log')
-    axes.set_xticks([50, 100, 200, 500, 1000, 2000, 4000], ['50', '100', '200', '500', '1000', '2000', '4000'])
-    axes.minorticks_off()
+    _log_costs(axes, [50, 100, 200, 500, 1000, 2000, 4000])
     as_published(axes, 'the paper on ImageNet, 224 to 96 px; slimmable: its Table 4')
+
+
+def _log_costs(axes: Axes, ticks: Sequence[int]) -> None:
+    axes.set_xscale('log')
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
 
 
 def draw_figure_4(results: Results) -> Figure:

@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Callable, Dict, List, Optional
 
 from benchmarks import environment, published
-from benchmarks.paper import pictures, tables
+from benchmarks.paper import market, pictures, tables
 from benchmarks.paper.curves import (
     BASES,
     CROPS,
@@ -268,10 +268,12 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'paper': _section(
         lambda results: tables.comparison(results, COLUMNS_2, madds=True),
         _picture('figure1', _FROM_ROOT),
+        market.in_short,
         lambda _: "All tables and figures, the paper's beside them, and the runs behind them: "
                   '[docs/paper.md](docs/paper.md).',
         preset='small'),
     'paper_table2': _section(_picture('figure1'), tables.table_2),
+    'paper_market': market.summary,
     'paper_figure4': _section(_picture('figure4'), tables.figure_4_table),
     'paper_dense': _section(_picture('dense'), tables.measured_on, tables.dense_table),
     'paper_table1': _section(tables.table_1),
