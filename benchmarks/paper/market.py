@@ -135,7 +135,7 @@ def _lead_table() -> str:
 
     rows = [[f'{NAMES[lead.network]}, {lead.size} px', f'{lead.madds:.0f}', f'{lead.top1:.1f}',
              cell(lead.top1, lead.switching), cell(lead.top1, lead.single)] for lead in leads()]
-    return ('**Published**, nothing of it measured here: top-1 in percent on ImageNet of the RS-Nets of the paper, and '
+    return ('**Published**, not measured here: top-1 in percent on ImageNet of the RS-Nets of the paper, and '
             f'of the best of others with at most as many multiply-adds (up to {100 * (TIE - 1):.0f} % more count as '
             'equal: counters differ); in brackets how far the RS-Net is ahead.\n\n'
             + markdown(['RS-Net', 'MAdds, M', 'top-1', 'best of what switches', 'best single network'], rows))
