@@ -7,28 +7,37 @@ at the fixed largest and at the fixed smallest size, and to a plain server: Fast
 at the largest size, no queue and no controller. All share one machine with the client; latency counts from the planned
 time, in the client. Counted are answers in time and right, late ones, refusals (503), and whatever got no answer.
 
+With --replicas N: two or more processes of Ray Serve on this machine, at half of what they carry, and one of them is
+killed on the way. Printed, not kept.
+
 HTTP's own price: photographs of 100 kB, one after the other, to the server and to a session in this process, in turns.
 
-    python -m benchmarks.serving --data DIR [--model rs_efficientnet_lite0] [--seconds 6] [--rounds 2]
+    python -m benchmarks.serving --data DIR [--model rs_efficientnet_lite0] [--seconds 6] [--rounds 2] [--replicas 2]
 
 DIR holds val/CLASS/*. Needs aiohttp, which tritonclient[http] brings. About six minutes.
 """
 import argparse
 import asyncio
 import io
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.load_curve import arrivals, p95
-from benchmarks.runtime.networks import labelled, measure_one, parser_of_one
+from benchmarks.runtime.networks import labelled, load, measure_one, parser_of_one
+from benchmarks.timing import seconds
 from rs_timm.runtime import Session
 from rs_timm.serving.queue import probabilities
 
@@ -201,14 +210,59 @@ def plain_server(file: str, engine: str, precision: str, threads: int) -> None:
         uvicorn.Server(uvicorn.Config(app, log_level='warning')).run(sockets=[listener])
 
 
+def _replicas(session: Session, args: argparse.Namespace) -> None:
+    """Kill one of several replicas while requests come, and print what became of them, second by second."""
+    from ray import serve
+
+    from rs_timm.predict.on_ray import connected
+    from rs_timm.serving import deployment
+
+    files, targets = labelled(args.data / 'val', session.info.label_names, args.pictures)
+    bodies, deadline = [file.read_bytes() for file in files], args.deadline or 1000.
+    with connected():
+        serve.start(http_options=dict(host='127.0.0.1', port=8321), logging_config=dict(log_level='ERROR'))
+        serve.run(deployment(session.source.path, args.replicas, threads=args.threads,  # type: ignore[attr-defined]
+                             session=dict(engine=args.engine, precision=session.precision)), route_prefix='/')
+        policy = Policy('Ray Serve', 'http://127.0.0.1:8321')
+        carried = asyncio.run(capacity(policy, bodies, args.seconds))
+        rate = carried / 2.
+        planned = arrivals(lambda t: rate, rate, 4. * args.seconds, args.seed)
+        order = np.random.default_rng(args.seed).integers(0, len(bodies), len(planned))
+        before = _replica_processes()
+        print(f'# {args.replicas} replicas carry {carried:.1f} a second; processes {sorted(before)}', flush=True)
+        killer = threading.Timer(args.seconds, lambda: os.kill(min(before), signal.SIGKILL))
+        killer.start()
+        outcomes = asyncio.run(open_loop(policy, planned, [bodies[i] for i in order], deadline))
+        for second in range(int(4 * args.seconds)):
+            part = [index for index, due in enumerate(planned) if second <= due < second + 1]
+            if part:
+                print(second, row_of([outcomes[i] for i in part], targets[order[part]], deadline))
+        print('all', row_of(outcomes, targets[order], deadline), {outcome.status for outcome in outcomes})
+        print(f'# processes afterwards {sorted(_replica_processes())}')
+        serve.shutdown()
+
+
+def _replica_processes() -> Set[int]:
+    """Of Ray Serve's replicas on this machine."""
+    found = set()
+    for process in Path('/proc').glob('[0-9]*'):
+        with suppress(OSError):
+            if process.joinpath('cmdline').read_bytes().startswith(b'ray::ServeReplica:'):
+                found.add(int(process.name))
+    return found
+
+
 def _compare(session: Session, args: argparse.Namespace) -> Rows:
     files, targets = labelled(args.data / 'val', session.info.label_names, args.pictures)
     bodies = [file.read_bytes() for file in files]
     file = str(session.source.path)  # type: ignore[attr-defined]
     largest, smallest = session.resolutions[0], session.resolutions[-1]
     session.prepare([largest])
+    times = [seconds(lambda body=body: session(body, largest)) for body in bodies[:50]]  # type: ignore[misc]
+    deadline = args.deadline or 1e4 * float(np.median(times))
+    print(f'# {largest} px takes {1e3 * np.median(times):.1f} ms in process; deadline {deadline:.1f} ms', flush=True)
     options = dict(engine=args.engine, precision=session.precision, threads=str(args.threads))
-    ours = ('rs_timm', 'serve', file, '--port', '0', '--target-ms', f'{args.target * args.deadline:g}',
+    ours = ('rs_timm', 'serve', file, '--port', '0', '--target-ms', f'{args.target * deadline:g}',
             *(word for name, value in options.items() for word in (f'--{name}', value)))
     with server(*ours) as url, server('benchmarks.serving', '--plain', file, *options.values()) as plain:
         fixed = Policy(f'fixed {largest} px', url, f'&size={largest}')
@@ -229,12 +283,12 @@ def _compare(session: Session, args: argparse.Namespace) -> Rows:
                 order = np.random.default_rng(args.seed + turn).integers(0, len(bodies), len(planned))
                 asked[load] += order.tolist()
                 for policy in policies[::-1] if turn % 2 else policies:
-                    got = asyncio.run(open_loop(policy, planned, [bodies[i] for i in order], args.deadline))
+                    got = asyncio.run(open_loop(policy, planned, [bodies[i] for i in order], deadline))
                     outcomes.setdefault((policy.name, load), []).extend(got)
-                    print(f'{load:4g} times, {policy.name:15}', row_of(got, targets[order], args.deadline), flush=True)
+                    print(f'{load:4g} times, {policy.name:15}', row_of(got, targets[order], deadline), flush=True)
     for (name, load), got in outcomes.items():
-        rows.append(dict(question='load', policy=name, load=load, **row_of(got, targets[asked[load]], args.deadline)))
-    common = dict(capacity=carried, deadline_ms=args.deadline, seconds=args.seconds, rounds=args.rounds, seed=args.seed)
+        rows.append(dict(question='load', policy=name, load=load, **row_of(got, targets[asked[load]], deadline)))
+    common = dict(capacity=carried, deadline_ms=deadline, seconds=args.seconds, rounds=args.rounds, seed=args.seed)
     return [dict(row, **common) for row in rows]
 
 
@@ -243,13 +297,20 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument('--seconds', type=float, default=6., help='of each load')
     parser.add_argument('--rounds', type=int, default=2, help='of all loads')
     parser.add_argument('--loads', type=float, nargs='+', default=[0.5, 1., 2., 3.], help='times what 224 px carries')
-    parser.add_argument('--deadline', type=float, default=100., help='ms')
+    parser.add_argument('--deadline', type=float, help='ms (default: ten times a picture at the largest size)')
+    parser.add_argument('--replicas', type=int, metavar='N', help='kill one of N replicas instead')
     parser.add_argument('--target', type=float, default=0.5, help="the server's p95, of the deadline")
     parser.add_argument('--pictures', type=int, default=500, help='different ones')
     parser.add_argument('--calls', type=int, default=200, help="for HTTP's own price")
     parser.add_argument('--seed', type=int, default=0)
     parser.set_defaults(model='rs_efficientnet_lite0', threads=1)
-    measure_one(parser.parse_args(arguments), _compare)
+    args = parser.parse_args(arguments)
+    if args.replicas is None:
+        measure_one(args, _compare)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        network = load(args.model, Path(folder))
+        _replicas(Session(network.file, args.engine, args.precision, args.threads), args)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """One .pte file: each method is the network at its resolution, and all share one copy of the weights."""
 import json
+import re
 
 import pytest
 import timm
@@ -8,9 +9,11 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 import rs_timm
+from rs_timm import cli
+from rs_timm.commands.arguments import ModelSource
 
 pytest.importorskip('executorch')
-from rs_timm.export.executorch import export_executorch, method_name  # noqa: E402
+from rs_timm.export.executorch import export_executorch, method_name, open_method  # noqa: E402
 
 SIZES = (64, 48, 40)  # 40: outside, the nearest set
 
@@ -74,6 +77,21 @@ def test_the_weights_are_stored_once(model, files):
     """Three methods differ from one in affine parameters and code, not in a copy of the weights."""
     weights = 4 * sum(p.numel() for p in rs_timm.extract(model, 64).parameters())
     assert files[3].stat().st_size < files[1].stat().st_size + 0.2 * weights
+
+
+def test_the_command_compares_each_method_and_times_it_beside_a_folded_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ModelSource, 'load', lambda self: rs_timm.convert_switchable_bn(Small(), (40,)).eval())
+    assert cli.main(['export', 'small', str(tmp_path / 'small.pte'), '--latency']) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.startswith(f'{tmp_path}/small.pte: ') and head.endswith('1 methods')
+    said = re.fullmatch(r' *forward_40 +(\S+) ms, (\S+) times a folded one \(\S+ MB\) +differs from PyTorch by at most '
+                        r'(\S+) of the largest output', row)
+    assert said and float(said[1]) > 0 and float(said[2]) > 0 and float(said[3]) <= 1e-4
+
+
+def test_a_method_that_the_file_has_not(files):
+    with pytest.raises(ValueError, match='no forward_32, but forward_64'):
+        open_method(files[1], 32)
 
 
 def test_what_is_no_pte_or_no_switchable_network_is_refused(model, tmp_path):

@@ -25,7 +25,7 @@ ALLOWED = {
     'format': {'atomic', 'crops', 'interpolation', 'resolutions'},
     'runtime': {'atomic', 'crops', 'export', 'format', 'layers', 'resolutions', 'pictures'},  # of torch models
     'predict': {'atomic', 'format', 'pictures', 'resolutions', 'runtime'},
-    'serving': {'rs_timm', 'crops', 'format', 'pictures', 'runtime'},
+    'serving': {'rs_timm', 'crops', 'format', 'pictures', 'predict', 'runtime'},
     'loss': set(),
     'evaluation': {'layers', 'loss', 'segmentation'},
     'data': {'crops', 'pictures'},

@@ -1,12 +1,16 @@
 """rs-timm export: one file with all BatchNorm sets, for ONNX, Triton or ExecuTorch, or one plain file a resolution."""
 import argparse
 import os
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any, Dict, Iterable, List
 
 from rs_timm.export import export_onnx, max_difference, split_onnx
 from rs_timm.format.graph import extract_onnx, read_info, read_model
+from rs_timm.layers import get_resolutions
 
 from .arguments import add_model_arguments, add_old_name, check_free, model_source, positive_int
 from .shell import FAILED, bar, report, watched
@@ -31,6 +35,8 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--choice', choices=('shape', 'input'), default='shape',
                         help="what chooses the set in the file: the images' shape (default), or a second input, "
                              'resolution')
+    parser.add_argument('--latency', action='store_true',
+                        help='of a .pte file, time each method here beside a program of its own: a minute more')
     parser.add_argument('--opset', type=int, default=17, metavar='N', help='of ONNX, 13 to 20 (default: 17)')
     parser.add_argument('--force', action='store_true', help='replace what is there')
     parser.set_defaults(run=run)
@@ -41,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError('--choice input: plain files (--plain) have nothing to choose.')
     if (args.out is None) == (args.triton_repository is None):
         raise ValueError('name either the file to write, such as NAME.onnx, or --triton-repository DIR.')
+    if args.latency and not str(args.out).endswith('.pte'):
+        raise ValueError('--latency is for a .pte file; rs-timm bench times what an engine runs.')
     if args.out is None:
         return _export_triton(args)
     out = Path(args.out)
@@ -49,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if out.suffix == '.pte':
         if args.plain is not None or args.choice == 'input':
             raise ValueError(f'{out}: --plain and --choice are for ONNX; a .pte file has a method for each size.')
-        return _export_phone(model_source(args).load(), out)
+        return _export_phone(model_source(args).load(), out, args.latency)
     model = model_source(args).load()
     sizes = args.plain or model.resolutions
     if args.plain is not None:
@@ -84,6 +92,10 @@ def _compare(model: Any, files: Iterable[Path], random_weights: bool) -> int:
     differences = [difference for file in files for difference in _describe(model, file, compare)]
     if not compare:
         report("not compared with PyTorch: that needs pip install 'rs_timm[onnxruntime]'")
+    return _status(differences)
+
+
+def _status(differences: Iterable[float]) -> int:
     wrong = [difference for difference in differences if not difference <= _TOLERANCE]  # nan is wrong, too
     if wrong:
         report(f'error: the file differs from PyTorch by {wrong[0]:.1e} of the largest output.')
@@ -91,13 +103,40 @@ def _compare(model: Any, files: Iterable[Path], random_weights: bool) -> int:
     return 0
 
 
-def _export_phone(model: Any, out: Path) -> int:
-    from rs_timm.export.executorch import export_executorch, method_name  # loads ExecuTorch: seconds
+def _export_phone(model: Any, out: Path, latency: bool) -> int:
+    from rs_timm.export.executorch import export_executorch, method_difference, method_name  # loads ExecuTorch: seconds
 
     with bar(None, 'file', 'export'):
-        file = export_executorch(model, out)
-    print(f'{file}: {os.path.getsize(file) / 1e6:.1f} MB, methods {", ".join(map(method_name, model.resolutions))}')
-    return 0
+        export_executorch(model, out)
+    print(f'{out}: {os.path.getsize(out) / 1e6:.2f} MB, {len(get_resolutions(model))} methods')
+    differences = []
+    for size in watched(get_resolutions(model), 'method', 'compare'):
+        differences.append(method_difference(model, out, size))
+        times = _latency(model, out, size) if latency else ''
+        print(f'{method_name(size):>14}{times}   differs from PyTorch by at most {differences[-1]:.1e} of the largest '
+              'output')
+    return _status(differences)
+
+
+def _latency(model: Any, out: Path, size: int, rounds: int = 15) -> str:
+    """Milliseconds of a method, and of a program of this size alone with folded BatchNorm, in turns."""
+    import torch
+
+    from rs_timm.export.executorch import export_executorch, open_method
+    from rs_timm.export.network import model_info
+
+    with tempfile.TemporaryDirectory() as folder:
+        alone = export_executorch(model, Path(folder, 'alone.pte'), sizes=[size], fold=True)
+        images = torch.zeros(1, model_info(model).channels, size, size)
+        times: Dict[Any, List[float]] = {open_method(file, size): [] for file in (out, alone)}
+        for _ in range(rounds + 1):
+            for method, taken in times.items():
+                start = perf_counter()
+                for _ in range(3):
+                    method(images)
+                taken.append((perf_counter() - start) / 3e-3)
+        ours, folded = (median(taken[1:]) for taken in times.values())
+        return f' {ours:8.2f} ms, {ours / folded:.2f} times a folded one ({os.path.getsize(alone) / 1e6:.2f} MB)'
 
 
 def _describe(model: Any, file: Path, compare: bool) -> List[float]:

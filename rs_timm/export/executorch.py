@@ -10,7 +10,7 @@ import warnings
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Union
 
 import torch
 from timm.utils import unwrap_model
@@ -22,8 +22,9 @@ from rs_timm.layers import extract, get_resolutions
 from rs_timm.resolutions import check_resolutions
 
 from .network import default_torch_state, model_info
+from .onnx_file import answers, relative_difference
 
-__all__ = ['export_executorch', 'method_name']
+__all__ = ['export_executorch', 'method_difference', 'method_name', 'open_method']
 
 DESCRIPTION = 'rs_timm'  # a method without inputs that gives the JSON of `rs_timm.format.info.ModelInfo`
 
@@ -34,6 +35,7 @@ def export_executorch(
         *,
         sizes: Optional[Sequence[int]] = None,
         metadata: Optional[Mapping[str, Any]] = None,
+        fold: bool = False,
 ) -> Path:
     """Write `model` as one .pte file with a method `forward_224`, ... for each resolution; needs `rs_timm[executorch]`.
 
@@ -46,6 +48,8 @@ def export_executorch(
         path: NAME.pte; written as a whole or not at all.
         sizes: resolutions in pixels, trained or interpolated; None: all that have a set.
         metadata: entries of the description to replace, as in `export_onnx`.
+        fold: leave it to XNNPACK to fold each BatchNorm into its convolution: a little faster, but every size then has
+            a copy of all weights of its own. For a file of one size.
 
     Raises:
         ImportError: ExecuTorch is not installed.
@@ -63,7 +67,7 @@ def export_executorch(
         model = unwrap_model(model)
         sizes = check_resolutions(get_resolutions(model) if sizes is None else sizes)
         info = model_info(model).replace(**(metadata or {}))
-        methods = {method_name(size): _program(model, size, info.channels) for size in sizes}
+        methods = {method_name(size): _program(model, size, info.channels, fold) for size in sizes}
         constants = {DESCRIPTION: info.to_json(), 'resolutions': list(sizes)}
         try:
             program = to_edge_transform_and_lower(
@@ -85,6 +89,32 @@ def method_name(size: int) -> str:
     return f'forward_{size}'
 
 
+def open_method(file: Union[str, 'PathLike[str]'], size: int) -> Callable[[torch.Tensor], List[torch.Tensor]]:
+    """The method of a .pte file for a resolution: images [1, C, r, r] -> tensors, in ExecuTorch's runtime for Python.
+
+    Raises:
+        ImportError: ExecuTorch is not installed.
+        ValueError: the file has no such method.
+    """
+    with _quiet():
+        try:
+            from executorch.runtime import Runtime
+        except ImportError as error:
+            raise ImportError(f"a .pte file needs ExecuTorch: pip install 'rs_timm[executorch]' ({error}).") from error
+        program = Runtime.get().load_program(Path(file))
+        name = method_name(size)
+        if name not in program.method_names:
+            raise ValueError(f'{file} has no {name}, but {", ".join(sorted(program.method_names))}.')
+        method = program.load_method(name)
+    return lambda images: list(method.execute([images]))
+
+
+def method_difference(model: nn.Module, file: Union[str, 'PathLike[str]'], size: int) -> float:
+    """The largest difference between a method of `file` and `model` in torch, as `rs_timm.export.max_difference`."""
+    images, expected = answers(model, size, 1, model_info(model).channels)
+    return relative_difference(expected, open_method(file, size)(images))
+
+
 class _Affine(nn.Module):
     """BatchNorm in evaluation as a scale and a shift of each channel, and what timm puts behind it in one module."""
 
@@ -102,10 +132,10 @@ class _Affine(nn.Module):
         return self.act(x * self.scale + self.shift)
 
 
-def _program(model: nn.Module, size: int, channels: int) -> Any:
+def _program(model: nn.Module, size: int, channels: int, fold: bool) -> Any:
     plain = extract(model, size).cpu().float().eval().requires_grad_(False)
     for name, module in list(plain.named_modules()):
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm) and not fold:
             plain.set_submodule(name, _Affine(module))
     try:
         return torch.export.export(plain, (torch.zeros(1, channels, size, size),))

@@ -2,7 +2,7 @@
 import math
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Dict, Iterable, Mapping, Optional, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 import torch
 from timm.utils import unwrap_model
@@ -170,15 +170,26 @@ def max_difference(model: nn.Module, file: _Path, resolution: int, batch: int = 
     except ImportError as error:
         raise ImportError("the check needs ONNX Runtime: pip install 'rs_timm[onnxruntime]'.") from error
     info = read_info(file)
-    with default_torch_state(), use_resolution(model, None):
-        images = torch.randn(batch, info.channels, resolution, resolution, generator=torch.Generator().manual_seed(0))
-        outputs = unwrap_model(model)(images)
+    images, expected = answers(model, resolution, batch, info.channels)
     feeds: Dict[str, Any] = {IMAGES: images.numpy()}
     if info.choice == 'input':
         feeds['resolution'] = torch.tensor(float(resolution), dtype=torch.float32).numpy()
     session = onnxruntime.InferenceSession(fspath(file), providers=['CPUExecutionProvider'])
-    expected = [outputs] if isinstance(outputs, torch.Tensor) else list(
-        outputs.values() if isinstance(outputs, dict) else outputs)
-    pairs = zip(expected, map(torch.from_numpy, session.run(None, feeds)), strict=True)
-    differences = [((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs]
+    return relative_difference(expected, map(torch.from_numpy, session.run(None, feeds)))
+
+
+def answers(model: nn.Module, resolution: int, batch: int, channels: int) -> Tuple[torch.Tensor, List[torch.Tensor]]:
+    """Random images of a resolution, and what `model` gives for them while it follows its input."""
+    with default_torch_state(), use_resolution(model, None):
+        images = torch.randn(batch, channels, resolution, resolution, generator=torch.Generator().manual_seed(0))
+        outputs = unwrap_model(model)(images)
+    if isinstance(outputs, torch.Tensor):
+        return images, [outputs]
+    return images, list(outputs.values() if isinstance(outputs, dict) else outputs)
+
+
+def relative_difference(expected: Iterable[torch.Tensor], outputs: Iterable[torch.Tensor]) -> float:
+    """The largest difference of tensors in proportion to the largest value of each; infinite for what is no number."""
+    differences = [((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item()
+                   for a, b in zip(expected, outputs, strict=True)]
     return max(difference if math.isfinite(difference) else math.inf for difference in differences)
