@@ -99,7 +99,7 @@ def test_a_plan_comes_back_as_it_was_wherever_its_folder_goes(tmp_path):
     here = tmp_path / 'here'
     here.mkdir()
     models = {'tiny': PlannedModel(str(here / 'tiny.onnx'), 64 * 'a')}
-    gone = DroppedPoint('tiny', 'openvino', 'bfloat16', 48, 2., 55.5, 50, 'another')
+    gone = DroppedPoint('tiny', 'openvino', 'bfloat16', 48, 2., 3., 55.5, 50, 'another')
     plan = plan_of(point(1., 50., precision='int8'), point(2., 60., cascade=fit), dropped=(gone,), models=models,
                    networks=str(here / 'networks'), measure='agreement', reference='the best', threads=2)
     plan.save(here / 'plan.json')

@@ -24,10 +24,10 @@ class Clock:
 class Known:
     """A session whose answers are in a table, and whose calls take so many milliseconds; a picture is its position."""
 
-    def __init__(self, clock, answers, ms, unreadable=(), fails_at=None):
+    def __init__(self, clock, answers, ms, unreadable=(), fails_at=None, margin=1.):
         self.clock, self.answers, self.ms = clock, answers, ms
         self.unreadable, self.fails_at, self.calls = set(unreadable), fails_at, []
-        self.preprocessing = self
+        self.preprocessing, self.margin = self, margin
 
     def preprocess(self, pictures, size):
         for picture in pictures:
@@ -42,7 +42,7 @@ class Known:
         self.calls.append(int(picture))
         # longer every other time, so that the interval of the median is more than a point
         self.clock.now += int(1e6 * self.ms * (1 + 0.02 * (len(self.calls) % 2)))
-        return np.eye(CLASSES, dtype=np.float32)[[self.answers[picture]]]
+        return self.margin * np.eye(CLASSES, dtype=np.float32)[[self.answers[picture]]]
 
 
 def network(clock, name, right, ms, targets, **options):
@@ -99,6 +99,19 @@ def test_without_a_tolerance_all_are_measured_to_the_end():
     contenders = [network(clock, str(ms), share(count, 90), ms, targets) for ms in (1., 5.)]
     assert not race(contenders, count, targets, clock, tolerance=None).out
     assert [len(contender.answers) for contender in contenders] == [count, count]
+
+
+@pytest.mark.parametrize('margin, same', [(1 + 1e-5, True), (1.1, False)])
+def test_what_computes_the_same_stops_at_once(margin, same):
+    """As the same answers alone do once there are so many that one point is beyond doubt."""
+    clock, count = Clock(), 400
+    targets = targets_of(count)
+    fast, slow = (network(clock, str(ms), share(count, 70), ms, targets, margin=of)
+                  for ms, of in ((1., 1.), (2., margin)))
+    done = race([fast, slow], count, targets, clock)
+    stopped = np.ones(len(slow.answers), bool)
+    assert done.out == [slow] and (len(stopped) == FIRST) == same
+    assert same or advantage(stopped, stopped) <= 1. < advantage(stopped[:FIRST], stopped[:FIRST])
 
 
 def test_nothing_is_lost_by_a_chain_of_replacements():
@@ -206,7 +219,7 @@ def test_a_measurement_that_was_stopped_goes_on(tmp_path):
     assert file.read_bytes() == before and not any(contender.session.calls for contender in third)
 
 
-VISIT_OF = '{"network": "a", "start": 0, "answers": %s, "nanoseconds": %s, "whole": %s}'
+VISIT_OF = '{"network": "a", "start": 0, "answers": %s, "margins": [0.5], "nanoseconds": %s, "whole": %s}'
 
 
 @pytest.mark.parametrize('lines, words', [
@@ -216,7 +229,7 @@ VISIT_OF = '{"network": "a", "start": 0, "answers": %s, "nanoseconds": %s, "whol
     (['[]'], 'line 1 is no JSON object'),
     ([None, '{"network": "a"}'], 'log.jsonl, line 2 lacks start'),
     ([None, VISIT_OF % ('[1]', '[-5]', 9)], 'line 2: 1 answers from picture 0'),
-    ([None, VISIT_OF % ('[1, 2]', '[5]', 9)], 'a time for each picture'),
+    ([None, VISIT_OF % ('[1, 2]', '[5]', 9)], 'a margin and a time for each picture'),
     ([None, VISIT_OF % ('[1]', '[5]', 4)], '4 in all'),
     ([None, VISIT_OF % ('["1"]', '[5]', 9)], r'line 2: answers\.0'),
 ])
@@ -235,7 +248,7 @@ def test_what_is_no_log(tmp_path, lines, words):
 
 
 def test_a_visit_comes_back_as_it_was(tmp_path):
-    visit = Visit('key', 10, (1, BROKEN, 0), (5, 7), 20)
+    visit = Visit('key', 10, (1, BROKEN, 0), (0.25, 1.), (5, 7), 20)
     log = MeasuredLog(tmp_path / 'log.jsonl', {})
     log.add(visit)
     log.close()

@@ -122,11 +122,14 @@ class DroppedPoint(_Network):
     """A network that was not measured to the end: it is slower than another, and hardly more accurate if at all.
 
     Args:
-        p50_ms, accuracy: of the first `pictures`.
+        p50_ms, p95_ms: of the calls that there were: too few for a p95 that one could count on.
+        accuracy: an estimate: that of the other, and the difference of the two on the pictures that both have answered.
+        pictures: that it has answered.
         behind: the name of the other.
     """
 
     p50_ms: float
+    p95_ms: float
     accuracy: float
     pictures: int
     behind: str
@@ -135,8 +138,8 @@ class DroppedPoint(_Network):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0. < self.p50_ms < math.inf:
-            raise ValueError(f'p50_ms {self.p50_ms}: a positive number')
+        if not 0. < self.p50_ms <= self.p95_ms < math.inf:
+            raise ValueError(f'p50_ms {self.p50_ms}, p95_ms {self.p95_ms}: positive numbers, the first the smaller')
 
 
 @dataclass(frozen=True)
@@ -292,11 +295,12 @@ class Plan:
         fronts = {by: self.front(by) for by in BY}
         for point in sorted(self.points, key=lambda point: point.network.p95_ms):
             mark = '*' if point in fronts['p95'] else '+' if point in fronts['mean'] else ' '
-            times = point.network
+            taken = point.network
             lines.append(line(mark, point, (f'{value:.2f}' for value in (
-                times.p50_ms, times.p95_ms, times.p95_high_ms, times.mean_ms))))
+                taken.p50_ms, taken.p95_ms, taken.p95_high_ms, taken.mean_ms))))
         for gone in sorted(self.dropped, key=lambda point: point.p50_ms):
-            lines.append(line(' ', gone, (f'{gone.p50_ms:.2f}', '', '', '')) + f'  behind {gone.behind}')
+            times = (f'{gone.p50_ms:.2f}', f'{gone.p95_ms:.2f}', '', '')
+            lines.append(line(' ', gone, times) + f'  behind {gone.behind}')
         return '\n'.join(lines)
 
 

@@ -22,13 +22,15 @@ class Visit:
         network: its key.
         start: the position of the first picture.
         answers: class of each, or `BROKEN`.
-        nanoseconds: of the call with each picture that could be read.
+        margins: of each picture that could be read, the largest output less the second largest.
+        nanoseconds: of the call with each of them.
         whole: nanoseconds of all that it took, reading and calls that do not count included.
     """
 
     network: str
     start: int
     answers: Tuple[int, ...]
+    margins: Tuple[float, ...]
     nanoseconds: Tuple[int, ...]
     whole: int
 
@@ -36,10 +38,12 @@ class Visit:
 
     def __post_init__(self) -> None:
         readable = sum(answer != BROKEN for answer in self.answers)
-        if self.start < 0 or not self.answers or min(self.answers) < BROKEN or readable != len(self.nanoseconds) or (
-                min(self.nanoseconds, default=0) < 0 or self.whole < sum(self.nanoseconds)):
-            raise ValueError(f'{len(self.answers)} answers from picture {self.start}, {len(self.nanoseconds)} times, '
-                             f'{self.whole} in all: classes, and a time for each picture that was read')
+        if self.start < 0 or not self.answers or min(self.answers) < BROKEN or (
+                {readable} != {len(self.nanoseconds), len(self.margins)}
+                or min((*self.nanoseconds, *self.margins), default=0) < 0 or self.whole < sum(self.nanoseconds)):
+            raise ValueError(f'{len(self.answers)} answers from picture {self.start}, {len(self.margins)} margins, '
+                             f'{len(self.nanoseconds)} times, {self.whole} in all: classes, and a margin and a time '
+                             'for each picture that was read')
 
 
 class MeasuredLog:

@@ -1,4 +1,5 @@
 """A plan as a picture: accuracy against milliseconds, the front drawn in. Needs matplotlib (`rs_timm[plot]`)."""
+import math
 from os import PathLike
 from typing import Any, Dict, List, Optional, Sequence, Union
 
@@ -60,11 +61,13 @@ def plot_plan(
 
 
 def _panel(axis: Any, plan: Plan, by: str, colours: Dict[Any, str]) -> None:
+    from matplotlib.ticker import LogLocator
+
     front = plan.front(by)
     axis.plot([point.milliseconds(by) for point in front], [point.accuracy for point in front], color='0.25',
               linewidth=1.2, zorder=1)
     for gone in plan.dropped:
-        axis.plot([gone.p50_ms], [gone.accuracy], _MARKERS[gone.precision], color='0.8', markersize=5, zorder=0)
+        axis.plot([gone.p95_ms], [gone.accuracy], _MARKERS[gone.precision], color='0.8', markersize=5, zorder=0)
     for point in plan.points:
         colour = colours[point.model, point.engine]
         marker = 'D' if point.cascade else _MARKERS[point.precision]
@@ -73,13 +76,27 @@ def _panel(axis: Any, plan: Plan, by: str, colours: Dict[Any, str]) -> None:
     axis.set_xscale('log')
     axis.set_xlabel(_AXES[by])
     axis.xaxis.set_major_formatter('{x:g}')
+    axis.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     axis.xaxis.set_minor_formatter('{x:g}')
-    axis.tick_params(axis='x', which='minor', labelsize=7)
+    axis.tick_params(axis='x', which='minor', labelsize=8)
     axis.grid(alpha=0.25, which='both')
-    axis.margins(x=0.12, y=0.1)
-    for index, point in enumerate(front):  # labels below and to the right of the line, which rises to the right
-        axis.annotate(_name(plan, point), (point.milliseconds(by), point.accuracy), xytext=(8, -9 - 9 * (index % 2)),
-                      textcoords='offset points', fontsize=7, color='0.15', zorder=4)
+    axis.margins(x=0.15, y=0.12)
+    _labels(axis, plan, front, by)
+
+
+def _labels(axis: Any, plan: Plan, front: Sequence[PlanPoint], by: str) -> None:
+    """Names above and to the left of the line, where no points are; each above the one before."""
+    low, high = min(point.accuracy for point in plan.points), max(point.accuracy for point in plan.points)
+    line = 0.032 * max(1., high - low)  # the height of a line of text in accuracy, about
+    height = -math.inf
+    for point in front:
+        height = max(point.accuracy + 0.4 * line, height + line)
+        shifted = height > point.accuracy + line
+        axis.annotate(
+            _name(plan, point), (point.milliseconds(by), point.accuracy), xycoords='data', fontsize=7, color='0.15',
+            xytext=(point.milliseconds(by) * 0.94, height), textcoords='data', ha='right', va='bottom', zorder=4,
+            arrowprops=dict(arrowstyle='-', color='0.6', linewidth=0.6, shrinkB=3) if shifted else None)
+    axis.set_ylim(top=max(axis.get_ylim()[1], height + 2 * line))
 
 
 def _name(plan: Plan, point: PlanPoint) -> str:
@@ -100,5 +117,5 @@ def _legend(axis: Any, plan: Plan, colours: Dict[Any, str]) -> None:
         handles.append(Line2D([], [], linestyle='none', marker='D', color='0.3', label='cascade'))
     handles.append(Line2D([], [], color='0.25', label='front'))
     if plan.dropped:
-        handles.append(Line2D([], [], linestyle='none', marker='o', color='0.8', label='stopped early (p50)'))
+        handles.append(Line2D([], [], linestyle='none', marker='o', color='0.8', label='stopped early'))
     axis.legend(handles=handles, fontsize=8, loc='lower right')

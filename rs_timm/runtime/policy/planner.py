@@ -1,5 +1,6 @@
 """Makes a plan: every engine, precision and size, and cascades of sizes, on pictures and on this machine."""
 import hashlib
+import math
 import os
 import random
 import time
@@ -284,12 +285,23 @@ def _point(entry: _Entry, contender: Contender, targets: np.ndarray) -> PlanPoin
 
 
 def _dropped(entries: Mapping[Contender, _Entry], contender: Contender, targets: np.ndarray) -> DroppedPoint:
-    entry, right = entries[contender], contender.right(targets)
+    entry = entries[contender]
     assert contender.behind is not None
+    times = sorted(contender.nanoseconds)
     return DroppedPoint(
         model=entry.model, engine=entry.engine, precision=entry.precision, resolution=contender.size,
-        p50_ms=contender.median()[1] / 1e6, accuracy=100. * float(right.mean()), pictures=len(right),
+        p50_ms=contender.median()[1] / 1e6, p95_ms=times[math.ceil(0.95 * len(times)) - 1] / 1e6,
+        accuracy=min(100., max(0., _estimate(contender, targets))), pictures=len(contender.right(targets)),
         behind=contender.behind.label)
+
+
+def _estimate(contender: Contender, targets: np.ndarray) -> float:
+    """The accuracy of a network that was stopped, by its difference to the one that took its place."""
+    right = contender.right(targets)
+    if contender.behind is None:
+        return 100. * float(right.mean())
+    difference = 100. * float(right.mean() - contender.behind.right(targets)[:len(right)].mean())
+    return _estimate(contender.behind, targets) + difference
 
 
 # Cascades

@@ -14,11 +14,11 @@ from .plan_log import BROKEN, MeasuredLog, Visit
 __all__ = ['Contender', 'Race', 'advantage']
 
 VISIT = 10  # pictures that a network answers before the next one has its turn
-FIRST = 50  # pictures after which a network can be out, and after twice as many again, ...
+FIRST = 50  # pictures after which a network can be out, and then after half as many more each time
 _DOUBT = 1.645  # standard deviations: 95 % on one side
 _DOUBT_OF_TIME = 2.576  # 99 % on two sides
 _SETTLE = 2e6  # nanoseconds of calls that do not count: another engine's threads stop, the weights enter the cache
-_UNKNOWN = -2
+_SAME = 1e-3  # relative difference of margins of networks that compute the same
 
 
 class Contender:
@@ -32,6 +32,7 @@ class Contender:
 
     Attributes:
         answers: classes, int64 [N]; `BROKEN` of a picture that cannot be read.
+        margins: float [N], of the pictures that can be read: the largest output less the second largest.
         nanoseconds: of the calls that count.
         behind: who has taken its place; None while it runs.
         stands_for: those whose place it has taken.
@@ -40,6 +41,7 @@ class Contender:
     def __init__(self, session: Any, size: int, key: str, label: str) -> None:
         self.session, self.size, self.key, self.label = session, size, key, label
         self.answers = np.zeros(0, np.int64)
+        self.margins = np.zeros(0)
         self.nanoseconds: List[int] = []
         self.logits: Dict[int, np.ndarray] = {}  # position of a picture -> its logits, where they are kept
         self.behind: Optional[Contender] = None
@@ -49,6 +51,14 @@ class Contender:
         """Whether each picture so far was answered as in `targets` [N], without those that cannot be read."""
         count = min(len(self.answers), len(targets))
         return (self.answers[:count] == targets[:count])[self.answers[:count] != BROKEN]
+
+    def computes_as(self, other: 'Contender') -> bool:
+        """Whether both have answered the same with the same margins, but for rounding: one network on two engines."""
+        count = min(len(self.margins), len(other.margins))
+        ours, theirs = self.margins[:count], other.margins[:count]
+        answered = min(len(self.answers), len(other.answers))
+        return bool(count and (self.answers[:answered] == other.answers[:answered]).all()
+                    and np.abs(ours - theirs).max() <= _SAME * ours.mean())
 
     def median(self) -> Tuple[float, float, float]:
         """Nanoseconds: the lower end of a 99 % interval of the median, the median, and the upper end."""
@@ -86,9 +96,10 @@ class Race:
     """Lets networks answer pictures, with a clock, and stops those that are behind.
 
     The pictures come in parts. All networks answer a part before the next one is read, in random order, so that what
-    else the machine does hits all of them alike; each call is timed. After 50 pictures, and then whenever their number
-    has doubled, a network is out if another one is faster (the 99 % intervals of the medians do not meet), and with
-    95 % confidence not less accurate by more than `tolerance`; nor less than all those that the first stands for.
+    else the machine does hits all of them alike; each call is timed. After 50 pictures, and then whenever there are
+    half as many more, a network is out if another one is faster (the 99 % intervals of the medians do not meet), and
+    with 95 % confidence not less accurate by more than `tolerance`, or computes the same; nor less than all those that
+    the first stands for.
 
     Args:
         contenders: the networks.
@@ -168,7 +179,7 @@ class Race:
         end = FIRST
         while end < len(self.pictures):
             yield end
-            end *= 2
+            end += end // 2 // VISIT * VISIT
 
     def _part(self, start: int, stop: int, advance: Callable[[int], Any], at: Optional[int] = None) -> None:
         """Have pictures answered by all; `at` is the position that the answers are filed under, if not `start`."""
@@ -230,7 +241,7 @@ class Race:
             positions: Sequence[int],
             position: int,
             begun: int,
-            first: bool,
+            at_first: bool,
     ) -> Visit:
         run, size, clock = contender.session.run, contender.size, self._clock
         until = clock() + _SETTLE
@@ -238,7 +249,7 @@ class Race:
             run(x, size)
             if clock() >= until:
                 break
-        answers, times = [], []
+        answers, margins, times = [], [], []
         for picture in positions:
             if picture not in ready:
                 answers.append(BROKEN)
@@ -246,14 +257,17 @@ class Race:
             start = clock()
             logits = run(ready[picture], size)
             times.append(clock() - start)
+            second, first = np.partition(logits[0], -2)[-2:] if logits.shape[1] > 1 else (0., 0.)
             answers.append(int(logits.argmax()))
-            if self.keep_logits and first:
+            margins.append(float(first - second))
+            if self.keep_logits and at_first:
                 contender.logits[picture] = logits[0]
-        return Visit(contender.key, position, tuple(answers), tuple(times), clock() - begun)
+        return Visit(contender.key, position, tuple(answers), tuple(margins), tuple(times), clock() - begun)
 
     def _count(self, contender: Contender, visit: Visit, at: Optional[int]) -> None:
         if at is None:
             contender.answers = np.concatenate([contender.answers, visit.answers]).astype(np.int64)
+            contender.margins = np.concatenate([contender.margins, visit.margins])
         contender.nanoseconds += visit.nanoseconds
         self.nanoseconds += visit.whole
 
@@ -273,5 +287,7 @@ class Race:
 
     @staticmethod
     def _level(lost: Contender, kept: Contender, targets: np.ndarray, tolerance: float) -> bool:
+        if kept.computes_as(lost):
+            return True
         ours = lost.right(targets)
         return advantage(ours, kept.right(targets)[:len(ours)]) <= tolerance
