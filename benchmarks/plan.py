@@ -70,8 +70,8 @@ def _search(
     networks = args.work / 'networks'
     calibration = ImageFiles(args.data / 'train', 0).files[:_CALIBRATION]
     plan = make_plan(
-        [file], pictures, targets.tolist(), engines=args.engines, precisions=args.precisions, threads=args.threads,
-        calibration=calibration, networks=networks, tolerance=SEARCHES[name], log=args.work / 'measured.jsonl',
+        [file], pictures, targets.tolist(), engines=args.engines, precisions=args.precisions, sizes=args.sizes,
+        threads=args.threads, calibration=calibration, networks=networks, tolerance=SEARCHES[name], log=args.work / 'measured.jsonl',
         note=lambda text: print(f'# {text}'), progress=True)
     plan.save(out)
     print(plan)
@@ -108,6 +108,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument('--model', default='rs_efficientnet_lite0')
     parser.add_argument('--engines', nargs='+')
     parser.add_argument('--precisions', nargs='+')
+    parser.add_argument('--sizes', type=int, nargs='+')
     parser.add_argument('--pictures', type=int, default=1000)
     parser.add_argument('--trials', type=int, default=20)
     parser.add_argument('--repeats', type=int, default=100, help='calls that a p95 is measured anew with')
