@@ -71,8 +71,8 @@ def _search(
     calibration = ImageFiles(args.data / 'train', 0).files[:_CALIBRATION]
     plan = make_plan(
         [file], pictures, targets.tolist(), engines=args.engines, precisions=args.precisions, sizes=args.sizes,
-        threads=args.threads, calibration=calibration, networks=networks, tolerance=SEARCHES[name], log=args.work / 'measured.jsonl',
-        note=lambda text: print(f'# {text}'), progress=True)
+        threads=args.threads, calibration=calibration, networks=networks, tolerance=SEARCHES[name],
+        log=args.work / 'measured.jsonl', note=lambda text: print(f'# {text}'), progress=True)
     plan.save(out)
     print(plan)
     row = dict(part='search', case=name, seconds=plan.seconds, pictures=plan.pictures, points=len(plan.points),

@@ -203,6 +203,9 @@ def test_a_session_moves_over_models_and_sizes(files, planned, tmp_path):
     assert session.point is session.plan.points[0]
     assert session.set_budget(ms=1, if_none='smallest') == 32
     np.testing.assert_array_equal(session(PICTURE, 64), alone['tiny'](PICTURE, 64))
+    session.set_resolution(48)
+    np.testing.assert_array_equal(session(PICTURE), alone['tiny'](PICTURE, 48))
+    assert session.resolution == 48 and session.set_budget(ms=4) == 64 == session.resolution
     cascade = Session.from_plan(planned)
     assert cascade.point.cascade is not None
     cascade.prepare()

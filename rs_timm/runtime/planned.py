@@ -20,6 +20,7 @@ class _Place(NamedTuple):
     point: PlanPoint
     session: Session
     cascade: Optional[Cascade]
+    resolution: int
 
 
 class PlannedSession:
@@ -73,7 +74,17 @@ class PlannedSession:
     @property
     def resolution(self) -> int:
         """Pixels that are used where a call does not say; of a cascade, the most."""
-        return self._place.point.resolution
+        return self._place.resolution
+
+    def set_resolution(self, resolution: int) -> None:
+        """Use `resolution` pixels of the network in use, trained or not, until `set_budget` moves on.
+
+        Raises:
+            ValueError: as of `Session.set_resolution`.
+        """
+        place = self._place
+        place.session.set_resolution(resolution)
+        self._place = place._replace(cascade=None, resolution=resolution)
 
     def set_budget(
             self,
@@ -97,12 +108,12 @@ class PlannedSession:
             return place.session(images, resolution)
         if place.cascade is not None:
             return place.cascade(images).logits
-        return place.session(images, place.point.resolution)
+        return place.session(images, place.resolution)
 
     def preprocess(self, images: Any, resolution: Optional[int] = None) -> np.ndarray:
         """Pictures as the network in use expects them: float32 [N, C, resolution, resolution]."""
         place = self._place
-        return place.session.preprocess(images, place.point.resolution if resolution is None else resolution)
+        return place.session.preprocess(images, place.resolution if resolution is None else resolution)
 
     def prepare(self, resolutions: Optional[Iterable[int]] = None, batch: int = 1) -> None:
         """Open and compile ahead what moves would on the way.
@@ -134,7 +145,8 @@ class PlannedSession:
             if key not in self._sessions:
                 self._sessions[key] = self._open(point, stacklevel + 1)
             session = self._sessions[key]
-        return _Place(point, session, Cascade.fitted(session, point.cascade) if point.cascade else None)
+        cascade = Cascade.fitted(session, point.cascade) if point.cascade else None
+        return _Place(point, session, cascade, point.resolution)
 
     def _open(self, point: PlanPoint, stacklevel: int) -> Session:
         plan, model = self.plan, self.plan.models[point.model]
