@@ -72,6 +72,8 @@ def test_the_bound_on_an_advantage_holds_in_95_of_100_samples():
         cells = generator.multinomial(1, (both, ours, theirs, 1 - both - ours - theirs), (800, 200)).astype(bool)
         bounds = [advantage(cell[:, 0] | cell[:, 1], cell[:, 0] | cell[:, 2]) for cell in cells]
         assert np.mean(np.array(bounds) >= 100 * (ours - theirs)) > 0.93
+    everything = np.arange(200) < 120, np.arange(200) < 100
+    assert advantage(*everything, of=200) == pytest.approx(100 * 20 / 202)
 
 
 def test_what_is_behind_stops_and_the_front_does_not():
@@ -111,7 +113,8 @@ def test_what_computes_the_same_stops_at_once(margin, same):
     done = race([fast, slow], count, targets, clock)
     stopped = np.ones(len(slow.answers), bool)
     assert done.out == [slow] and (len(stopped) == FIRST) == same
-    assert same or advantage(stopped, stopped) <= 1. < advantage(stopped[:FIRST], stopped[:FIRST])
+    early = stopped[:FIRST]
+    assert same or advantage(stopped, stopped, count) <= 1. < advantage(early, early, count)
 
 
 def test_nothing_is_lost_by_a_chain_of_replacements():
@@ -125,6 +128,17 @@ def test_nothing_is_lost_by_a_chain_of_replacements():
     alone = [network(clock, name, share(count, percent), ms, targets)
              for name, percent, ms in (('middle', 82, 2.), ('last', 74, 1.))]
     assert [contender.label for contender in race(alone, count, targets, clock, tolerance=10.).out] == ['middle']
+
+
+def test_who_stands_for_one_that_stopped_early_can_be_replaced_later():
+    """50 answers of the slowest are too few for a comparison with the fastest; that with the middle one is enough."""
+    clock, count = Clock(), 400
+    targets = targets_of(count)
+    fast, middle, slow = (network(clock, str(ms), share(count, 70), ms, targets, margin=margin)
+                          for ms, margin in ((1., 1.1), (2., 1.), (3., 1.)))
+    done = race([fast, middle, slow], count, targets, clock)
+    assert done.out == [slow, middle] and (slow.behind, middle.behind) == (middle, fast)
+    assert len(slow.answers) == FIRST < len(middle.answers) < count
 
 
 def test_without_labels_the_reference_says_what_is_right():

@@ -35,7 +35,7 @@ class Contender:
         margins: float [N], of the pictures that can be read: the largest output less the second largest.
         nanoseconds: of the calls that count.
         behind: who has taken its place; None while it runs.
-        stands_for: those whose place it has taken.
+        stands_for: whose place it has taken, and the most points that each of them is ahead, beyond doubt.
     """
 
     def __init__(self, session: Any, size: int, key: str, label: str) -> None:
@@ -45,7 +45,7 @@ class Contender:
         self.nanoseconds: List[int] = []
         self.logits: Dict[int, np.ndarray] = {}  # position of a picture -> its logits, where they are kept
         self.behind: Optional[Contender] = None
-        self.stands_for: List[Contender] = []
+        self.stands_for: List[Tuple[Contender, float]] = []
 
     def right(self, targets: np.ndarray) -> np.ndarray:
         """Whether each picture so far was answered as in `targets` [N], without those that cannot be read."""
@@ -69,7 +69,7 @@ class Contender:
         return times[low], times[(count - 1) // 2], times[high]
 
 
-def advantage(ours: np.ndarray, theirs: np.ndarray) -> float:
+def advantage(ours: np.ndarray, theirs: np.ndarray, of: float = math.inf) -> float:
     """The most that one network may be more accurate than another, in points, with 95 % confidence.
 
     From the pictures that just one of them has right: the difference of two proportions of the same pictures, with half
@@ -81,6 +81,7 @@ def advantage(ours: np.ndarray, theirs: np.ndarray) -> float:
 
     Args:
         ours, theirs: whether each picture was right, bool [N], the same pictures.
+        of: how many pictures there are, from which these were drawn; the bound is on those, all of them.
 
     Source: Agresti and Min, Effects and non-effects of paired identical observations in comparing proportions with
     binary matched-pairs data, Statistics in Medicine 23, 2004.
@@ -89,7 +90,7 @@ def advantage(ours: np.ndarray, theirs: np.ndarray) -> float:
     only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     difference = (only_ours - only_theirs) / count
     variance = ((only_ours + only_theirs + 1) / count - difference ** 2) / count
-    return 100. * (difference + _DOUBT * math.sqrt(max(0., variance)))
+    return 100. * (difference + _DOUBT * math.sqrt(max(0., variance) * max(0., 1. - len(ours) / of)))
 
 
 class Race:
@@ -98,8 +99,8 @@ class Race:
     The pictures come in parts. All networks answer a part before the next one is read, in random order, so that what
     else the machine does hits all of them alike; each call is timed. After 50 pictures, and then whenever there are
     half as many more, a network is out if another one is faster (the 99 % intervals of the medians do not meet), and
-    with 95 % confidence not less accurate by more than `tolerance`, or computes the same; nor less than all those that
-    the first stands for.
+    with 95 % confidence not less accurate on all the pictures by more than `tolerance`, or computes the same; and if
+    the same can be said of all those whose place the first had taken.
 
     Args:
         contenders: the networks.
@@ -277,17 +278,21 @@ class Race:
             if contender is self.reference or not contender.nanoseconds:
                 continue
             for other in sorted(self.running, key=lambda other: -other.right(targets).mean()):
-                if other.median()[2] < contender.median()[0] and all(
-                        self._level(lost, other, targets, tolerance) for lost in (contender, *contender.stands_for)):
+                if other.median()[2] >= contender.median()[0]:
+                    continue
+                ahead = self._advantage(contender, other)
+                lost = [(each, min(self._advantage(each, other), before + ahead))
+                        for each, before in contender.stands_for] if ahead <= tolerance else []
+                if all(bound <= tolerance for _, bound in [(contender, ahead), *lost]):
                     contender.behind = other
-                    other.stands_for += [contender, *contender.stands_for]
+                    other.stands_for += [(contender, ahead), *lost]
                     self.running.remove(contender)
                     self.out.append(contender)
                     break
 
-    @staticmethod
-    def _level(lost: Contender, kept: Contender, targets: np.ndarray, tolerance: float) -> bool:
-        if kept.computes_as(lost):
-            return True
-        ours = lost.right(targets)
-        return advantage(ours, kept.right(targets)[:len(ours)]) <= tolerance
+    def _advantage(self, ours: Contender, theirs: Contender) -> float:
+        """The most points that one may be ahead of another, with 95 % confidence."""
+        if ours.computes_as(theirs):
+            return 0.
+        right = ours.right(self.targets)
+        return advantage(right, theirs.right(self.targets)[:len(right)], len(self.pictures))
