@@ -217,7 +217,7 @@ def crops_section(rows: Sequence[Row]) -> str:
             _, half = halves(len(usual))
             counts.add(len(half))
             gains = (bits[size, crop].astype(float) - usual)[half]
-            low, high = _interval(gains)
+            low, high = interval(gains)
             difference = f'{100 * gains.mean():+.1f} ({low:+.1f} to {high:+.1f})' if crop not in (own, 0.875) else '-'
             lines.append([f'`{stock}`', f'{size} px', f'{100 * usual[half].mean():.1f}', f'{crop:g}',
                           f'{100 * bits[size, crop][half].mean():.1f}', difference])
@@ -227,7 +227,7 @@ def crops_section(rows: Sequence[Row]) -> str:
             'bootstrap. Weights in float32, nothing trained.')
 
 
-def _interval(differences: np.ndarray, draws: int = 2000) -> Tuple[float, float]:
+def interval(differences: np.ndarray, draws: int = 2000) -> Tuple[float, float]:
     """The 95 % interval of the mean of paired differences, in percent, by a bootstrap."""
     picks = np.random.default_rng(0).integers(len(differences), size=(draws, len(differences)))
     low, high = np.percentile(100 * differences[picks].mean(1), (2.5, 97.5))

@@ -15,6 +15,7 @@ import timm
 import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.adaptation import SECTIONS as ADAPTATION
 from benchmarks.environment import RESULTS
+from benchmarks.finetune import SECTIONS as FINETUNE
 from benchmarks.paper.pictures import write_pictures
 from benchmarks.paper.sections import SECTIONS as PAPER
 from benchmarks.run_record import stages_of
@@ -160,6 +161,7 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     **TRAINING,
     **PAPER,
     **ADAPTATION,
+    **FINETUNE,
 }
 
 

@@ -15,7 +15,9 @@ from training_run import MODEL, make_pictures, run, tiny_recipe
 
 import rs_timm
 from rs_timm.cli import main
-from rs_timm.training import RECIPES, MREDTask, Options, Recipe, get_recipe, train
+from rs_timm.data import create_multires_loader
+from rs_timm.data.folders import hold_out, open_split
+from rs_timm.training import RECIPES, MREDTask, Options, Recipe, Trainer, evaluate, get_recipe, train
 from rs_timm.training.build import build_model, check_start, resized, synchronized
 from rs_timm.training.optimization import create_optimizer, create_schedule
 from rs_timm.training.tasks import Loaders
@@ -216,6 +218,110 @@ def test_a_second_stage_needs_the_weights_of_the_first(data, tmp_path, capsys):
     assert "those of 'imagenette_start'" in error and '--init' in error and not out.exists()
 
 
+def test_finetune_from_the_command_line(tmp_path, caplog):
+    """Of a folder without val: mean, std and interpolation of the start, and the best epoch on what is kept aside."""
+    caplog.set_level('INFO')
+    start = rs_timm.switchable(MODEL, (48, 32), num_classes=7)
+    mine = dict(mean=(0.5, 0.4, 0.3), std=(0.5, 0.4, 0.4), interpolation='bicubic')
+    start.pretrained_cfg.update(mine)
+    folder = rs_timm.save_pretrained(start, tmp_path / 'start')
+    data = make_pictures(tmp_path / 'pictures', train_each=12, val_each=0)
+    for split in (data / 'val').iterdir():
+        split.rmdir()
+    (data / 'val').rmdir()
+    out = tmp_path / 'run'
+    assert main(['train', MODEL, '--init', str(folder), '--recipe', 'finetune', '--debug-twin', '--data', str(data),
+                 '--out', str(out), '--device', 'cpu', '--workers', '0', '--no-progress']) == 0
+    model = timm.create_model(f'local-dir:{out}/model', pretrained=True)
+    recipe = get_recipe('finetune', debug=True, init=str(folder))
+    assert {key: getattr(recipe, key) for key in mine} == mine
+    assert {key: type(mine[key])(model.pretrained_cfg[key]) for key in mine} == mine
+    rows = [row for row in csv.DictReader((out / 'log.csv').open()) if row['resolution'] != 'ensemble']
+    means = {epoch: sum(float(row['top1']) for row in rows if row['epoch'] == epoch) for epoch in ('1', '2')}
+    best = max(means, key=lambda epoch: (means[epoch], epoch))
+    assert f'the network is that of epoch {best} of 2' in caplog.text
+    _, held = hold_out(open_split(data, 'train'), recipe.val_fraction)
+    loader = create_multires_loader(held, recipe.resolutions, batch_size=8, is_training=False, num_workers=0,
+                                    crop_pct=recipe.crop_pct, **mine)
+    measured = evaluate(model, loader)
+    for row in rows:
+        if row['epoch'] == best:
+            assert measured[int(row['resolution'])]['loss'] == pytest.approx(float(row['loss']), abs=1e-4)
+
+
+def test_the_input_of_weights_is_that_of_their_name_unless_it_is_given(tmp_path, caplog):
+    known = timm.models.get_pretrained_cfg('rs_efficientnet_lite0')
+    recipe = get_recipe('finetune', init='rs_efficientnet_lite0')
+    assert (recipe.mean, recipe.std, recipe.interpolation) == (tuple(known.mean), tuple(known.std), 'bicubic')
+    assert recipe.mean != get_recipe('finetune').mean
+    given = get_recipe('finetune', init='rs_efficientnet_lite0', mean=(0.1, 0.1, 0.1), interpolation='bilinear')
+    assert (given.mean, given.std, given.interpolation) == ((0.1, 0.1, 0.1), recipe.std, 'bilinear')
+    assert not caplog.text
+    assert get_recipe('finetune', init='plain.pth').mean == Recipe().mean and 'plain.pth' in caplog.text
+    assert get_recipe('imagenette_mred', init='rs_efficientnet_lite0').mean == Recipe().mean
+
+
+def scripted(monkeypatch, top1s):
+    """Evaluations with these results -> the weights that were measured, in order."""
+    seen = []
+
+    def evaluate(trainer):
+        seen.append(copy.deepcopy(trainer.task.get_eval_model().state_dict()))
+        return {size: dict(top1=top1s[trainer.position.epoch], loss=1.) for size in trainer.recipe.resolutions}
+
+    monkeypatch.setattr(Trainer, '_evaluate', evaluate)
+    return seen
+
+
+HELD = dict(val_fraction=0.3, progressive=0., epochs=6, limit_batches=1, warmup_epochs=0.)
+
+
+@pytest.mark.parametrize('top1s, patience, best, epochs', [
+    ((50, 80, 60, 80, 70, 10), 0, 4, 6), ((50, 80, 60, 70, 90, 10), 2, 2, 4), ((50, 60, 50, 70, 60, 50), 2, 4, 6)])
+def test_the_best_epoch_is_returned_and_patience_ends(data, tmp_path, monkeypatch, top1s, patience, best, epochs):
+    seen = scripted(monkeypatch, top1s)
+    trained = run(data, tmp_path / 'run', **HELD, patience=patience)
+    assert len(seen) == epochs == trained.rows[-1]['epoch']
+    assert all(torch.equal(value, trained.model.state_dict()[key]) for key, value in seen[best - 1].items())
+
+
+def test_the_best_epoch_survives_a_stop(data, tmp_path, monkeypatch):
+    seen = scripted(monkeypatch, (50, 80, 60, None))
+    with pytest.raises(TypeError):  # in the fourth evaluation
+        run(data, tmp_path / 'run', **HELD)
+    later = scripted(monkeypatch, (0, 0, 0, 70, 60, 10))
+    trained = run(data, tmp_path / 'run', resume=True, **HELD)
+    assert len(seen) == 4 and len(later) == 3
+    assert all(torch.equal(value, trained.model.state_dict()[key]) for key, value in seen[1].items())
+
+
+def test_running_statistics_stay_as_they_were(data, tmp_path):
+    recipe = tiny_recipe()
+    torch.save(build_state(recipe), tmp_path / 'init.pth')
+    settings = dict(init=str(tmp_path / 'init.pth'), progressive=0., epochs=1)
+    before = torch.load(tmp_path / 'init.pth')
+    for statistics, moves in ('running', False), ('batch', True):
+        after = run(data, tmp_path / statistics, statistics=statistics, **settings).model.state_dict()
+        changed = {key for key in before if not torch.equal(before[key], after[key])}
+        means = {key for key in before if key.endswith(('running_mean', 'running_var'))}
+        assert (means <= changed) is moves and means.isdisjoint(changed) is not moves
+        assert {key for key in before if key.endswith('.weight') and before[key].ndim == 4} <= changed
+
+
+def test_what_is_kept_aside(tmp_path):
+    """Of each class its share, at least one of several; drawn by the seed; nothing is lost or in both."""
+    data = make_pictures(tmp_path / 'pictures', classes=4, train_each=10, val_each=1)
+    for name in map(str, range(1, 10)):
+        (data / 'train/class3' / f'{name}.png').unlink()
+    whole = open_split(data, 'train')
+    rest, held = hold_out(whole, 0.25, seed=3)
+    assert sorted(rest.reader.samples + held.reader.samples) == sorted(whole.reader.samples) and len(rest) == 25
+    assert sorted(target for _, target in held.reader.samples) == [0, 0, 1, 1, 2, 2]
+    assert hold_out(whole, 0.25, seed=3)[1].reader.samples == held.reader.samples
+    assert hold_out(whole, 0.25, seed=4)[1].reader.samples != held.reader.samples
+    assert len(hold_out(whole, 0.01)[1]) == 3 and len(whole) == 31
+
+
 def test_any_field_from_the_command_line(data, tmp_path):
     """A train command as in the issue, and the folder's recipe.json says what ran."""
     import json
@@ -247,6 +353,8 @@ def test_any_field_from_the_command_line(data, tmp_path):
     (['--mean', '123', '116', '103'], 'mean (123.0, 116.0, 103.0): pixels are in [0, 1]'),
     (['--std', '0', '0', '0'], 'std (0.0, 0.0, 0.0): pixels are in [0, 1]'),
     (['--crop-ratio', '0', '1'], 'crop ratio (0.0, 1.0): it is two positive numbers'),
+    (['--patience', '2'], 'patience 2: without pictures kept aside (val_fraction)'),
+    (['--val-fraction', '0.6'], 'val_fraction 0.6: it must be in [0, 0.5]'),
     (['--lr', 'nan'], 'lr nan: it must be in [0, inf)'),
     (['--workers', '-1'], 'workers -1: it must be in [0, inf)'),
     (['--batch-size', '1', '--resolutions', '32', '--progressive', '0', '--precision', 'float32'],

@@ -2,7 +2,9 @@
 import logging
 import os
 import random
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from io import BytesIO
 from os import PathLike, fspath
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch.utils.data import Dataset
 
 from rs_timm.pictures import ENDINGS, ImageError, open_image, read_file
 
-__all__ = ['ImageFiles', 'find_pictures', 'folder_classes', 'open_split', 'without_ending']
+__all__ = ['ImageFiles', 'find_pictures', 'folder_classes', 'hold_out', 'open_split', 'without_ending']
 
 _logger = logging.getLogger(__name__)
 
@@ -202,6 +204,43 @@ def folder_classes(dataset: Any) -> Dict[str, int]:
     """Name of each class's folder -> target, as the reader of a folder or tar file has it; empty for others."""
     reader = getattr(dataset, 'reader', None)
     return getattr(reader, 'class_to_idx', None) or getattr(reader, 'class_name_to_idx', None) or {}
+
+
+def hold_out(dataset: Any, fraction: float, seed: int = 0) -> Tuple[Dataset[Any], Dataset[Any]]:
+    """Split the pictures of a folder in two: those that are left, and a share of each class, drawn at random.
+
+    A class of several pictures has at least one in each part; a single picture stays in the first.
+
+    Args:
+        dataset: from `open_split`, of a folder.
+        fraction: share of the second part, in (0, 1).
+        seed: of the draw.
+
+    Returns:
+        Two data sets with the classes of `dataset`, each in its order.
+
+    Raises:
+        ValueError: no class has two pictures, or the pictures are not in a folder.
+    """
+    if not isinstance(dataset.reader, _ClassFolders):
+        raise ValueError(f'{dataset.reader.root}: pictures can be kept aside from a folder alone: unpack the file.')
+    samples = dataset.reader.samples
+    by_class: Dict[int, List[int]] = defaultdict(list)
+    for index, (_, target) in enumerate(samples):
+        by_class[target].append(index)
+    draw, held = random.Random(seed), set()
+    for indices in by_class.values():
+        count = min(max(round(fraction * len(indices)), 1), len(indices) - 1)
+        held.update(draw.sample(indices, count))
+    if not held:
+        raise ValueError(f'{dataset.reader.root}: each class has one picture, of which no share can be kept aside.')
+    parts = []
+    for is_held in (False, True):
+        part = copy(dataset)
+        part.reader = copy(dataset.reader)
+        part.reader.samples = [sample for index, sample in enumerate(samples) if (index in held) is is_held]
+        parts.append(part)
+    return parts[0], parts[1]
 
 
 class ImageFiles:

@@ -51,7 +51,7 @@ def build_model(name: str, recipe: Recipe, num_classes: int) -> nn.Module:
         raise ValueError(f"model_args {' '.join(recipe.model_args)}: {name} does not take this: {error}.") from error
     TASKS[recipe.task].check(model)
     if recipe.init:
-        _load_init(model, recipe.init)
+        _load_init(model, recipe.init, recipe.head)
     if recipe.shared_bn:
         model = extract(model, max(recipe.resolutions))
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, **input_cfg(recipe)}  # where timm looks for it
@@ -91,14 +91,14 @@ def input_cfg(recipe: Recipe) -> Dict[str, Any]:
     )
 
 
-def _load_init(model: nn.Module, init: str) -> None:
-    """Start from weights of another network; a classifier for other classes starts anew."""
+def _load_init(model: nn.Module, init: str, head: str) -> None:
+    """Start from weights of another network; a classifier for other classes starts anew, as `head` says."""
     state = read_weights(init)
     if task_of(model) == 'segmentation' and not any(key.startswith('encoder.') for key in state):
         return load_encoder(model.encoder, init)  # type: ignore[arg-type]
     try:
         state = checkpoint_filter_fn(state, model)
-        _keep_new_heads(state, model, init)
+        _keep_new_heads(state, model, init, head)
         _fit_input(state, model, init)
         check_values(state, model, init)
         with warnings.catch_warnings(record=True) as caught:
@@ -113,8 +113,8 @@ def _load_init(model: nn.Module, init: str) -> None:
         _logger.info('%s: %s', init, warning.message)
 
 
-def _keep_new_heads(state: Dict[str, Any], model: nn.Module, init: str) -> None:
-    """Put the classifier of `model` into `state` where that has none, or one for other classes."""
+def _keep_new_heads(state: Dict[str, Any], model: nn.Module, init: str, start: str) -> None:
+    """Put the classifier of `model`, or zeros, into `state` where that has none, or one for other classes."""
     own = model.state_dict()
     heads = model.pretrained_cfg.get('classifier') or 'fc'
     for head in (heads,) if isinstance(heads, str) else heads:
@@ -123,7 +123,8 @@ def _keep_new_heads(state: Dict[str, Any], model: nn.Module, init: str) -> None:
             continue
         theirs = f'is for {len(state[weight])} classes' if weight in state else 'is not there'
         _logger.warning('%s: %s %s, the network has %d: it starts anew', init, weight, theirs, len(own[weight]))
-        state.update({key: own[key] for key in (weight, f'{head}.bias') if key in own})
+        fresh = {key: own[key] for key in (weight, f'{head}.bias') if key in own}
+        state.update({key: torch.zeros_like(value) if start == 'zero' else value for key, value in fresh.items()})
 
 
 def _fit_input(state: Dict[str, Any], model: nn.Module, init: str) -> None:

@@ -12,9 +12,10 @@ import torch.distributed as dist
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import distribute_bn
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rs_timm.data import MultiResLoader
-from rs_timm.evaluation import evaluate
+from rs_timm.evaluation import ENSEMBLE, evaluate
 
 from .build import resized
 from .checkpoint import check_same_run, random_state, save_checkpoint, set_random_state
@@ -85,6 +86,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=recipe.precision == 'float16')
         self.position = Position()
         self.rows: List[Dict[str, Any]] = []  # one for each complete epoch and resolution
+        self.best: Dict[str, Any] = {}  # with val_fraction: the best epoch, its top-1, and the state of the task then
         self.signals = StopSignals()
         self._saved_at = time.monotonic()
         self._named_damaged: Set[str] = set()
@@ -92,24 +94,51 @@ class Trainer:
     def fit(self) -> List[Dict[str, Any]]:
         """Train to the last epoch; returns one row for each epoch and resolution.
 
+        With pictures kept aside (`Recipe.val_fraction`) the network is then that of the best epoch on these.
+
         Raises:
             NonFiniteError: the loss is inf or nan; the last checkpoint is from before that.
             Stopped: SIGTERM or SIGINT came; everything is saved.
         """
         with self.signals:
-            while self.position.epoch < self.recipe.epochs:
+            while self.position.epoch < self.recipe.epochs and not self._stale():
                 self._train_epoch()
                 self._save(must=True)
                 with self.signals.stop_at_once():
                     results = self._evaluate()
                 self._close_epoch(results)
+        if self.best:
+            _logger.info('the network is that of epoch %d of %d, the best on the pictures kept aside: top-1 %.2f, mean '
+                         'of all sizes', self.best['epoch'], self.position.epoch, self.best['top1'])
+            ema = self.task.has_ema()
+            names = ('state_dict_ema', 'task_state_ema') if ema else ('state_dict', 'task_state')
+            self.task.load_checkpoint_state(*(self.best['state'][name] for name in names), ema=ema)
         return self.rows
+
+    def _stale(self) -> bool:
+        """Whether `patience` epochs brought nothing better."""
+        patience = self.recipe.patience
+        return bool(patience and self.best) and self.position.epoch - self.best['epoch'] >= patience
+
+    def _keep_best(self, epoch: int) -> None:
+        """Remember the network after `epoch` if none was better at its sizes, on average; of equal ones the later."""
+        found = [row['top1'] for row in self.rows if row['epoch'] == epoch and row['resolution'] != ENSEMBLE]
+        top1 = sum(found) / len(found)
+        if epoch > self.recipe.small_epochs and top1 >= self.best.get('top1', -math.inf):
+            state = self.task.get_checkpoint_state(ema=self.task.has_ema())
+            self.best = dict(epoch=epoch, top1=top1, state={
+                part: {name: value.detach().clone() for name, value in tensors.items()}
+                for part, tensors in state.items()})
 
     def _train_epoch(self) -> None:
         position, parts = self.position, self.recipe.accumulate
         loader, updates = self.loaders.training(position.epoch), self.loaders.updates_per_epoch()
         loader.set_epoch(position.epoch, start_batch=position.batch)
         self.task.train()
+        if self.recipe.statistics == 'running':
+            for module in self.task.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
         batches, started = iter(loader), time.monotonic()
         for update in range(position.batch // parts, updates):
             losses = self.update([next(batches) for _ in range(parts)])
@@ -209,6 +238,8 @@ class Trainer:
                 seconds=round(position.seconds, 1),
             ))
         self.position = Position(epoch=position.epoch + 1, update=position.update)
+        if self.recipe.val_fraction:
+            self._keep_best(self.position.epoch)
         self._save(must=True)
         if self.reporter:
             self.reporter.epoch(self.rows)
@@ -257,6 +288,7 @@ class Trainer:
             buffers=gather({k: v.cpu() for k, v in self._buffers().items()}) if dist.is_initialized() else [],
             position=asdict(self.position),
             rows=self.rows,
+            best=self.best,
             recipe=asdict(self.recipe),
             pictures=self.loaders.picture_count(),
             picture_names=self.loaders.picture_names(),
@@ -286,6 +318,7 @@ class Trainer:
         self.schedule.load_state_dict(state['schedule'])
         self.scaler.load_state_dict(state['scaler'])
         self.position, self.rows = Position(**state['position']), state['rows']
+        self.best = state.get('best', {})  # earlier versions had none
         set_random_state(state['random'][process_rank()])
         if state.get('buffers'):
             with torch.no_grad():

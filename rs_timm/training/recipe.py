@@ -63,7 +63,8 @@ class Recipe:
         ValueError: a value outside its range; the message names the field.
     """
 
-    goes_on_from: ClassVar[str] = ''  # the recipe of the first stage, whose weights this one takes by `init`
+    goes_on_from: ClassVar[str] = ''  # the recipe of the first stage, or a network, whose weights `init` takes
+    input_of_init: ClassVar[bool] = False  # mean, std and interpolation are those that the weights of `init` know
 
     # Network
     resolutions: Tuple[int, ...] = setting(
@@ -72,6 +73,9 @@ class Recipe:
     model_args: Tuple[str, ...] = setting((), 'further arguments of the network, as in zero_init_last=False')
     init: str = setting(
         '', 'start from these weights: a model name that has some, a file, or a folder with model.safetensors')
+    head: str = setting(
+        'random', 'a classifier that starts anew, since init has one for other classes: random, or zero',
+        choices=('random', 'zero'))
     train: str = setting(
         'all', 'all; head: classifier and BatchNorms; bn: BatchNorms alone', choices=('all', 'head', 'bn'))
     # Loss
@@ -106,7 +110,16 @@ class Recipe:
     progressive: float = setting(
         0., 'share of the epochs, the first ones, in which the sets are fed with smaller pictures', range=(0, 1))
     progressive_resolutions: Tuple[int, ...] = setting((), 'sizes of those; by default 4/7 of the real ones')
+    statistics: str = setting(
+        'batch', 'what BatchNorms use in training: batch, or running, which then stay as they were at the start',
+        choices=('batch', 'running'))
     # Data
+    val_fraction: float = setting(
+        0., 'share of the training pictures of each class that is kept aside: epochs are measured on these, in place '
+        'of the second of the splits, and the best one is returned; 0: none, and the last one', range=(0, 0.5),
+        segmentation=0.)
+    patience: int = setting(
+        0, 'epochs without a better one, by val_fraction, after which training ends; 0: it does not', range=(0, _MANY))
     crop_scale: Tuple[float, ...] = setting((0.08, 1.), 'area of the random crop / area of the picture, from and to')
     crop_ratio: Tuple[float, ...] = setting((3 / 4, 4 / 3), 'aspect ratio of the random crop, from and to')
     crop: str = setting(
@@ -171,6 +184,9 @@ class Recipe:
         if self.same_size and self.progressive:
             raise ValueError(f'same_size {self.same_size} with progressive {self.progressive}: the sizes of an epoch '
                              'are those of one or the other.')
+        if self.patience and not self.val_fraction:
+            raise ValueError(f'patience {self.patience}: without pictures kept aside (val_fraction) no epoch is better '
+                             'than another; set it, as in --val-fraction 0.15, or patience 0.')
         for key, value in self.model_kwargs().items():
             if key in _NOT_FOR_MODEL_ARGS:
                 raise ValueError(f'model_args {key}={value!r}: {_NOT_FOR_MODEL_ARGS[key]}.')
@@ -195,9 +211,9 @@ class Recipe:
     def check_start(self) -> None:
         """Refuse to start a second stage from random weights: its few epochs and small rate do not train a network."""
         if self.goes_on_from and not self.init:
-            raise ValueError(f"init is empty: this recipe goes on from trained weights, those of '{self.goes_on_from}'."
-                             ' Give them, as in --init runs/start/model/model.safetensors, or choose a recipe that '
-                             'starts from random weights.')
+            raise ValueError('init is empty: this recipe goes on from trained weights, such as those of '
+                             f"'{self.goes_on_from}'. Give them, as in --init NAME or --init runs/start/model, or "
+                             'choose a recipe that starts from random weights.')
 
     @property
     def small_epochs(self) -> int:

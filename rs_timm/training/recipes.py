@@ -1,7 +1,11 @@
 """The recipes, each with its run card: command, hardware, and the top-1 that is expected and that was reached."""
+import json
 import logging
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Dict, Mapping, Tuple, Type
+
+from timm.models import get_pretrained_cfg, is_model
 
 from .recipe import Recipe
 
@@ -145,6 +149,39 @@ class ImagenetteMRED(Imagenette):
 
 
 @dataclass(frozen=True)
+class Finetune(Recipe):
+    """Own classes, from a network that knows many: for one to three thousand pictures, on two CPU cores.
+
+    Mean, std and interpolation are those of the weights in `init`. A part of the training pictures is kept aside: the
+    epochs are measured on it, the best one is returned, and DIR/val, where there is one, stays untouched for
+    `rs-timm eval`. All sizes are trained at one crop, so that one crop is right for all of them afterwards.
+
+    Run card:
+        command   rs-timm train tf_efficientnet_lite0 --init rs_efficientnet_lite0 --data DIR --recipe finetune
+        hardware  two CPU cores
+        expected  not known: it depends on the pictures
+        reached   not run
+    """
+
+    goes_on_from = 'rs_efficientnet_lite0'
+    input_of_init = True
+
+    head: str = 'zero'
+    epochs: int = 8
+    batch_size: int = 32
+    opt: str = 'adamw'
+    lr: float = 7e-4
+    weight_decay: float = 0.01
+    warmup_epochs: float = 0.5
+    smoothing: float = 0.1
+    statistics: str = 'running'
+    val_fraction: float = 0.15
+    patience: int = 3
+    crop_scale: Tuple[float, ...] = (0.35, 1.)
+    channels_last: bool = True
+
+
+@dataclass(frozen=True)
 class LQImageNet(Recipe):
     """The quantised networks on ImageNet: LQ-Nets' schedule (Section 4.1) and their weight decay, with MRED.
 
@@ -248,6 +285,7 @@ RECIPES: Dict[str, Type[Recipe]] = {
     'imagenette': Imagenette,
     'imagenette_start': ImagenetteStart,
     'imagenette_mred': ImagenetteMRED,
+    'finetune': Finetune,
     'lq_in1k': LQImageNet,
     'lq_imagenette': LQImagenette,
     'rs_refinenet_nyudv2': RSRefineNetNYUDv2,
@@ -278,7 +316,24 @@ def get_recipe(name: str, debug: bool = False, **changes: Any) -> Recipe:
         raise ValueError(f'a recipe has no field {unknown[0]!r}: it has {known}.')
     recipe = RECIPES[name]()
     recipe = recipe.debug() if debug else recipe
-    return replace(recipe, **{**_shorter_progressive(recipe, changes), **changes})
+    recipe = replace(recipe, **{**_shorter_progressive(recipe, changes), **changes})
+    of_init = _input_of(recipe.init) if recipe.input_of_init and recipe.init else {}
+    return replace(recipe, **{key: value for key, value in of_init.items() if key not in changes})
+
+
+def _input_of(init: str) -> Dict[str, Any]:
+    """Mean, std and interpolation of the weights `init`, as far as they are known: those of a name, or of a folder."""
+    config = Path(init.removeprefix('local-dir:')) / 'config.json'
+    if config.is_file():
+        cfg = json.loads(config.read_text(encoding='utf-8')).get('pretrained_cfg', {})
+    elif is_model(init):
+        cfg = get_pretrained_cfg(init).to_dict()
+    else:
+        _logger.warning('%s: the mean, std and interpolation that these weights know are not noted there: those of the '
+                        'recipe are taken (--mean, --std, --interpolation)', init)
+        return {}
+    known = {key: cfg[key] for key in ('mean', 'std', 'interpolation') if cfg.get(key)}
+    return {key: value if isinstance(value, str) else tuple(value) for key, value in known.items()}
 
 
 def _shorter_progressive(recipe: Recipe, changes: Mapping[str, Any]) -> Dict[str, float]:

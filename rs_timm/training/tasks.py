@@ -12,6 +12,7 @@ from torch import nn
 
 from rs_timm import segmentation
 from rs_timm.data import MultiResLoader, create_mask_loader, create_multires_loader
+from rs_timm.data.folders import hold_out, open_split
 from rs_timm.evaluation import evaluate, evaluate_masks
 
 from .processes import process_count, process_rank
@@ -65,6 +66,7 @@ class Loaders:
         )
         self._made: Dict[bool, MultiResLoader] = {}
         self._digest = ''
+        self._parts: Tuple[Any, ...] = ()  # with val_fraction: the pictures to train on, and those kept aside
         self._mixup: Optional[Mixup] = None
         self.class_names = self._class_names()
         if recipe.mixup or recipe.cutmix:  # after the label smoothing of the loss there is none left to do
@@ -137,10 +139,17 @@ class Loaders:
         sizes = tuple(sorted(set(sizes), reverse=True))
         made = self._made.get(is_training)
         if made is None or made.resolutions != sizes or made.mixup is not kwargs.get('mixup'):
-            source = self.data if made is None else made.dataset  # the folder is listed once
+            source = self._source(is_training) if made is None else made.dataset  # the folder is listed once
             made = self._made[is_training] = self._create(
                 source, sizes, split=self.splits[not is_training], is_training=is_training, **kwargs)
         return made
+
+    def _source(self, is_training: bool) -> Any:
+        """The folder with the splits; or a part of the first split, if the other is kept aside to measure on."""
+        fraction = self.recipe.val_fraction
+        if fraction and not self._parts:
+            self._parts = hold_out(open_split(self.data, self.splits[0]), fraction, self.recipe.seed)
+        return self._parts[not is_training] if fraction else self.data
 
     def _create(self, source: Any, sizes: Tuple[int, ...], **kwargs: Any) -> MultiResLoader:
         return create_multires_loader(source, sizes, channels=self.recipe.channels, **{**self.common, **kwargs})
