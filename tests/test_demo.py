@@ -4,16 +4,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import ImageNetInfo, resolve_model_data_config
 
 import rs_timm
 from rs_timm.analysis import madds
+from rs_timm.crops import set_crops
 from rs_timm.data import image_transform, open_image
 
 EXAMPLES = Path(__file__).resolve().parent.parent / 'examples'
 IMAGENETTE = ['tench', 'English springer', 'cassette player', 'chain saw', 'church', 'French horn', 'garbage truck',
               'gas pump', 'golf ball', 'parachute']
+
+IMAGENETTE_SYNSETS = ['n01440764', 'n02102040', 'n02979186', 'n03000684', 'n03028079', 'n03394916', 'n03417042',
+                      'n03425413', 'n03445777', 'n03888257']
 
 
 @pytest.fixture(scope='module')
@@ -37,20 +42,38 @@ def test_every_photograph_is_of_one_of_the_classes_and_has_a_licence(demo):
 
 
 def test_shipped_networks_are_those_of_the_manifest(demo, monkeypatch):
+    assert demo.shipped_names()[0].startswith('rs_efficientnet_lite0.')  # 1000 classes lead
     keys = ['rs_resnet50.mred_imagenette', 'rs_resnet18.other', 'rs_resnet18_refinenet.camvid']
     monkeypatch.setattr(demo, 'manifest', lambda: dict.fromkeys(keys))
-    assert demo.shipped_names() == ['rs_resnet18.other', 'rs_resnet50.mred_imagenette']  # in the order of TRAINED
+    assert demo.shipped_names() == ['rs_resnet18.other', 'rs_resnet50.mred_imagenette']  # in the order of SHOWN
+
+
+def test_the_photographs_are_of_classes_of_imagenet_too(demo):
+    """The names beside this script are the first ones of ImageNet's, and so lead to its outputs."""
+    model = timm.create_model('rs_efficientnet_lite0', pretrained=True)
+    names = demo.names_of(model)
+    photographs = demo.own_photographs(names)
+    assert [p.path for p in photographs] == [p.path for p in demo.own_photographs(IMAGENETTE)]
+    synsets = [ImageNetInfo().label_names()[p.label] for p in photographs]
+    assert synsets == [IMAGENETTE_SYNSETS[p.label] for p in demo.own_photographs(IMAGENETTE)]
+
+
+def test_without_foolbox_its_photographs_are_left_out(demo, monkeypatch, capsys):
+    monkeypatch.setattr(demo, 'find_spec', lambda name: None)
+    assert demo.foolbox_photographs() == [] and "pip install 'rs_timm[demo]'" in capsys.readouterr().out
 
 
 def test_what_is_shown_is_what_the_network_says(demo, capsys, tmp_path):
     torch.manual_seed(0)
     model = rs_timm.switchable('test_resnet', (64, 48), num_classes=10).eval()
     model.pretrained_cfg.update(label_names=IMAGENETTE)
+    set_crops(model, {64: 0.9, 48: 0.6})
     photographs = demo.own_photographs(IMAGENETTE)
     show = demo.look('a network', model, photographs)
+    assert show.crops == {64: 0.9, 48: 0.6}
     with torch.inference_mode():
         for r in (64, 48):
-            transform = image_transform(resolve_model_data_config(model), r)
+            transform = image_transform(dict(resolve_model_data_config(model), crop_pct=show.crops[r]), r)
             classes = [int(model(transform(open_image(p.path))[None]).argmax()) for p in photographs]
             assert show.predictions[r] == classes and show.madds[r] == madds(model, r)
             right = [c == p.label for c, p in zip(classes, photographs)]
