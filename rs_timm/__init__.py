@@ -31,12 +31,14 @@ if TYPE_CHECKING:
         use_resolution,
     )
     from .models import pack, switchable
+    from .runtime import choose_crops
 
 __version__ = '0.1.0.dev0'
 
 __all__ = [
     'SwitchableBatchNorm2d',
     'add_resolution',
+    'choose_crops',
     'convert_switchable_bn',
     'export_onnx',
     'extract',
@@ -60,6 +62,7 @@ _HOMES = {  # part of the package -> the public names that live there; everythin
     'export': ('export_onnx',),
     'hub': ('from_pretrained', 'push_to_hub', 'save_pretrained'),
     'models': ('pack', 'switchable'),
+    'runtime': ('choose_crops',),
 }
 _PARTS = (
     'analysis', 'calibration', 'data', 'evaluation', 'export', 'format', 'hub', 'labels', 'layers',

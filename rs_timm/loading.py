@@ -15,6 +15,7 @@ from timm.data import infer_imagenet_subset, resolve_model_data_config
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import nn
 
+from rs_timm.crops import crop_at, set_crops
 from rs_timm.hub import from_pretrained
 from rs_timm.hub.saving import CONFIG
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions, is_switchable
@@ -110,6 +111,8 @@ def _from_checkpoint(name: str, file: str, given: Dict[str, Any], preprocessing:
     model = _create(name, False, {**{key: value for key, value in found.items() if value}, **given})
     _load_into(model, state_dict, file)
     known = _describe_weights(model, file) or from_paper
+    if 'crop_pct' in preprocessing:
+        set_crops(model, None)
     model.pretrained_cfg.update(preprocessing)  # type: ignore[operator, union-attr]
     if not (known or preprocessing) and is_first_process():
         warnings.warn(_unknown_preprocessing(model, name, file), stacklevel=3)
@@ -205,6 +208,7 @@ class _Description(NamedTuple):
 
     cfg: Dict[str, Any]  # entries of timm's pretrained_cfg
     alpha: Mapping[Any, float]  # weight of each resolution in the ensemble, or nothing
+    crops: Mapping[Any, float] = {}  # side of the crop / shorter side for each resolution; none: one for all
 
 
 def _describe_weights(model: nn.Module, file: str) -> bool:
@@ -221,6 +225,8 @@ def _describe_weights(model: nn.Module, file: str) -> bool:
     alpha = {int(resolution): float(weight) for resolution, weight in found.alpha.items()}
     if alpha and set(alpha) == set(get_resolutions(model)):
         model.checkpoint_metadata = {'alpha': alpha}  # type: ignore[assignment]
+    crops = {int(resolution): float(crop) for resolution, crop in found.crops.items()}
+    set_crops(model, {r: crop_at(crops, r) for r in get_resolutions(model)} if crops else None)
     return True
 
 
@@ -229,7 +235,8 @@ def _shipped(file: str) -> Optional[_Description]:
         return None
     digest = file_sha256(Path(file))
     entry = next((entry for entry in manifest().values() if entry['sha256'] == digest), None)
-    return _Description(_known(entry['cfg']), entry.get('alpha') or {}) if entry else None
+    return _Description(
+        _known(entry['cfg']), entry.get('alpha') or {}, entry.get('crops') or {}) if entry else None
 
 
 def _saved(file: str, model: nn.Module) -> Optional[_Description]:
@@ -238,8 +245,9 @@ def _saved(file: str, model: nn.Module) -> Optional[_Description]:
         if not _fits(config, model):
             return None
         labels = {key: config[key] for key in ('label_names', 'label_descriptions') if key in config}
-        alpha = config.get('rs_timm', {}).get('alpha') or {}
-        return _Description(_known({**config['pretrained_cfg'], **labels}), alpha)
+        own = config.get('rs_timm', {})
+        cfg = _known({**config['pretrained_cfg'], **labels})
+        return _Description(cfg, own.get('alpha') or {}, own.get('crops') or {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none there, or none of timm's
         return None
 

@@ -1,4 +1,5 @@
 """A crop for each size: the same pixels in every path that prepares pictures, kept by saving and export."""
+import csv
 import json
 import math
 import sys
@@ -8,15 +9,18 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from training_run import make_pictures
 
 import rs_timm
 from rs_timm import run
 from rs_timm.card import model_card
+from rs_timm.cli import main
 from rs_timm.crops import check_crop_pct, crop_at, crop_rule, crops_of, set_crops
 from rs_timm.data import data_config, image_transform
 from rs_timm.data.views import EvalViews
 from rs_timm.format.graph import info_of
 from rs_timm.format.info import ModelInfo
+from rs_timm.loading import load_model
 from rs_timm.runtime import Session, choose_crops, extract_onnx, read_info, read_model
 
 CROPS = {64: 0.9, 48: 0.6}
@@ -81,6 +85,7 @@ import sys
 import rs_timm
 from rs_timm import run
 from rs_timm.card import model_card
+from rs_timm.cli import main
 from rs_timm.crops import set_crops
 from timm.data import resolve_data_config
 model = rs_timm.switchable('test_resnet', (64, 48))
@@ -112,6 +117,44 @@ def test_saving_export_and_extraction_keep_them(tmp_path):
     assert info_of(extract_onnx(read_model(file), 48)).crop_pct == 0.6
 
 
+def test_weights_by_their_file_keep_them(tmp_path, recwarn):
+    folder = rs_timm.save_pretrained(model_with_crops(), tmp_path / 'saved')
+    file = str(folder / 'model.safetensors')
+    assert crops_of(load_model('switchable:test_resnet', checkpoint=file)) == CROPS
+    between = load_model('switchable:test_resnet', checkpoint=file, resolutions=(64, 56))
+    assert crops_of(between) == {64: 0.9, 56: pytest.approx(0.75)}
+    given = load_model('switchable:test_resnet', checkpoint=file, preprocessing=dict(crop_pct=0.9))
+    assert crops_of(given) is None and data_config(given)['crop_pct'] == 0.9
+    shipped = timm.models.get_pretrained_cfg('rs_efficientnet_lite0').file
+    crops = crops_of(load_model('rs_efficientnet_lite0', checkpoint=str(shipped)))
+    assert crops == crops_of(timm.create_model('rs_efficientnet_lite0', pretrained=True)) and crops[96] < crops[224]
+
+
+def test_commands_take_one_crop_in_place_of_the_models(tmp_path, capsys):
+    """eval and analyze: what they say, and each picture's confidence, is that of a session with this crop."""
+    folder = rs_timm.save_pretrained(model_with_crops(), tmp_path / 'saved')
+    data = make_pictures(tmp_path / 'data', train_each=1, val_each=2)
+    (tmp_path / 'classes.txt').write_text('\n'.join(['class0', 'class1', *'abcdefgh']))
+    usual = [str(folder), '--data', str(data), '--class-map', str(tmp_path / 'classes.txt'), '--workers', '0']
+    for option, crops in ([], CROPS), (['--crop-pct', '0.5'], {64: 0.5, 48: 0.5}):
+        assert main(['eval', *usual, '--csv', str(tmp_path / 'eval.csv'), *option]) == 0
+        rows = list(csv.DictReader((tmp_path / 'eval.csv').open()))
+        assert {int(row['img_size']): float(row['crop_pct']) for row in rows} == crops
+        assert f"crop {'0.5' if option else '0.9 at 64 px, 0.6 at 48 px'} (center)" in capsys.readouterr().out
+    table = tmp_path / 'pictures.csv'
+    assert main(['analyze', *usual, '--out', str(tmp_path / 'page.html'), '--csv', str(table), *option]) == 0
+    session = Session(timm.create_model(f'local-dir:{folder}', pretrained=True), 'torch', crop_pct=0.5, draft=False)
+    for row in csv.DictReader(table.open()):
+        for size in CROPS:
+            logits = session(data / 'val' / row['picture'], size)
+            assert float(row[f'confidence_{size}']) == pytest.approx(softmax(logits).max(), abs=1e-3)
+    assert main(['eval', *usual, '--crop-pct', '7']) == 2 and 'crop_pct is 7.0' in capsys.readouterr().err
+
+
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum()
+
+
 def test_a_file_of_before_has_one_crop_for_all_sizes():
     text = ModelInfo('rs_resnet18', (64, 48), crop_pct=0.8).to_json()
     old = {key: value for key, value in json.loads(text).items() if key != 'crops'}
@@ -125,6 +168,10 @@ def test_a_crop_that_the_user_gives_holds_for_all_sizes():
     assert crops_of(model) is None and data_config(model)['crop_pct'] == 1.
     info = ModelInfo('rs_resnet18', (64, 48), crops=CROPS)
     assert info.replace(crop_pct=1.).crops is None and info.replace(license='mit').crops == CROPS
+
+
+def test_crops_are_chosen_from_the_top_of_the_package():
+    assert rs_timm.choose_crops is choose_crops and 'choose_crops' in rs_timm.__all__
 
 
 def test_the_crop_with_most_agreement_is_chosen(monkeypatch):

@@ -69,6 +69,16 @@ def predict(cli, made, tmp_path):
 
 # written
 
+def test_one_crop_in_place_of_the_models(predict, made, capsys):
+    """In rows and on the screen; a file that was begun with another crop is not gone on with."""
+    picture = made / 'photos/c0/0.png'
+    status, _, _, (row,) = predict('--crop-pct', '0.5', '--sizes', '64', inputs=[picture])
+    logits = Session(made / 'tiny.onnx', 'onnxruntime', crop_pct=0.5)(picture, 64)[0].astype(float)
+    share = np.exp(logits - logits.max())
+    assert status == 0 and row.probabilities[0] == pytest.approx(share.max() / share.sum(), abs=1e-3)
+    status, _, error, _ = predict('--crop-pct', '0.7', '--sizes', '64', inputs=[picture])
+    assert status == 2 and 'crop_pct 0.5, now 0.7' in error
+
 @pytest.mark.parametrize('options, size', [([], 64), (['--sizes', 48], 48), (['--sizes', 56], 56)])
 def test_rows_are_the_networks(predict, network, made, options, size):
     status, out, err, rows = predict(*options, '--topk', 3)

@@ -49,12 +49,14 @@ def write_predictions(args: argparse.Namespace, pictures: PictureSource, folders
     check_format(args.out)  # says what is wrong before a model is loaded
     model = open_model(model_source(args))
     digest = weights_digest(model)
-    session = open_session(model, engine_options(args))
+    session = open_session(model, engine_options(args), crop_pct=args.crop_pct)
     session.max_pixels = args.max_pixels
     if args.sizes:
         session.set_resolution(args.sizes[0])
     settings: Dict[str, Any] = dict(
         weights=digest, engine=session.engine_name, precision=session.precision, folders=list(folders))
+    if args.crop_pct is not None:  # the model's own crops go with its weights
+        settings['crop_pct'] = args.crop_pct
     if isinstance(session.source, QuantisedFile):  # pictures that it was calibrated with change the rows
         settings['calibrated'] = session.source.digest(session.resolution)
     work = Work(session.resolution, args.topk, args.batch_size or _BATCH, args.workers or _WORKERS)
@@ -94,7 +96,7 @@ def _on_ray(
     cores = args.threads or 1
     cache = {'cache_dir': os.path.abspath(args.cache_dir)} if args.cache_dir else {}
     options = dict(engine=session.engine_name, precision=session.precision, threads=cores, max_pixels=args.max_pixels,
-                   device=engine_device(args.device), **cache)
+                   device=engine_device(args.device), crop_pct=args.crop_pct, **cache)
     whole = model_source(args).is_exported and not Path(f'{args.model}.data').exists()
     model = Path(args.model).read_bytes() if whole else session.graph.SerializeToString()
     stack.enter_context(on_ray.connected(args.ray or None))

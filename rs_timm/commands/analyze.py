@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     model = source.load().to(device)
     if task_of(model) == 'segmentation':
         raise ValueError(f'{args.model} labels pixels: analyze is for classifiers; see rs-timm eval --per-class.')
-    config = data_config(model)
+    config = data_config(model, args.crop_pct)
     sizes = sizes_to_run(args.sizes, model)
     pictures = labelled_pictures(model, args.data, args.split, args.class_map)
     loader = reading(args, device).loader(pictures.dataset, config, sizes)

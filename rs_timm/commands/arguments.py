@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Optional, Sequence
 from .shell import report
 
 __all__ = [
-    'MODEL_HELP', 'ModelSource', 'add_model_arguments', 'add_old_name', 'add_sizes', 'check_free', 'count_of_cores',
-    'model_source', 'positive_int', 'precision_name', 'prepare_out',
+    'MODEL_HELP', 'ModelSource', 'add_crop_pct', 'add_model_arguments', 'add_old_name', 'add_sizes', 'check_free',
+    'count_of_cores', 'model_source', 'positive_int', 'precision_name', 'prepare_out',
 ]
 
 MODEL_HELP = ("a name of 'rs-timm list', a folder that convert or recalibrate wrote, 'hf-hub:user/name', or "
@@ -80,6 +80,12 @@ def add_sizes(group: Any, help: str, old: str = '') -> None:
     action = group.add_argument('--sizes', type=positive_int, nargs='+', metavar='R', help=help)
     if old:
         add_old_name(group, action, old)
+
+
+def add_crop_pct(parser: Any) -> None:
+    """--crop-pct: one crop in place of those that the model has."""
+    parser.add_argument('--crop-pct', type=float, metavar='C',
+                        help="central crop over shorter side, at all sizes (default: the model's, of each size)")
 
 
 def add_old_name(group: Any, action: argparse.Action, old: str) -> None:

@@ -8,7 +8,7 @@ from rs_timm.runtime import LatencyTable, Session, choose_resolution, measure_la
 from rs_timm.runtime.policy.latency_table import IF_NONE, Limits
 from rs_timm.runtime.session import MEMORY
 
-from .arguments import add_model_arguments, add_old_name, add_sizes, model_source, positive_int
+from .arguments import add_crop_pct, add_model_arguments, add_old_name, add_sizes, model_source, positive_int
 from .serving import (
     add_engine_arguments,
     calibration_pictures,
@@ -31,6 +31,7 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--memory', choices=MEMORY, default='speed',
                         help="'speed' (default): a network for each resolution; 'shared': one copy of the weights")
     add_sizes(parser, 'sizes to measure in pixels, trained or not (default: the trained ones)')
+    add_crop_pct(parser)
     add_old_name(parser, parser.add_argument(
         '--batch-size', type=positive_int, nargs='+', default=[1], metavar='N',
         help='pictures per call (default: 1)'), '--batch')
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
               for file in (pictures_below(path, _PICTURES) if Path(path).is_dir() else [path])]
     options: Dict[str, Any] = dict(
         memory=args.memory, calibration=calibration_pictures(args.calibration), cache_dir=args.cache_dir,
+        crop_pct=args.crop_pct,
         **({'precision': args.precision} if args.precision else {}))
     cases = list(itertools.product(args.engine, args.threads))
     for engine, threads in cases:

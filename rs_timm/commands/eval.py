@@ -48,8 +48,6 @@ def eval_arguments(parser: argparse.ArgumentParser) -> None:
     add_labelled_arguments(parser, ", or a file that 'rs-timm export' wrote (.onnx)", precisions=('int8',))
     parser.add_argument('--ensemble', action='store_true',
                         help='measure the ensemble too: with the learned weights, or with equal ones if there are none')
-    parser.add_argument('--crop-pct', type=float, metavar='C',
-                        help="central crop over shorter side, at all sizes (default: the model's, of each size)")
     parser.add_argument('--csv', metavar='FILE', help="write the results too, with the columns of timm's validate.py")
     add_engine_arguments(parser.add_argument_group('exported files', 'how MODEL.onnx runs'), of_labelled=True)
     masks = parser.add_argument_group('segmentation', 'for a network such as rs_refinenet_resnet18; DIR has '

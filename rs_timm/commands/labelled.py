@@ -11,7 +11,15 @@ from rs_timm.labels import class_names, folder_names, outputs_by_name
 from rs_timm.layers import get_resolutions
 from rs_timm.training.processes import is_first_process, process_count, process_rank
 
-from .arguments import add_model_arguments, add_old_name, add_sizes, count_of_cores, positive_int, precision_name
+from .arguments import (
+    add_crop_pct,
+    add_model_arguments,
+    add_old_name,
+    add_sizes,
+    count_of_cores,
+    positive_int,
+    precision_name,
+)
 from .shell import report, watched
 
 __all__ = [
@@ -35,6 +43,7 @@ def add_labelled_arguments(parser: argparse.ArgumentParser, also: str = '', prec
                         help="the classes' folders, one a line in the order of the model's outputs (default: by "
                              "the names of the model's classes, or else sorted)")
     add_sizes(parser, 'sizes to run at in pixels, trained or not (default: the trained ones)', old='--resolutions')
+    add_crop_pct(parser)
     parser.add_argument('--batch-size', type=positive_int, default=64, metavar='N', help='default: 64')
     parser.add_argument('--workers', type=int, default=min(8, count_of_cores()), metavar='N',
                         help='processes that read pictures (default: as many as cores, at most 8; here %(default)s)')

@@ -14,7 +14,7 @@ from rs_timm.predict.collection import holds_pictures, open_collection
 from rs_timm.runtime import Session
 
 from ._written import add_writing_arguments, write_predictions
-from .arguments import add_model_arguments, add_sizes, model_source, positive_int
+from .arguments import add_crop_pct, add_model_arguments, add_sizes, model_source, positive_int
 from .serving import add_engine_arguments, engine_options, open_model, open_session
 from .shell import PARTLY_FAILED, printable, report
 
@@ -36,6 +36,7 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
     sizes.add_argument('--all', action='store_true', help='all sizes that the model was trained for')
     sizes.add_argument('--ms', type=float, metavar='T',
                        help='the largest trained size whose p95 on an engine is at most T milliseconds; measured first')
+    add_crop_pct(parser)
     parser.add_argument('--topk', type=positive_int, default=5, metavar='K', help='classes to give (default: 5)')
     parser.add_argument('--reader', metavar='NAME',
                         help="read INPUT with a reader of timm: 'folder', 'tar', or 'hfds/NAME' (with --split)")
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     asks_for_engine = any(value is not None for value in (*options, args.ms)) or args.reader
     if not (source.is_exported or asks_for_engine or any(map(holds_pictures, args.images))):
         options = options._replace(engine='torch')  # as good as any for a look, and no export has to be waited for
-    session = open_session(open_model(source), options, draft=False)
+    session = open_session(open_model(source), options, draft=False, crop_pct=args.crop_pct)
     session.max_pixels = args.max_pixels
     if args.ms is not None:
         session.set_budget(ms=args.ms)
