@@ -41,7 +41,7 @@ ALLOWED = {
     'run': {'rs_timm', 'crops', 'training'},  # for --mred, and not before it is asked for
     'cli': {'rs_timm', 'commands'},
     'labels': set(),
-    'loading': {'hub', 'layers', 'models', 'tensor_files', 'training'},
+    'loading': {'crops', 'hub', 'layers', 'models', 'tensor_files', 'training'},
     'commands': {
         'analysis', 'calibration', 'card', 'crops', 'data', 'evaluation', 'export', 'format', 'hub', 'interpolation',
         'labels', 'layers', 'loading', 'pictures', 'predict', 'runtime', 'segmentation', 'serving',
