@@ -284,6 +284,15 @@ def test_the_command_measures_once_and_draws(cli, files, photos, tmp_path):
     assert cli(*command, '--threads', 1, '--again')[0] == 0
 
 
+def test_a_command_that_is_interrupted_says_how_to_go_on(cli, files, photos, tmp_path, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('rs_timm.commands.plan.make_plan', interrupted)
+    status, _, err = cli('plan', files / 'tiny.onnx', '--data', photos, '--out', tmp_path / 'out')
+    assert status == 130 and 'plan.jsonl; the same command goes on' in err
+
+
 def test_without_labels_the_command_compares_answers(cli, files, photos, tmp_path):
     status, text, err = cli('plan', files / 'tiny.onnx', '--data', photos / 'val' / 'cat', '--engines', ENGINE,
                             '--precisions', 'float32', '--sizes', 32, '--calls', 72, '--out', tmp_path / 'my.json')

@@ -100,30 +100,34 @@ def run(args: argparse.Namespace) -> int:
     drawn = random.Random(0).sample(range(len(collection.names)), min(args.pictures, len(collection.names)))
     targets, labels = _targets([collection.names[position] for position in drawn], read_info(models[0]), args.class_map)
     print(f'# {len(drawn)} pictures of {folder}; {labels}', flush=True)
-    damaged: List[str] = []
+    damaged: Dict[str, None] = {}  # each once
 
     def skip(error: ImageError) -> None:
-        damaged.append(str(error))
+        damaged[str(error)] = None
 
-    plan = make_plan(
-        models,
-        [_picture(collection, position) for position in drawn],
-        targets,
-        engines=args.engines,
-        precisions=args.precisions,
-        sizes=args.sizes,
-        cascades=args.cascades,
-        threads=args.threads,
-        device=engine_device(args.device),
-        calibration=calibration_pictures(args.calibration or _calibration(args.data, folder)),
-        networks=files.networks,
-        tolerance=None if args.exhaustive else args.tolerance,
-        calls=args.calls,
-        log=files.log,
-        note=lambda text: report(f'note: {text}'),
-        skip=skip if args.skip_corrupt else None,
-        progress=True,
-    )
+    try:
+        plan = make_plan(
+            models,
+            [_picture(collection, position) for position in drawn],
+            targets,
+            engines=args.engines,
+            precisions=args.precisions,
+            sizes=args.sizes,
+            cascades=args.cascades,
+            threads=args.threads,
+            device=engine_device(args.device),
+            calibration=calibration_pictures(args.calibration or _calibration(args.data, folder)),
+            networks=files.networks,
+            tolerance=None if args.exhaustive else args.tolerance,
+            calls=args.calls,
+            log=files.log,
+            note=lambda text: report(f'note: {text}'),
+            skip=skip if args.skip_corrupt else None,
+            progress=True,
+        )
+    except KeyboardInterrupt:
+        report(f'stopped: what is done is in {files.log}; the same command goes on')
+        raise
     report_skipped(damaged)
     plan.save(files.plan)
     return _show(plan, files, args.ms, args.if_none)
