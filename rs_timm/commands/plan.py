@@ -100,6 +100,9 @@ def run(args: argparse.Namespace) -> int:
     drawn = random.Random(0).sample(range(len(collection.names)), min(args.pictures, len(collection.names)))
     targets, labels = _targets([collection.names[position] for position in drawn], read_info(models[0]), args.class_map)
     print(f'# {len(drawn)} pictures of {folder}; {labels}', flush=True)
+    calibration: Optional[List[str]] = None
+    if 'int8' in (args.precisions or PRECISIONS):
+        calibration = calibration_pictures(args.calibration) or _calibration(args.data, folder)
     damaged: Dict[str, None] = {}  # each once
 
     def skip(error: ImageError) -> None:
@@ -116,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
             cascades=args.cascades,
             threads=args.threads,
             device=engine_device(args.device),
-            calibration=calibration_pictures(args.calibration or _calibration(args.data, folder)),
+            calibration=calibration,
             networks=files.networks,
             tolerance=None if args.exhaustive else args.tolerance,
             calls=args.calls,
@@ -180,9 +183,14 @@ def _picture(collection: Collection, position: int) -> Picture:
     return place.path if place.size is None else collection.read(position)
 
 
-def _calibration(data: str, folder: str) -> str:
+def _calibration(data: str, folder: str) -> Optional[List[str]]:
+    """Pictures for int8 from DATA/train, or else the data; None, so that there is no int8, if they are in tar files."""
     train = os.path.join(data, 'train')
-    return train if os.path.isdir(train) else folder
+    try:
+        return calibration_pictures(train if os.path.isdir(train) else folder)
+    except ValueError as error:
+        report(f'note: no pictures to calibrate int8 with: {error}')
+        return None
 
 
 def _targets(names: Sequence[str], info: ModelInfo, class_map: Optional[str]) -> Tuple[Optional[List[int]], str]:
