@@ -29,6 +29,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
 
@@ -39,7 +40,6 @@ from benchmarks.load_curve import arrivals, p95
 from benchmarks.runtime.networks import labelled, load, measure_one, parser_of_one
 from benchmarks.timing import seconds
 from rs_timm.runtime import Session
-from rs_timm.serving.queue import probabilities
 
 PLAIN = 'plain server'
 PATIENCE = 60  # seconds, after which a request got no answer
@@ -159,7 +159,7 @@ async def overhead(policy: Policy, session: Session, bodies: Sequence[bytes], si
                         outcome = await ask(client, policy, body, 1e3 * PATIENCE, start)
                         assert outcome.status == 200, outcome
                     else:
-                        probabilities(session(body, size)[0]).argmax()
+                        session(body, size)[0].argmax()
                     if turn:
                         taken.append(1e3 * (time.perf_counter() - start))
     return [dict(question='overhead', policy=name, requests=len(taken), p50_ms=float(np.median(taken)),
@@ -198,10 +198,8 @@ def plain_server(file: str, engine: str, precision: str, threads: int) -> None:
     @app.post('/classify')
     async def classify(request: Request) -> Dict[str, Any]:
         logits = await run_in_threadpool(session, await request.body())
-        p = probabilities(logits[0])
-        index = int(p.argmax())
-        return dict(classes=[dict(index=index, label=session.info.label(index), probability=float(p[index]))],
-                    resolution=session.resolution)
+        index = int(logits[0].argmax())
+        return dict(classes=[dict(index=index, label=session.info.label(index))], resolution=session.resolution)
 
     with socket.socket() as listener:
         listener.bind(('127.0.0.1', 0))
@@ -252,6 +250,7 @@ def _replica_processes() -> Set[int]:
 
 
 def _compare(session: Session, args: argparse.Namespace) -> Rows:
+    before = os.getloadavg()[0]
     files, targets = labelled(args.data / 'val', session.info.label_names, args.pictures)
     bodies = [file.read_bytes() for file in files]
     file = str(session.source.path)  # type: ignore[attr-defined]
@@ -287,7 +286,10 @@ def _compare(session: Session, args: argparse.Namespace) -> Rows:
                     print(f'{load:4g} times, {policy.name:15}', row_of(got, targets[order], deadline), flush=True)
     for (name, load), got in outcomes.items():
         rows.append(dict(question='load', policy=name, load=load, **row_of(got, targets[asked[load]], deadline)))
-    common = dict(capacity=carried, deadline_ms=deadline, seconds=args.seconds, rounds=args.rounds, seed=args.seed)
+    common: Dict[str, Any] = {name: version(name) for name in ('fastapi', 'uvicorn')}
+    common.update(capacity=carried, deadline_ms=deadline, seconds=args.seconds, rounds=args.rounds, seed=args.seed,
+                  note=f'load average {before:.1f} before and {os.getloadavg()[0]:.1f} at the end, on {os.cpu_count()} '
+                       'cores')
     return [dict(row, **common) for row in rows]
 
 

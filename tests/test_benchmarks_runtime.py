@@ -16,6 +16,7 @@ from benchmarks.presets import PRESETS
 from benchmarks.runtime import figures, networks, questions, sections
 from benchmarks.runtime.memory import resident_memory
 from benchmarks.runtime.questions import engine_network, without_engine
+from benchmarks.serving import Outcome, row_of
 from benchmarks.store import put, read
 from benchmarks.timing import VISIT, ratio_of_visits, take_turns
 from rs_timm.runtime import Session
@@ -187,6 +188,15 @@ def tiny(monkeypatch, tmp_path, random_statistics):
     for module in (networks, runtime_latency):
         monkeypatch.setattr(module, 'load', load)
     return make_pictures(tmp_path, classes=2, train_each=20, val_each=20, size=80)
+
+
+def test_every_request_over_http_is_counted_once():
+    outcomes = [Outcome(5., 200, 64, 1), Outcome(20., 200, 32, 1), Outcome(20.5, 200, 32, 0), Outcome(1., 503),
+                Outcome(2., 500), Outcome(60e3, 0)]
+    row = row_of(outcomes, np.array([1, 0, 0, 0, 0, 0]), deadline_ms=20.)
+    kinds = ('in_time', 'late', 'refused', 'failed', 'silent')
+    assert [row[kind] for kind in kinds] == [2, 1, 1, 1, 1] and sum(row[kind] for kind in kinds) == row['requests']
+    assert (row['right_in_time'], row['mean_resolution'], row['p50_ms']) == (1, pytest.approx(128 / 3), 20.)
 
 
 def test_load_curve_end_to_end(tiny, monkeypatch):

@@ -177,6 +177,27 @@ def load_section(rows: Sequence[Row]) -> str:
         f'{_environment(row)}.')
 
 
+@section('serving', question='load')
+def serving_section(rows: Sequence[Row]) -> str:
+    """What became of requests over HTTP, for each load and policy."""
+    row = rows[0]
+    lines = [[f"{one['load']} times", one['policy'], one['requests'], *(
+        f"{100 * int(one[column]) / int(one['requests']):.1f} %" for column in (
+            'in_time', 'right_in_time', 'late', 'refused')),
+        str(int(one['failed']) + int(one['silent'])), f"{float(one['p95_ms']):.0f} ms",
+        f"{float(one['mean_resolution']):.0f} px"] for one in sorted(rows, key=lambda one: float(one['load']))]
+    header = ['load', 'served at', 'requests', 'in time', 'right and in time', 'late', 'refused', 'without an answer',
+              'p95', 'mean size']
+    price = {one['policy']: float(one['p50_ms']) for one in read('serving', question='overhead')}
+    return markdown(header, lines) + (
+        f"\n\n`{row['model']}` ({row['weights']}), {row['engine']} {row['precision']}; the largest size carries "
+        f"{float(row['capacity']):.0f} requests a second over HTTP, with the client on the same machine; in time is "
+        f"within {float(row['deadline_ms']):.0f} ms; {_environment(row)}, fastapi {row['fastapi']}, uvicorn "
+        f"{row['uvicorn']}; {row['note']}.\n\nHTTP's own price: a photograph of 100 kB takes "
+        f"{price['HTTP']:.2f} ms over HTTP and {price['in process']:.2f} ms in process (medians, one after the other, "
+        f"in turns): {price['HTTP'] - price['in process']:.2f} ms.")
+
+
 @section('cascade')
 def cascade_section(rows: Sequence[Row]) -> str:
     """All single sizes, ensembles and cascades that were compared."""
@@ -232,6 +253,7 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'runtime_memory': memory_section,
     'runtime_agreement': agreement_section,
     'load_curve': load_section,
+    'serving': serving_section,
     'cascade': cascade_section,
     'plan': plan_section,
 }

@@ -48,7 +48,9 @@ def add_engine_arguments(group: Any, several: bool = False, of_labelled: bool = 
                             'cores)')
     group.add_argument('--calibration', metavar='DIR',
                        help=f'for int8: folder of pictures to calibrate with ({_CALIBRATION} are taken)')
-    group.add_argument('--cache-dir', metavar='DIR', help='for int8: folder that keeps the calibrated networks')
+    group.add_argument('--cache-dir', metavar='DIR',
+                       help='folder that keeps calibrated int8 networks, and what OpenVINO has compiled: the next '
+                            'start compiles nothing')
 
 
 def add_device(group: Any) -> None:
