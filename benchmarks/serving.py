@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from PIL import Image
@@ -62,6 +62,7 @@ class Policy:
     name: str
     url: str
     query: str = ''
+    process: int = 0
 
 
 async def ask(client: Any, policy: Policy, body: bytes, deadline_ms: float, since: float) -> Outcome:
@@ -148,11 +149,17 @@ def photograph_of(body: bytes, least: int) -> bytes:
 
 
 async def overhead(policy: Policy, session: Session, bodies: Sequence[bytes], size: int, calls: int) -> Rows:
-    """Milliseconds of a picture over HTTP and in this process, one after the other, in turns of ten."""
+    """Milliseconds of a picture over HTTP and in this process, one after the other, in turns of ten.
+
+    And those of a core: in the server over HTTP, else in this process. What else the machine does is not in them.
+    """
     times: Dict[str, List[float]] = {'HTTP': [], 'in process': []}
+    worked = dict.fromkeys(times, 0.)
     async with client_session() as client:
         for turn in range(-(-calls // 10) + 1):
             for name, taken in times.items():
+                process = policy.process if name == 'HTTP' else os.getpid()
+                worked[name] -= cpu_seconds(process) * bool(turn)
                 for number in range(10 if turn else 3):  # the first turn warms up
                     body, start = bodies[number % len(bodies)], time.perf_counter()
                     if name == 'HTTP':
@@ -162,20 +169,27 @@ async def overhead(policy: Policy, session: Session, bodies: Sequence[bytes], si
                         session(body, size)[0].argmax()
                     if turn:
                         taken.append(1e3 * (time.perf_counter() - start))
+                worked[name] += cpu_seconds(process) * bool(turn)
     return [dict(question='overhead', policy=name, requests=len(taken), p50_ms=float(np.median(taken)),
-                 p95_ms=p95(np.array(taken))) for name, taken in times.items()]
+                 p95_ms=p95(np.array(taken)), core_ms=1e3 * worked[name] / len(taken)) for name, taken in times.items()]
+
+
+def cpu_seconds(process: int) -> float:
+    """Seconds that a process has had of all cores so far, in steps of a hundredth."""
+    fields = Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')  # utime, stime: proc(5)
 
 
 @contextmanager
-def server(*command: str) -> Iterator[str]:
-    """The URL of a server, from what it prints; it ends with the context."""
+def server(*command: str) -> Iterator[Tuple[str, int]]:
+    """The URL of a server, from what it prints, and its process, which ends with the context."""
     process = subprocess.Popen([sys.executable, '-m', *command], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         for line in process.stdout:
             if found := re.search(r'http://\S+', line):
                 print(f'# {command[0]}: {found[0]}', flush=True)
-                yield found[0]
+                yield found[0], process.pid
                 return
         raise SystemExit(f'{" ".join(command)} did not start')
     finally:
@@ -262,8 +276,8 @@ def _compare(session: Session, args: argparse.Namespace) -> Rows:
     options = dict(engine=args.engine, precision=session.precision, threads=str(args.threads))
     ours = ('rs_timm', 'serve', file, '--port', '0', '--target-ms', f'{args.target * deadline:g}',
             *(word for name, value in options.items() for word in (f'--{name}', value)))
-    with server(*ours) as url, server('benchmarks.serving', '--plain', file, *options.values()) as plain:
-        fixed = Policy(f'fixed {largest} px', url, f'&size={largest}')
+    with server(*ours) as (url, pid), server('benchmarks.serving', '--plain', file, *options.values()) as (plain, _):
+        fixed = Policy(f'fixed {largest} px', url, f'&size={largest}', pid)
         policies = [Policy('chosen size', url), fixed, Policy(f'fixed {smallest} px', url, f'&size={smallest}'),
                     Policy(PLAIN, plain)]
         hundred = [photograph_of(body, 100_000) for body in bodies[:10]]

@@ -188,14 +188,16 @@ def serving_section(rows: Sequence[Row]) -> str:
         f"{float(one['mean_resolution']):.0f} px"] for one in sorted(rows, key=lambda one: float(one['load']))]
     header = ['load', 'served at', 'requests', 'in time', 'right and in time', 'late', 'refused', 'without an answer',
               'p95', 'mean size']
-    price = {one['policy']: float(one['p50_ms']) for one in read('serving', question='overhead')}
+    price = {one['policy']: one for one in read('serving', question='overhead')}
+    (median, alone), (worked, needed) = ([float(price[name][column]) for name in ('HTTP', 'in process')]
+                                         for column in ('p50_ms', 'core_ms'))
     return markdown(header, lines) + (
         f"\n\n`{row['model']}` ({row['weights']}), {row['engine']} {row['precision']}; the largest size carries "
         f"{float(row['capacity']):.0f} requests a second over HTTP, with the client on the same machine; in time is "
         f"within {float(row['deadline_ms']):.0f} ms; {_environment(row)}, fastapi {row['fastapi']}, uvicorn "
-        f"{row['uvicorn']}; {row['note']}.\n\nHTTP's own price: a photograph of 100 kB takes "
-        f"{price['HTTP']:.2f} ms over HTTP and {price['in process']:.2f} ms in process (medians, one after the other, "
-        f"in turns): {price['HTTP'] - price['in process']:.2f} ms.")
+        f"{row['uvicorn']}; {row['note']}.\n\nHTTP's own price: a photograph of 100 kB takes {median:.2f} ms over HTTP "
+        f"and {alone:.2f} ms in process (medians, one after the other, in turns), {median - alone:.2f} ms more; of a "
+        f"core the server needs {worked:.2f} ms for it, and a session {needed:.2f} ms: {worked - needed:.2f} ms more.")
 
 
 @section('cascade')
