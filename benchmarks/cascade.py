@@ -6,9 +6,11 @@ picture, and in batches), and mean multiply-adds. Beside them the single resolut
 by alpha where the weights know it, else evenly. All are timed in turns, batch by batch of pictures, in random order.
 
     python -m benchmarks.cascade --data DIR [--model rs_resnet18] [--engine openvino] [--pictures 1000]
+    python -m benchmarks.cascade --data DIR --model rs_efficientnet_lite0 --out benchmarks/results/cascade_lite0.csv
 
-DIR holds val/CLASS/*; the network is one with trained weights ('lite0' is EfficientNet-Lite0 for Imagenette). The table
-holds one network; what is in it is not measured again, unless --again.
+DIR holds val/CLASS/*; the network is one with trained weights ('lite0' is EfficientNet-Lite0 for Imagenette;
+'rs_efficientnet_lite0' answers among all 1000 classes, at its crops). A table holds one network; what is in it is not
+measured again, unless --again.
 """
 import argparse
 import random
@@ -70,8 +72,9 @@ class Method:
         )
 
 
-def single(session: Session, size: int) -> Method:
-    return Method('single', [size], lambda files: (session(files, size), np.zeros(len(files), int)))
+def single(session: Session, size: int, top1_of_fit: float, ms_of_fit: float) -> Method:
+    return Method('single', [size], lambda files: (session(files, size), np.zeros(len(files), int)),
+                  top1_of_fit=top1_of_fit, ms_of_fit=ms_of_fit)
 
 
 def ensemble(session: Session, sizes: Sequence[int], weights: Optional[Sequence[float]], combine: str) -> Method:
@@ -81,7 +84,7 @@ def ensemble(session: Session, sizes: Sequence[int], weights: Optional[Sequence[
     return Method('ensemble', sizes, call, combine=combine)
 
 
-def cascade(session: Session, fit: CascadeFit, budget: float) -> Method:
+def cascade(session: Session, fit: CascadeFit, budget: Optional[float]) -> Method:
     made = Cascade.fitted(session, fit)
     stage_of = {size: stage for stage, size in enumerate(fit.resolutions)}
 
@@ -89,8 +92,9 @@ def cascade(session: Session, fit: CascadeFit, budget: float) -> Method:
         result = made(files)
         return result.logits, np.array([stage_of[size] for size in result.answered.tolist()])
 
-    return Method('cascade', fit.resolutions, call, combine=fit.combine, budget_ms=budget, top1_of_fit=fit.accuracy,
-                  ms_of_fit=fit.cost, thresholds=' '.join(f'{t:.4f}' for t in fit.thresholds.values()))
+    return Method('cascade', fit.resolutions, call, combine=fit.combine, budget_ms=budget or '',
+                  top1_of_fit=fit.accuracy, ms_of_fit=fit.cost,
+                  thresholds=' '.join(f'{t:.4f}' for t in fit.thresholds.values()))
 
 
 def fitted(
@@ -100,21 +104,27 @@ def fitted(
         costs: Dict[int, float],
         combines: Sequence[str],
 ) -> List[Method]:
-    """Cascades for a range of budgets; the same fit under two budgets counts once."""
+    """Cascades as good as the best size alone, and for a range of budgets; the same fit for two counts once."""
     alpha, methods, seen = session.info.alpha, [], set()
+    best = max(accuracy_of(logits[size], targets) for size in logits)
     for combine in combines:
-        for share in SHARES:
-            budget = share * costs[max(costs)]
+        for budget in (None, *(share * costs[max(costs)] for share in SHARES)):
+            aim: Dict[str, Any] = dict(accuracy=best) if budget is None else dict(budget=budget)
             try:
-                fit = fit_cascade(logits, targets, budget=budget, costs=costs, combine=combine, alpha=alpha)
+                fit = fit_cascade(logits, targets, **aim, costs=costs, combine=combine, alpha=alpha)
             except ValueError as error:
-                print(f'# {combine}, {budget:.2f} ms: {error}')
+                print(f'# {combine}, {aim}: {error}')
                 continue
             key = combine, fit.resolutions, tuple(fit.thresholds.values())
             if len(fit.resolutions) > 1 and key not in seen:
                 seen.add(key)
                 methods.append(cascade(session, fit, budget))
     return methods
+
+
+def accuracy_of(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Top-1 in percent."""
+    return 100. * float((logits.argmax(1) == targets).mean())
 
 
 def halves(files: Sequence[Path], targets: np.ndarray) -> Tuple[List[Path], np.ndarray, List[Path], np.ndarray]:
@@ -127,7 +137,7 @@ def halves(files: Sequence[Path], targets: np.ndarray) -> Tuple[List[Path], np.n
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     args = _parse(arguments)
     if measure_one(args, _compare, batch=args.batch):
-        write_figures(args.out.parent, 'cascade')
+        write_figures(args.out.parent, args.out.stem)
 
 
 def _compare(session: Session, args: argparse.Namespace) -> Rows:
@@ -139,7 +149,7 @@ def _compare(session: Session, args: argparse.Namespace) -> Rows:
     logits = {size: np.concatenate([session(file, size) for file in tqdm(fit_files, disable=None, leave=False)])
               for size in sizes}
     combine = 'alpha' if session.info.alpha else 'mean'
-    methods = [*(single(session, size) for size in sizes),
+    methods = [*(single(session, size, accuracy_of(logits[size], fit_targets), costs[size]) for size in sizes),
                ensemble(session, sizes, stage_weights(sizes, combine, session.info.alpha), combine),
                *fitted(session, logits, fit_targets, costs, ('last', combine))]
     for batch in (1 << power for power in range(args.batch.bit_length())):

@@ -241,7 +241,14 @@ def test_cascade_end_to_end(tiny, monkeypatch):
                   str(tiny / 'out' / 'cascade.csv')])
     assert (tiny / 'out' / 'cascade.csv').stat().st_mtime_ns == before  # all is there
     monkeypatch.setattr(environment, 'RESULTS', tiny / 'out')
-    assert sections.cascade_section().count('\n| ') == len(rows) + 1
+    text = sections.cascade_section()
+    assert text.count('\n| ') == len(rows) + 1
+    best = max(single.values(), key=lambda row: float(row['top1_of_fit']))
+    chosen = min((row for row in rows if row['kind'] == 'cascade' and float(row['top1_of_fit']) >= float(
+        best['top1_of_fit'])), key=lambda row: float(row['ms_of_fit']), default=None)
+    assert (chosen is not None) is (f"{best['resolutions']} px is the best single size" in text)
+    if chosen:
+        assert f"in {float(chosen['ms']) / float(best['ms']):.2f} of its ms" in text
 
 
 def test_runtime_latency_end_to_end(tiny, monkeypatch, capsys):

@@ -133,6 +133,7 @@ FIGURES: Dict[str, Tuple[Dict[str, str], Callable[[List[Row]], Figure]]] = {  # 
     'runtime_latency': (dict(question='latency'), lambda rows: latency_figure(rows, madds_of_model)),
     'load_curve': ({}, load_figure),
     'cascade': ({}, cascade_figure),
+    'cascade_lite0': ({}, cascade_figure),
 }
 
 

@@ -200,8 +200,7 @@ def serving_section(rows: Sequence[Row]) -> str:
         f"core the server needs {worked:.2f} ms for it, and a session {needed:.2f} ms: {worked - needed:.2f} ms more.")
 
 
-@section('cascade')
-def cascade_section(rows: Sequence[Row]) -> str:
+def _cascades(rows: Sequence[Row]) -> str:
     """All single sizes, ensembles and cascades that were compared."""
     lines = [[
         row['kind'] + (f", {row['combine']}" if row['combine'] else ''),
@@ -214,9 +213,31 @@ def cascade_section(rows: Sequence[Row]) -> str:
     ] for row in rows]
     row = rows[0]
     header = ['', 'resolutions', 'top-1, %', 'ms', 'ms in batches', 'million MAdds', 'answered at each, %']
-    return markdown(header, lines) + (
+    return markdown(header, lines) + _saving(rows) + (
         f"\n\n`{row['model']}` ({row['weights']}), {row['engine']} {row['precision']}, {row['pictures']} pictures that "
         f"the fit has not seen; per picture, preprocessing included; batches of {row['batch']}; {_environment(row)}.")
+
+
+def _saving(rows: Sequence[Row]) -> str:
+    """What the cascade costs that is the cheapest as good as the best size where it was fitted, if that is known."""
+    known = [row for row in rows if row['top1_of_fit']]
+    singles, cascades = ([row for row in known if row['kind'] == kind] for kind in ('single', 'cascade'))
+    if not singles:
+        return ''
+    best = max(singles, key=lambda row: float(row['top1_of_fit']))
+    as_good = [row for row in cascades if float(row['top1_of_fit']) >= float(best['top1_of_fit'])]
+    if not as_good:
+        return ''
+    chosen = min(as_good, key=lambda row: float(row['ms_of_fit']))
+    share, batched = (float(chosen[column]) / float(best[column]) for column in ('ms', 'ms_in_batches'))
+    return (f"\n\nOn the half that was fitted on, {best['resolutions']} px is the best single size, and the cheapest "
+            f"cascade that is as good there goes over {chosen['resolutions'].replace(' ', ', ')} px "
+            f"({chosen['combine']}). On the other half it has {float(chosen['top1']):.1f} % where the single size has "
+            f"{float(best['top1']):.1f} %, in {share:.2f} of its ms ({batched:.2f} in batches).")
+
+
+cascade_section = section('cascade')(_cascades)
+cascade_lite0_section = section('cascade_lite0')(_cascades)
 
 
 @section('plan')
@@ -257,5 +278,6 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'load_curve': load_section,
     'serving': serving_section,
     'cascade': cascade_section,
+    'cascade_lite0': cascade_lite0_section,
     'plan': plan_section,
 }
