@@ -3,8 +3,9 @@
 EfficientNet-Lite0, from the ImageNet weights that ship, on a small set of pictures with classes of its own, with the
 recipe `finetune`, for the same number of epochs: the RS-Net (MRED), the same without distillation ('parallel'), and a
 network for each size ('individual'). The individual network of the largest size is tested at all sizes too
-('largest'), at crops that were chosen on the training pictures kept aside. Epochs are chosen on those as well: nothing
-is chosen on DIR/val, which is tested on. A run that was stopped goes on where it was; rows that are there are kept.
+('largest'). Epochs and crops are chosen on the training pictures kept aside, a crop for each network, and for 'largest'
+one for each size: nothing is chosen on DIR/val, which is tested on. A run that was stopped goes on where it was; rows
+that are there are kept.
 
     python -m benchmarks.finetune --data DIR --runs FOLDER [--per-class 100] [--epochs 3] [--threads 2]
 
@@ -14,7 +15,7 @@ import argparse
 import os
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
@@ -32,12 +33,15 @@ from rs_timm.data import create_multires_loader
 from rs_timm.data.folders import find_pictures, hold_out, open_split
 from rs_timm.runtime import Session, choose_crops
 from rs_timm.training import Options, Recipe, Trained, get_recipe, keep_freed_memory, train
+from rs_timm.training.tasks import Loaders
+from rs_timm.training.train import choose_crop
 
 TABLE = RESULTS / 'finetune.csv'
 KEY = ('data', 'pictures', 'epochs', 'method', 'seed', 'resolution')
 MODEL, START = 'tf_efficientnet_lite0', 'rs_efficientnet_lite0'
 SIZES = (224, 192, 160, 128, 96)
-CANDIDATES = (1., 0.875, 0.75, 0.65, 0.55)  # crops for the network of the largest size
+CANDIDATES = (1., 0.875, 0.75)  # crops for networks at the sizes that they were trained for
+SMALLER = (*CANDIDATES, 0.65, 0.55)  # and for the network of the largest size at the others
 METHODS = {
     'rs_net': 'RS-Net (MRED)',
     'parallel': 'the same without distillation',
@@ -62,7 +66,7 @@ class Job:
     def recipe(self, args: argparse.Namespace) -> Recipe:
         """The same for all, but for sizes and losses; no early end, so that all have as many epochs."""
         return get_recipe('finetune', init=START, epochs=args.epochs, resolutions=self.sizes, seed=self.seed,
-                          mred='none' if self.method == 'parallel' else 'full', patience=0)
+                          mred='none' if self.method == 'parallel' else 'full', patience=0, crop_choices=())
 
 
 def jobs() -> Iterator[Job]:
@@ -88,16 +92,17 @@ def small_folder(data: Path, place: Path, per_class: int) -> Path:
 def trained(job: Job, args: argparse.Namespace, data: Path) -> Tuple[Trained, float]:
     """The network of a job, and the seconds that the cores worked on it; 'cpu' beside the run keeps those of parts."""
     folder = args.runs / f'{data.name}_{args.epochs}' / job.name
-    spent = folder / 'cpu'
+    spent, whole = folder / 'cpu', folder / 'whole'  # once it is whole, reading it again is no training
     before = float(spent.read_text()) if spent.is_file() else 0.
     start = time.process_time()
     try:
         made = train(MODEL, str(data), job.recipe(args), str(folder), resume=True,
                      options=Options(device='cpu', workers=0, progress=False, checkpoint_minutes=2.))
     finally:
-        seconds = before + time.process_time() - start
+        seconds = before + (0. if whole.is_file() else time.process_time() - start)
         if folder.is_dir():
             spent.write_text(str(seconds))
+    whole.touch()
     return made, seconds
 
 
@@ -113,8 +118,9 @@ def measure(job: Job, args: argparse.Namespace, data: Path) -> None:
     found, cpu_seconds = trained(job, args, data)
     recipe = job.recipe(args)
     common = dict(cpu_seconds=f'{cpu_seconds:.0f}', threads=args.threads)
-    predictions = tested(found.model, recipe, data, job.sizes, recipe.crop_pct)
-    note(job.method, job.seed, predictions, dict.fromkeys(job.sizes, recipe.crop_pct), args, **common)
+    crop = choose_crop(found.model, Loaders(str(data), recipe, workers=0), replace(recipe, crop_choices=CANDIDATES))
+    predictions = tested(found.model, recipe, data, job.sizes, crop)
+    note(job.method, job.seed, predictions, dict.fromkeys(job.sizes, crop), args, **common)
     if job.sizes == SIZES[:1]:
         everywhere = rs_timm.switchable(rs_timm.extract(found.model, SIZES[0]), SIZES).eval()
         crops = chosen_crops(everywhere, recipe, data)
@@ -127,7 +133,7 @@ def chosen_crops(model: nn.Module, recipe: Recipe, data: Path) -> Dict[int, floa
     files, targets = zip(*held.reader.samples)  # type: ignore[attr-defined]
     model.pretrained_cfg.update(  # type: ignore[operator, union-attr]
         mean=recipe.mean, std=recipe.std, interpolation=recipe.interpolation, crop_pct=recipe.crop_pct)
-    return choose_crops(Session(model), files, targets, candidates=CANDIDATES).crops
+    return choose_crops(Session(model), files, targets, candidates=SMALLER).crops
 
 
 def note(method: str, seed: int, predictions: Predictions, crops: Dict[int, float], args: argparse.Namespace,

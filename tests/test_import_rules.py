@@ -36,7 +36,7 @@ ALLOWED = {
     'calibration': {'atomic', 'layers'},
     'card': {'atomic', 'crops', 'layers', 'analysis'},
     'hub': {'atomic', 'crops', 'hub_client', 'layers', 'models', 'card', 'analysis', 'quantization', 'tensor_files'},
-    'training': {'atomic', 'evaluation', 'segmentation', 'layers', 'models', 'data', 'loss', 'tensor_files'},
+    'training': {'atomic', 'crops', 'evaluation', 'segmentation', 'layers', 'models', 'data', 'loss', 'tensor_files'},
     'export': {'atomic', 'crops', 'interpolation', 'layers', 'resolutions', 'analysis', 'format'},
     'run': {'rs_timm', 'crops', 'training'},  # for --mred, and not before it is asked for
     'cli': {'rs_timm', 'commands'},

@@ -21,6 +21,7 @@ from rs_timm.training import RECIPES, MREDTask, Options, Recipe, Trainer, evalua
 from rs_timm.training.build import build_model, check_start, resized, synchronized
 from rs_timm.training.optimization import create_optimizer, create_schedule
 from rs_timm.training.tasks import Loaders
+from rs_timm.training.train import choose_crop
 
 
 @pytest.fixture(scope='module')
@@ -285,6 +286,26 @@ def test_the_best_epoch_is_returned_and_patience_ends(data, tmp_path, monkeypatc
     assert all(torch.equal(value, trained.model.state_dict()[key]) for key, value in seen[best - 1].items())
 
 
+@pytest.mark.parametrize('top1s, best', [({1.: 50, 0.8: 60, 0.5: 55}, 0.8), ({1.: 60, 0.9: 60, 0.5: 50}, 0.9)])
+def test_the_crop_is_that_of_the_best_top1_and_goes_with_the_network(data, tmp_path, monkeypatch, top1s, best):
+    """Of equal ones the nearest to crop_pct, 0.875; measured at the crop that it says."""
+    pixels = {}
+
+    def measured(model, loader, sizes, *rest):
+        crop = list(top1s)[len(pixels)]
+        pixels[crop], _ = next(iter(loader))
+        return {size: dict(top1=top1s[crop] + size) for size in sizes}
+
+    monkeypatch.setitem(choose_crop.__globals__, 'evaluate', measured)
+    trained = run(data, tmp_path / 'run', val_fraction=0.3, progressive=0., epochs=1, crop_choices=tuple(top1s))
+    assert trained.model.pretrained_cfg['crop_pct'] == trained.model.default_cfg['crop_pct'] == best
+    _, held = hold_out(open_split(data, 'train'), 0.3)
+    for crop, images in pixels.items():
+        expected, _ = next(iter(create_multires_loader(
+            held, images, batch_size=4, is_training=False, num_workers=0, crop_pct=crop)))
+        assert all(torch.equal(images[size], expected[size]) for size in images)
+
+
 def test_the_best_epoch_survives_a_stop(data, tmp_path, monkeypatch):
     seen = scripted(monkeypatch, (50, 80, 60, None))
     with pytest.raises(TypeError):  # in the fourth evaluation
@@ -353,7 +374,9 @@ def test_any_field_from_the_command_line(data, tmp_path):
     (['--mean', '123', '116', '103'], 'mean (123.0, 116.0, 103.0): pixels are in [0, 1]'),
     (['--std', '0', '0', '0'], 'std (0.0, 0.0, 0.0): pixels are in [0, 1]'),
     (['--crop-ratio', '0', '1'], 'crop ratio (0.0, 1.0): it is two positive numbers'),
-    (['--patience', '2'], 'patience 2: without pictures kept aside (val_fraction)'),
+    (['--patience', '2'], 'patience 2: there are no pictures kept aside to decide on: set val_fraction'),
+    (['--crop-choices', '1', '0.8'], 'crop_choices (1.0, 0.8): there are no pictures kept aside'),
+    (['--crop-choices', '2', '--val-fraction', '0.2'], 'crop_pct is 2.0'),
     (['--val-fraction', '0.6'], 'val_fraction 0.6: it must be in [0, 0.5]'),
     (['--lr', 'nan'], 'lr nan: it must be in [0, inf)'),
     (['--workers', '-1'], 'workers -1: it must be in [0, inf)'),

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Sequence, Tuple
 
+from rs_timm.crops import check_crop_pct
 from rs_timm.data.multires import check_crops, check_normalisation
 from rs_timm.layers import check_resolutions
 from rs_timm.loss import MODES
@@ -138,6 +139,9 @@ class Recipe:
     interpolation: str = setting('bilinear', 'bilinear, bicubic')
     crop_pct: float = setting(
         0.875, 'side of the central crop / shorter side, in evaluation', range=(0.01, 1), segmentation=1.)
+    crop_choices: Tuple[float, ...] = setting(
+        (), 'the one that is best on the pictures of val_fraction, on average over the sizes, takes the place of '
+        'crop_pct after training; none: it stays', segmentation=())
     mean: Tuple[float, ...] = setting(
         (0.485, 0.456, 0.406),
         'of the red, green and blue values in [0, 1], which is subtracted; for gray, in_chans=1, their average')
@@ -184,9 +188,12 @@ class Recipe:
         if self.same_size and self.progressive:
             raise ValueError(f'same_size {self.same_size} with progressive {self.progressive}: the sizes of an epoch '
                              'are those of one or the other.')
-        if self.patience and not self.val_fraction:
-            raise ValueError(f'patience {self.patience}: without pictures kept aside (val_fraction) no epoch is better '
-                             'than another; set it, as in --val-fraction 0.15, or patience 0.')
+        for crop in self.crop_choices:
+            check_crop_pct(crop)
+        for name in ('patience', 'crop_choices'):
+            if getattr(self, name) and not self.val_fraction:
+                raise ValueError(f'{name} {getattr(self, name)}: there are no pictures kept aside to decide on: set '
+                                 f'val_fraction, as in --val-fraction 0.15, or no {name}.')
         for key, value in self.model_kwargs().items():
             if key in _NOT_FOR_MODEL_ARGS:
                 raise ValueError(f'model_args {key}={value!r}: {_NOT_FOR_MODEL_ARGS[key]}.')

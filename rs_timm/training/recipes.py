@@ -154,7 +154,8 @@ class Finetune(Recipe):
 
     Mean, std and interpolation are those of the weights in `init`. A part of the training pictures is kept aside: the
     epochs are measured on it, the best one is returned, and DIR/val, where there is one, stays untouched for
-    `rs-timm eval`. All sizes are trained at one crop, so that one crop is right for all of them afterwards.
+    `rs-timm eval`. All sizes are trained at one crop, so that one is right for all of them afterwards; which one, the
+    pictures kept aside say.
 
     Run card:
         command   rs-timm train tf_efficientnet_lite0 --init rs_efficientnet_lite0 --data DIR --recipe finetune
@@ -178,6 +179,7 @@ class Finetune(Recipe):
     val_fraction: float = 0.15
     patience: int = 3
     crop_scale: Tuple[float, ...] = (0.35, 1.)
+    crop_choices: Tuple[float, ...] = (1., 0.875, 0.75)
     channels_last: bool = True
 
 

@@ -131,9 +131,11 @@ class Loaders:
                              'batch_size.')
         return min(updates, self.recipe.limit_batches or updates)
 
-    def evaluation(self, sizes: Iterable[int]) -> MultiResLoader:
+    def evaluation(self, sizes: Iterable[int], crop_pct: Optional[float] = None) -> MultiResLoader:
         """The loader of the pictures that the network is measured on: each size resized once, as it will be in use."""
-        return self._loader(False, sizes, crop_pct=self.recipe.crop_pct, mode='loader')
+        if crop_pct is not None:
+            self._made.pop(False, None)  # the one that there was has another crop
+        return self._loader(False, sizes, crop_pct=crop_pct or self.recipe.crop_pct, mode='loader')
 
     def _loader(self, is_training: bool, sizes: Iterable[int], **kwargs: Any) -> MultiResLoader:
         sizes = tuple(sorted(set(sizes), reverse=True))
@@ -179,8 +181,8 @@ class MaskLoaders(Loaders):
             color_jitter=recipe.color_jitter or None,
         )
 
-    def evaluation(self, sizes: Iterable[int]) -> MultiResLoader:
-        """The loader of the pictures that the network is measured on."""
+    def evaluation(self, sizes: Iterable[int], crop_pct: Optional[float] = None) -> MultiResLoader:
+        """The loader of the pictures that the network is measured on, always the whole of them."""
         return self._loader(False, sizes)
 
     def _create(self, source: Any, sizes: Tuple[int, ...], **kwargs: Any) -> MultiResLoader:
