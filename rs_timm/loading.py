@@ -2,16 +2,19 @@
 
 What is known about the weights beyond their tensors comes along: preprocessing, names of classes, ensemble weights.
 """
+import argparse
 import difflib
 import json
 import os
+import pickle
 import re
 import warnings
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import timm
-from timm.data import infer_imagenet_subset, resolve_model_data_config
+import torch
+from timm.data import infer_imagenet_subset, resolve_data_config, resolve_model_data_config
 from timm.models import PretrainedCfg, get_arch_pretrained_cfgs, get_pretrained_cfg
 from torch import nn
 
@@ -34,6 +37,7 @@ _KEYS = (  # of a pretrained_cfg: what it says about pictures and classes
     'input_size', 'test_input_size', 'interpolation', 'crop_pct', 'test_crop_pct', 'crop_mode', 'mean', 'std',
     'label_names', 'label_descriptions')
 
+_OF_TIMM = {'img_size', 'interpolation', 'crop_pct', 'mean', 'std'}  # of the arguments of its train.py
 _OF_RECIPE = ('resolutions', 'model_args', 'interpolation', 'crop_pct', 'mean', 'std')
 
 
@@ -215,9 +219,9 @@ def _describe_weights(model: nn.Module, file: str) -> bool:
     """Write into `model`, which has the weights of `file`, what is known about them; False if nothing is.
 
     Asked are the manifest of the shipped weights, by the file's hash; a config.json beside the file that fits `model`;
-    and the recipe in a checkpoint of `rs-timm train`.
+    the recipe in a checkpoint of `rs-timm train`, or the arguments in one of timm's train.py.
     """
-    found = _shipped(file) or _saved(file, model) or _trained(file)
+    found = _shipped(file) or _saved(file, model) or _trained(file) or _trained_by_timm(file, model)
     if found is None:
         return False
     cfg: Any = model.pretrained_cfg
@@ -279,6 +283,31 @@ def _trained(file: str) -> Optional[_Description]:
     return _Description(
         dict(input_cfg(recipe), label_names=names, label_descriptions=None),
         dict(zip(recipe.resolutions, scores.float().softmax(0).tolist())))
+
+
+def _trained_by_timm(file: str, model: nn.Module) -> Optional[_Description]:
+    """What timm's train.py says about its pictures in its checkpoints: its arguments, else the network's cfg."""
+    if file.endswith('.safetensors'):
+        return None
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            args = vars(torch.load(file, map_location='cpu', weights_only=True)['args'])
+        name = str(args['model'])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError):
+        return None  # none there; or torch 2.4, which has no safe_globals
+    if not args.keys() >= _OF_TIMM:
+        return None
+    cfg: Any = model.pretrained_cfg
+    if timm.is_model(name) and (args.get('pretrained') or '.' in name or not name.startswith('rs_')):
+        cfg = get_pretrained_cfg(name).to_dict()  # type: ignore[union-attr]
+    try:
+        config = resolve_data_config(args, pretrained_cfg=cfg)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f'{file}: its args say a preprocessing that timm does not take: {error!r}.') from None
+    from rs_timm.models._config import check_entries  # pydantic takes its time to import
+
+    check_entries(config, f'args of {file}')
+    return _Description(_known({**config, 'label_names': None}), {})
 
 
 def _unknown_preprocessing(model: nn.Module, name: str, file: str) -> str:

@@ -2,13 +2,16 @@
 import math
 from typing import Any, Iterable, Tuple
 
-__all__ = ['MAX_RESOLUTIONS', 'check_resolutions', 'input_resolution']
+__all__ = ['LARGEST_RESOLUTION', 'MAX_RESOLUTIONS', 'check_resolutions', 'input_resolution']
 
 MAX_RESOLUTIONS = 64  # BatchNorm sets of one network
+LARGEST_RESOLUTION = 2 ** 15  # pixels: an image of that size takes 12 GiB
 
 
 def check_resolutions(resolutions: Iterable[int]) -> Tuple[int, ...]:
     """Return `resolutions` as a tuple of distinct positive ints, largest first, or raise ValueError.
+
+    None is larger than `LARGEST_RESOLUTION`.
 
     >>> check_resolutions([96, 224, 160])
     (224, 160, 96)
@@ -21,6 +24,8 @@ def check_resolutions(resolutions: Iterable[int]) -> Tuple[int, ...]:
     for value in values:
         if not _is_size(value):
             raise ValueError(f'resolution {value!r} is not a positive whole number of pixels.')
+        if value > LARGEST_RESOLUTION:
+            raise ValueError(f'resolution {value!r:.12}: at most {LARGEST_RESOLUTION} pixels make sense.')
     ints = [int(value) for value in values]
     if len(set(ints)) != len(ints):
         raise ValueError(f'resolutions {tuple(ints)} has duplicates: each resolution owns exactly one BatchNorm set.')

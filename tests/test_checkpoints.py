@@ -1,4 +1,5 @@
 """Checkpoints of every layout that a user may have, and files that are none."""
+import argparse
 import hashlib
 import os
 import shutil
@@ -14,7 +15,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import rs_timm
+from rs_timm.loading import load_model
 from rs_timm.models import _manifest, check_model_args
+from rs_timm.tensor_files import read_state_dict
 
 SIZES = (64, 48, 32)
 PAPER_SIZES = (224, 192, 160, 128, 96)
@@ -279,6 +282,55 @@ def test_plain_files_keep_the_preprocessing_of_the_tag(tmp_path, random_statisti
     torch.save(torchvision_network('resnet18', random_statistics).state_dict(), tmp_path / 'weights.pth')
     data = resolve_data_config({}, model=load('rs_resnet18', tmp_path / 'weights.pth'))
     assert data == resolve_data_config({}, model=timm.create_model('resnet18'))
+
+
+def timms_checkpoint(path, name, **args):
+    """As train.py of timm writes it; what its user does not give is None there."""
+    given = dict.fromkeys(('img_size', 'input_size', 'crop_pct', 'mean', 'std', 'crop_mode'))
+    args = argparse.Namespace(**{**given, 'model': name, 'pretrained': False, 'interpolation': '', **args})
+    state = timm.create_model(name).state_dict()
+    torch.save(dict(epoch=1, arch=name, state_dict=state, optimizer={}, version=2, args=args), path)
+    return str(path)
+
+
+@pytest.mark.parametrize('name', ['test_resnet', 'test_resnet.r160_in1k'])
+@pytest.mark.parametrize('args', [
+    {}, dict(interpolation='bilinear', img_size=128), dict(crop_pct=0.8, mean=[0.1], std=[0.2, 0.3, 0.4])])
+def test_a_checkpoint_of_timm_says_how_its_pictures_were_prepared(tmp_path, recwarn, name, args):
+    file = timms_checkpoint(tmp_path / 'model_best.pth.tar', name, **args)
+    model = load_model('switchable:test_resnet', checkpoint=file, resolutions=(64, 48))
+    assert resolve_data_config({}, model=model) == resolve_data_config(args, model=timm.create_model(name))
+    assert not [w for w in recwarn if 'how its pictures were prepared' in str(w.message)]
+
+
+@pytest.mark.parametrize('args, message', [
+    (dict(img_size='large'), 'say a preprocessing that timm does not take'), (dict(mean=[1., 2.]), 'does not take'),
+    (dict(crop_pct=7.), 'crop_pct is .7.0.'), (dict(interpolation='a b'), 'interpolation is .a b.'),
+    (dict(std=[0., 0., 0.]), 'std')])
+def test_arguments_in_a_checkpoint_are_checked(tmp_path, args, message):
+    file = timms_checkpoint(tmp_path / 'last.pth', 'test_resnet', **args)
+    with pytest.raises(ValueError, match=f'last.pth.* {message}'):
+        load_model('switchable:test_resnet', checkpoint=file, resolutions=(64, 48))
+
+
+def test_flipped_bytes_in_a_checkpoint_are_seen(tmp_path):
+    """torch.load does not look at the checksums that torch.save writes, unless it was told to write none."""
+    state = dict(weight=torch.zeros(64))
+    for checksums in (True, False):
+        file = tmp_path / f'{checksums}.pth'
+        before = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(checksums)
+        torch.save(state, file)
+        torch.serialization.set_crc32_options(before)
+        assert torch.equal(read_state_dict(file)['weight'], state['weight'])
+        data = bytearray(file.read_bytes())
+        data[data.index(bytes(256)) + 128] = 1
+        file.write_bytes(data)
+        assert torch.load(file)['weight'].any()
+    with pytest.raises(ValueError, match='True.pth: not readable .BadZipFile: Bad CRC-32'):
+        read_state_dict(tmp_path / 'True.pth')
+    torch.save(state, tmp_path / 'legacy.pth', _use_new_zipfile_serialization=False)
+    assert torch.equal(read_state_dict(tmp_path / 'legacy.pth')['weight'], state['weight'])
 
 
 # Adaptation, as timm does it

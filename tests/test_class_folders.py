@@ -11,6 +11,7 @@ from training_run import make_pictures
 
 import rs_timm
 from rs_timm.data import create_multires_loader, folder_classes, open_split
+from rs_timm.data.readers import open_reader
 from rs_timm.hub import save_pretrained
 from rs_timm.labels import class_names, folder_names, outputs_by_name
 
@@ -64,6 +65,38 @@ def test_the_class_is_the_first_folder_below_the_split(tmp_path):
         dataset = open_split(tmp_path / source, 'train')
         assert folder_classes(dataset) == dict(a=0, b=1)
         assert sorted(target for _, target in dataset) == [0, 0, 1]
+
+
+def test_what_a_tar_file_leaves_out_is_named_and_counted(tmp_path, caplog):
+    root = folders(tmp_path / 'in', 'train/a', 'train/b/.hidden')
+    (root / 'train/b/1.webp').write_bytes((root / 'train/a/0.png').read_bytes())
+    for name in ('train/b/notes.txt', 'list.csv', 'train/b/.hidden/x.txt'):
+        (root / name).write_text('no picture')
+    (root / '0.png').write_bytes(b'')
+    with tarfile.open(tmp_path / 'pictures.tar', 'w') as archive:
+        archive.add(root, arcname='.')
+    dataset = open_split(tmp_path / 'pictures.tar', 'train')
+    assert dataset.filenames() == ['train/a/0.png', 'train/b/1.webp'] and folder_classes(dataset) == dict(a=0, b=1)
+    assert 'left out are 1 pictures outside of the folders of classes, the first: 0.png; 2 files' in caplog.text
+    assert 'list.csv' in caplog.text or 'notes.txt' in caplog.text
+    assert dataset[1][0].size == (40, 40)
+
+
+def test_a_damaged_tar_file_is_no_shorter_one(tmp_path):
+    """tarfile, and timm's reader with it, take a header that they cannot read for the end."""
+    root = folders(tmp_path / 'in', 'a', 'b')
+    file = tmp_path / 'pictures.tar'
+    with tarfile.open(file, 'w', format=tarfile.USTAR_FORMAT) as archive:
+        for name in ('a/0.png', 'b/0.png'):
+            archive.add(root / name, arcname=name)
+        second = archive.getmembers()[1].offset
+    data = bytearray(file.read_bytes())
+    assert len(open_split(file, 'train')) == len(open_reader('tar', str(file), '').names) == 2
+    data[second] ^= 1
+    file.write_bytes(data)
+    for read in (lambda: open_split(file, 'train'), lambda: open_reader('tar', str(file), '')):
+        with pytest.raises(ValueError, match='pictures.tar: not a readable tar file'):
+            read()
 
 
 def test_what_is_left_out_is_named_and_counted(tmp_path, caplog):

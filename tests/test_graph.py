@@ -187,6 +187,8 @@ def test_descriptions_that_cannot_be_read(text, match):
 @pytest.mark.parametrize('changes, match', [
     (dict(interpolation='cubic'), 'params, affine, nearest'),
     (dict(choice='any'), 'shape, input, fixed'),
+    (dict(resize_interpolation='64'), "resize_interpolation '64' is unknown: use one of nearest, box, bilinear"),
+    (dict(crop_mode=''), "crop_mode '' is unknown: use one of center, squash, border"),
     (dict(task='detection'), 'classification, segmentation, features'),
     (dict(resolutions=()), 'empty'),
     (dict(mean=(0.1, 0.2)), 'for 1 channels'),

@@ -184,7 +184,8 @@ def test_a_table_of_an_earlier_version(tmp_path):
 
 def test_rows_that_cannot_be():
     timing = Timing.of(range(10 ** 6, 10 ** 6 + 100))
-    for change in (dict(batch=0), dict(madds=-1), dict(network=Timing.of([0] * 100)), dict(resolution=0)):
+    for change in (dict(batch=0), dict(madds=-1), dict(network=Timing.of([0] * 100)), dict(resolution=0),
+                   dict(resolution=10 ** 400)):
         with pytest.raises(ValueError):
             LatencyRow(**{**dict(resolution=64, batch=1, network=timing), **change})
 

@@ -58,12 +58,23 @@ def test_constant_load_ends_the_movement(rate):
     assert max(latencies[len(latencies) // 2:]) <= TARGET
 
 
-@pytest.mark.parametrize('rate', [50, 80, 120, 180, 240])
-@pytest.mark.parametrize('seed', [0, 1])
+@pytest.mark.parametrize('rate, seed', [
+    *itertools.product([50, 80, 120, 180, 240], [0, 1]),
+    (75, 1), (70, 1), (70, 2),  # three or four changes in a minute, before two of them had to be enough
+])
 def test_random_arrivals_are_served_in_time_and_without_hunting(rate, seed):
-    latencies, changes = serve(controller(), poisson(rate, 180, seed))
+    latencies, changes = serve(controller(), poisson(rate, 300, seed))
     assert sum(latency > TARGET for latency in latencies) <= 0.05 * len(latencies)
-    assert len([t for t, _ in changes if t > 5.]) <= 2 * 3  # a controller without memory makes several hundred
+    settled = [t for t, _ in changes if t > 10.]
+    assert all(third - first >= 60. for first, third in zip(settled, settled[2:]))
+
+
+def test_a_rise_is_answered_at_once_also_after_two_changes_within_a_minute():
+    """A queue that random requests would not make is load."""
+    chosen = controller(start=192)
+    assert [chosen.observe(10., queue, now) for queue, now in ((7, 1.), (9, 1.5))] == [160, 128]
+    _, changes = serve(chosen, [*poisson(75, 20, start=2.), *even(300, 1, start=22.)])
+    assert changes[0][1] == 96 and 22. < changes[0][0] < 22.25
 
 
 def test_what_the_largest_size_cannot_carry_is_late_without_the_controller():

@@ -18,6 +18,7 @@ from PIL import Image
 import rs_timm
 from rs_timm.cli import main
 from rs_timm.commands import COMMANDS
+from rs_timm.format.info import METADATA_KEY
 from rs_timm.predict.rows import read_rows
 from rs_timm.runtime import Session
 
@@ -356,7 +357,7 @@ def test_other_packages_that_are_missing_are_not_called_torch(monkeypatch, capsy
 
 def of_another_task(path, made):
     model = onnx.load(made / 'tiny.onnx')
-    (entry,) = model.metadata_props
+    entry = next(entry for entry in model.metadata_props if entry.key == METADATA_KEY)
     entry.value = json.dumps({**json.loads(entry.value), 'task': 'segmentation'})
     onnx.save(model, path)
 

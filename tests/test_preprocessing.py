@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from rs_timm.data import ImageError, image_transform, open_image
+from rs_timm.format.info import CROP_MODES
 from rs_timm.pictures import open_picture
-from rs_timm.runtime.preprocessing import CROP_MODES, RESAMPLINGS, Preprocessing, is_ready
+from rs_timm.runtime.preprocessing import RESAMPLINGS, Preprocessing, is_ready
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = [(500, 375), (375, 500), (64, 64), (33, 200), (37, 41), (1000, 999), (20, 900)]  # width, height

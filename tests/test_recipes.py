@@ -337,7 +337,7 @@ def test_what_is_kept_aside(tmp_path):
     whole = open_split(data, 'train')
     rest, held = hold_out(whole, 0.25, seed=3)
     assert sorted(rest.reader.samples + held.reader.samples) == sorted(whole.reader.samples) and len(rest) == 25
-    assert sorted(target for _, target in held.reader.samples) == [0, 0, 1, 1, 2, 2]
+    assert sorted(target for *_, target in held.reader.samples) == [0, 0, 1, 1, 2, 2]
     assert hold_out(whole, 0.25, seed=3)[1].reader.samples == held.reader.samples
     assert hold_out(whole, 0.25, seed=4)[1].reader.samples != held.reader.samples
     assert len(hold_out(whole, 0.01)[1]) == 3 and len(whole) == 31

@@ -16,6 +16,7 @@ from PIL import Image
 
 import rs_timm
 from rs_timm.data import ImageError, image_transform
+from rs_timm.format.digest import DIGEST_KEY, graph_digest
 from rs_timm.runtime import Session, networks
 from rs_timm.runtime.networks import powers_of_two
 from rs_timm.runtime.session import NotFiniteError
@@ -466,13 +467,69 @@ def test_an_interrupted_request_is_not_used_while_it_runs():
     assert len(made) == 4 and requests._free[0] not in made[:3]
 
 
+def largest_weight(graph):
+    return max(graph.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+
+
+def flip_weight(graph):
+    tensor = largest_weight(graph)
+    tensor.raw_data = tensor.raw_data[:-1] + bytes([tensor.raw_data[-1] ^ 1])
+
+
+def move_stride(graph):
+    node = next(node for node in graph.graph.node if node.op_type == 'Conv')
+    next(a for a in node.attribute if a.name == 'strides').ints[:] = [3, 3]
+
+
+def forge_digest(graph):
+    entry = next(entry for entry in graph.metadata_props if entry.key == DIGEST_KEY)
+    entry.value = ''
+
+
+@pytest.mark.parametrize('damage', [
+    flip_weight, move_stride, forge_digest, lambda graph: largest_weight(graph).dims.append(2)])
+def test_a_file_that_computes_something_else_is_refused(file, tmp_path, damage):
+    installed('onnxruntime')
+    graph = onnx.load(file)
+    damage(graph)
+    onnx.save(graph, tmp_path / 'damaged.onnx')
+    with pytest.raises(ValueError, match='damaged.onnx is damaged, or some tool has changed it'):
+        Session(tmp_path / 'damaged.onnx', 'onnxruntime')
+    assert Session(tmp_path / 'damaged.onnx', 'onnxruntime', check_digest=False).resolutions == RESOLUTIONS
+
+
+def test_the_digest_is_of_values_alone(file, model, tmp_path):
+    """Weights beside the file or as lists of floats, other metadata, an earlier version without a digest: all serve."""
+    installed('onnxruntime')
+    graph = onnx.load(file)
+    digest = graph_digest(graph)
+    tensor = largest_weight(graph)
+    values = onnx.numpy_helper.to_array(tensor).reshape(-1).tolist()
+    tensor.ClearField('raw_data')
+    tensor.float_data.extend(values)
+    graph.metadata_props.add(key='colour', value='blue')
+    assert graph_digest(graph) == digest == graph_digest(rs_timm.export.onnx_model(model))
+    onnx.save(graph, tmp_path / 'lists.onnx')
+    onnx.save(onnx.load(file), tmp_path / 'beside.onnx', save_as_external_data=True, location='beside.bin')
+    del graph.metadata_props[1:]
+    onnx.save(graph, tmp_path / 'old.onnx')
+    for name in ('lists', 'beside', 'old'):
+        session = Session(tmp_path / f'{name}.onnx', 'onnxruntime')
+        assert_close(session.run(batch(1, 48)), expected(model, batch(1, 48)))
+    beside = bytearray((tmp_path / 'beside.bin').read_bytes())
+    beside[-1] ^= 64
+    (tmp_path / 'beside.bin').write_bytes(beside)
+    with pytest.raises(ValueError, match='beside.onnx is damaged'):
+        Session(tmp_path / 'beside.onnx', 'onnxruntime')
+
+
 def test_what_an_engine_cannot_run_is_one_sentence(file, tmp_path):
     installed('onnxruntime')
     broken = onnx.load(file)
     next(node for node in broken.graph.node if node.op_type == 'Relu').op_type = 'Rellu'
     onnx.save(broken, tmp_path / 'broken.onnx')
-    with pytest.raises(ValueError, match='onnxruntime cannot run the network for 64 px: .*Rellu'):
-        Session(tmp_path / 'broken.onnx', 'onnxruntime').run(batch(1, 64))
+    with pytest.raises(ValueError, match='onnxruntime cannot run the network of .*broken.onnx for 64 px: .*Rellu'):
+        Session(tmp_path / 'broken.onnx', 'onnxruntime', check_digest=False).run(batch(1, 64))
 
 
 def test_what_openvino_has_compiled_is_kept(file, model, tmp_path):
@@ -483,7 +540,7 @@ def test_what_openvino_has_compiled_is_kept(file, model, tmp_path):
         assert_close(session.run(batch(1, 48)), expected(model, batch(1, 48)))
         kept.append({path.name: path.stat().st_mtime_ns for path in (tmp_path / 'openvino').iterdir()})
     assert kept[0] == kept[1] != {}
-    with pytest.raises(ValueError, match='cannot run the network for 48 px: .*COLOUR'):
+    with pytest.raises(ValueError, match='cannot run the network of .* for 48 px: .*COLOUR'):
         Session(file, 'openvino', device_options={'COLOUR': 'blue'}).run(batch(1, 48))
 
 

@@ -111,6 +111,7 @@ def test_bad_resolutions_are_refused(model, bad):
 
 @pytest.mark.parametrize('bad, message', [
     ((), 'empty'), ((64, 64), 'duplicates'), ((64, 0), '0 is not'), ((64, 3.5), '3.5 is not'),
+    ((10 ** 400,), 'resolution 100000000000: at most 32768'),
 ])
 def test_bad_sets_of_resolutions_are_refused(bad, message):
     with pytest.raises(ValueError, match=message):

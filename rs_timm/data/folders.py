@@ -2,6 +2,7 @@
 import logging
 import os
 import random
+import re
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -15,11 +16,11 @@ from PIL import Image
 from timm.data import ImageDataset
 from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader import Reader
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar, TarState, extract_tarinfos
 from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
 from rs_timm.pictures import ENDINGS, ImageError, open_image, read_file
+from rs_timm.tar_files import Place, pictures_in_tar
 
 __all__ = ['ImageFiles', 'find_pictures', 'folder_classes', 'hold_out', 'open_split', 'without_ending']
 
@@ -27,6 +28,8 @@ _logger = logging.getLogger(__name__)
 
 # Names that stand for each other in a search for a split, as in timm, and others that folders of splits have.
 _SYNONYMS = (('train', 'training'), ('val', 'valid', 'validation', 'eval', 'evaluation'))
+_LOOSE = 'pictures outside of the folders of classes'
+_OTHERS = f'files that do not end like a picture ({", ".join(ENDINGS[:3])}, ...)'
 _SPLITS = (*_SYNONYMS[0], *_SYNONYMS[1], 'test', 'testing')
 
 
@@ -68,69 +71,69 @@ def without_ending(name: str) -> str:
     return stem if ending.lower() in ENDINGS else name
 
 
-class _ClassFolders(Reader):
-    """The pictures in ROOT/CLASS/..., in the order of timm's reader; the class is the first folder below the root."""
+class _LabelledPictures(Reader):
+    """Pictures in files or tar files, with their targets, in natural order of their names.
 
-    def __init__(self, root: str, class_map: Any = '') -> None:
+    Args:
+        root: the folder or tar file.
+        found: (name below the root, where it is, class) of each picture.
+        class_map: as for `open_split`.
+    """
+
+    def __init__(self, root: str, found: Sequence[Tuple[str, Place, str]], class_map: Any = '') -> None:
         super().__init__()
         self.root = root
-        pictures, others = find_pictures(root)
-        labelled = [(path, path.split(os.sep)[0]) for path in pictures if os.sep in path]
-        self.class_to_idx = _class_indices([label for _, label in labelled], class_map, root)
+        self.class_to_idx = _class_indices([label for _, _, label in found], class_map, root)
         self.samples = sorted(
-            ((os.path.join(root, path), self.class_to_idx[label]) for path, label in labelled),
+            ((name, place, self.class_to_idx[label]) for name, place, label in found),
             key=lambda sample: natural_key(sample[0]))
-        loose = [path for path in pictures if os.sep not in path]
-        empty = sorted(entry.name for entry in os.scandir(root)
-                       if entry.is_dir() and not entry.name.startswith('.') and
-                       entry.name not in {label for _, label in labelled})
-        _warn_of_omissions(root, {
-            'pictures outside of the folders of classes': loose,
-            f'files that do not end like a picture ({", ".join(ENDINGS[:3])}, ...)': others,
-            'folders without pictures': empty,
-        })
 
     def __getitem__(self, index: int) -> Tuple[Any, int]:
-        path, target = self.samples[index]
-        return BytesIO(read_file(path)), target
+        _, place, target = self.samples[index]
+        return BytesIO(read_file(place.path, offset=place.offset, size=place.size)), target
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def _filename(self, index: int, basename: bool = False, absolute: bool = False) -> str:
-        path = self.samples[index][0]
-        return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
+        name = self.samples[index][0]
+        return os.path.basename(name) if basename else os.path.join(self.root, name) if absolute else name
 
 
-class _ClassesInTar(ReaderImageInTar):
-    """The pictures in a tar file; the class is the first folder below those that all of its pictures are in."""
+def _in_folders(root: str, class_map: Any) -> _LabelledPictures:
+    """The pictures in ROOT/CLASS/...: the class is the first folder below the root."""
+    pictures, others = find_pictures(root)
+    labelled = [(path, Place(os.path.join(root, path)), path.split(os.sep)[0]) for path in pictures if os.sep in path]
+    reader = _LabelledPictures(root, labelled, class_map)
+    classes = {label for _, _, label in labelled}
+    _warn_of_omissions(root, {
+        _LOOSE: [path for path in pictures if os.sep not in path],
+        _OTHERS: others,
+        'folders without pictures': sorted(
+            entry.name for entry in os.scandir(root)
+            if entry.is_dir() and not entry.name.startswith('.') and entry.name not in classes),
+    })
+    return reader
 
-    def __init__(self, root: str, class_map: Any = '') -> None:
-        Reader.__init__(self)
-        self.root = root
-        try:
-            found, _, _, tarfiles = extract_tarinfos(root, extensions=set(ENDINGS))
-        except ValueError:  # timm unpacks an empty list
-            found, tarfiles = [], [(None, TarState())]
-        folders = [self._folders(*sample) for sample in found]
-        shown = [index for index, parts in enumerate(folders)
-                 if not any(part.startswith('.') for part in (*parts, os.path.basename(found[index][0].path)))]
-        shared = os.path.commonprefix([folders[index][:-1] for index in shown if folders[index]])  # whole names
-        labels = [folders[index][len(shared)] if len(folders[index]) > len(shared) else '' for index in shown]
-        _warn_of_omissions(root, {'pictures outside of the folders of classes': [
-            found[index][0].path for index, label in zip(shown, labels) if not label]})
-        labelled = [(index, label) for index, label in zip(shown, labels) if label]
-        self.class_name_to_idx = _class_indices([label for _, label in labelled], class_map, root)
-        self.class_idx_to_name = {index: name for name, index in self.class_name_to_idx.items()}
-        self.samples = found[[index for index, _ in labelled]]
-        self.targets = [self.class_name_to_idx[label] for _, label in labelled]
-        self.root_is_tar, self.tar_state, self.cache_tarfiles = True, tarfiles[0][1], True
 
-    @staticmethod
-    def _folders(member: Any, _: Any, within: Any) -> List[str]:
-        outer = os.path.splitext(within.name)[0] if within is not None else ''
-        path = os.path.join(outer, os.path.dirname(member.path))
-        return [part for part in path.split(os.sep) if part not in ('', '.')]
+def _in_tar(root: str, class_map: Any) -> _LabelledPictures:
+    """The pictures in a tar file: the class is the first folder below those that all of its pictures are in."""
+    others: List[str] = []
+    found = pictures_in_tar(root, '', lambda name, ending: others.append(name))
+    shown = {name: place for name, place in found.items() if not _is_hidden(name)}
+    folders = {name: re.sub(r'\.tar(?=/)', '', name).split('/')[:-1] for name in shown}  # as if it were unpacked
+    shared = len(os.path.commonprefix([parts[:-1] for parts in folders.values() if parts]))  # whole names
+    labelled = [(name, place, folders[name][shared]) for name, place in shown.items() if len(folders[name]) > shared]
+    reader = _LabelledPictures(root, labelled, class_map)
+    _warn_of_omissions(root, {
+        _LOOSE: [name for name in shown if len(folders[name]) <= shared],
+        _OTHERS: [name for name in others if not _is_hidden(name)],
+    })
+    return reader
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith('.') for part in name.split('/'))
 
 
 def _class_indices(labels: Sequence[str], class_map: Any, root: str) -> Dict[str, int]:
@@ -188,7 +191,7 @@ def open_split(root: Union[str, 'PathLike[str]'], split: str, class_map: Any = '
             raise ValueError(f"{root}: it has no folder for the split {split!r}, but {', '.join(others)}: name one of "
                              f'them (split, --split); expected {root}/{split}/CLASS/PICTURE.')
     try:
-        reader: Any = (_ClassFolders if place.is_dir() else _ClassesInTar)(str(place), class_map)
+        reader: Any = (_in_folders if place.is_dir() else _in_tar)(str(place), class_map)
     except ValueError as error:
         raise ValueError(f'{error} Expected {root}/{split}/CLASS/PICTURE.') from error
     return ImageDataset(str(place), reader=reader, **options)
@@ -207,12 +210,12 @@ def folder_classes(dataset: Any) -> Dict[str, int]:
 
 
 def hold_out(dataset: Any, fraction: float, seed: int = 0) -> Tuple[Dataset[Any], Dataset[Any]]:
-    """Split the pictures of a folder in two: those that are left, and a share of each class, drawn at random.
+    """Split the pictures of a data set in two: those that are left, and a share of each class, drawn at random.
 
     A class of several pictures has at least one in each part; a single picture stays in the first.
 
     Args:
-        dataset: from `open_split`, of a folder.
+        dataset: from `open_split`.
         fraction: share of the second part, in (0, 1).
         seed: of the draw.
 
@@ -220,13 +223,11 @@ def hold_out(dataset: Any, fraction: float, seed: int = 0) -> Tuple[Dataset[Any]
         Two data sets with the classes of `dataset`, each in its order.
 
     Raises:
-        ValueError: no class has two pictures, or the pictures are not in a folder.
+        ValueError: no class has two pictures.
     """
-    if not isinstance(dataset.reader, _ClassFolders):
-        raise ValueError(f'{dataset.reader.root}: pictures can be kept aside from a folder alone: unpack the file.')
     samples = dataset.reader.samples
     by_class: Dict[int, List[int]] = defaultdict(list)
-    for index, (_, target) in enumerate(samples):
+    for index, (*_, target) in enumerate(samples):
         by_class[target].append(index)
     draw, held = random.Random(seed), set()
     for indices in by_class.values():

@@ -7,6 +7,7 @@ from timm.data import create_reader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from rs_timm.pictures import MAX_BYTES, ImageError, read_file, reason, without_surrogates
+from rs_timm.tar_files import pictures_in_tar
 
 __all__ = ['ReaderPictures', 'open_reader']
 
@@ -86,6 +87,8 @@ def open_reader(name: str, root: str, split: str) -> ReaderPictures:
     if name == 'tar' and not (os.path.isfile(root) and root.endswith('.tar')):
         raise ValueError(f"reader='tar': {root} is no .tar file: give reader='folder' for a folder, or no reader, "
                          'which reads tar files in folders, too.')
+    if name == 'tar':  # timm's reader ends where a header is damaged, as if that were the end of the file
+        pictures_in_tar(root, '', lambda name, ending: None)
     try:
         return ReaderPictures(create_reader('' if name in _BY_ROOT else name, root, split))
     except RuntimeError as error:

@@ -9,6 +9,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from rs_timm.atomic import replacing
+from rs_timm.format.digest import set_digest
 from rs_timm.format.graph import IMAGES, extract_onnx, import_onnx, read_info
 from rs_timm.layers import check_resolutions, use_resolution
 
@@ -124,7 +125,11 @@ def _checked(path: _Path) -> Path:
 
 
 def _write(model: Any, file: Path) -> None:
-    """Write a model as a whole or not at all; weights beyond `LIMIT` go to NAME.onnx.data, which has to stay there."""
+    """Write a model, with its digest, as a whole or not at all.
+
+    Weights beyond `LIMIT` go to NAME.onnx.data, which has to stay there.
+    """
+    set_digest(model)
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as new:
         if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > LIMIT:

@@ -16,6 +16,7 @@ from rs_timm.crops import crop_at
 from rs_timm.interpolation import blend, bracket, scale_and_shift
 from rs_timm.resolutions import check_resolutions
 
+from .digest import DIGEST_KEY
 from .info import METADATA_KEY, ModelInfo
 
 __all__ = ['IMAGES', 'PREFIX', 'extract_onnx', 'import_onnx', 'info_of', 'read_info', 'read_model',
@@ -156,7 +157,7 @@ def extract_onnx(model: Any, resolution: int, batch: Optional[int] = None, fold:
     for name in ('ir_version', 'producer_name', 'producer_version', 'domain', 'model_version'):
         setattr(plain, name, getattr(model, name))
     plain.opset_import.extend(model.opset_import)
-    plain.metadata_props.extend(model.metadata_props)
+    plain.metadata_props.extend(entry for entry in model.metadata_props if entry.key != DIGEST_KEY)
     madds = {r: count for r, count in info.madds.items() if r == resolution}
     crop = crop_at(info.crops or info.crop_pct, resolution)
     set_info(plain, info.replace(

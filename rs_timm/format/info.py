@@ -6,17 +6,18 @@ from typing import Any, ClassVar, Dict, Optional, Tuple
 
 from rs_timm.crops import check_crop_pct
 from rs_timm.interpolation import INTERPOLATIONS
-from rs_timm.resolutions import check_resolutions
+from rs_timm.resolutions import MAX_RESOLUTIONS, check_resolutions
 
 from .records import LENIENT, parse_record
 
-__all__ = ['CHOICES', 'FORMAT', 'METADATA_KEY', 'TASKS', 'ModelInfo']
+__all__ = ['CHOICES', 'CROP_MODES', 'FORMAT', 'METADATA_KEY', 'RESIZES', 'TASKS', 'ModelInfo']
 
 FORMAT = 2
 _READABLE = (1, FORMAT)  # 1: with the variances of all sets, see `rs_timm.export.network.Tables`
 METADATA_KEY = 'rs_timm'  # of the JSON object in metadata_props
 CHOICES = ('shape', 'input', 'fixed')
-_MOST_RESOLUTIONS, _LARGEST_SIDE = 64, 2 ** 15
+CROP_MODES = ('center', 'squash', 'border')
+RESIZES = ('nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos')
 TASKS = ('classification', 'segmentation', 'features')
 
 
@@ -42,7 +43,7 @@ class ModelInfo:
         crop_pct: side of the crop over the shorter side of the resized picture.
         crops: resolution -> crop_pct, where it depends on the size; None: `crop_pct` at all sizes.
         crop_mode: as in timm: 'center', 'squash' or 'border'.
-        resize_interpolation: how pictures are resized: 'bilinear', 'bicubic' and so on.
+        resize_interpolation: how pictures are resized, one of `RESIZES`: 'bilinear', 'bicubic' and so on.
         num_classes: 0 for a network without a classifier.
         label_names: one a class, or None.
         label_descriptions: label name -> text, or None.
@@ -81,12 +82,12 @@ class ModelInfo:
         for name in ('mean', 'std', 'label_names'):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
-        for name, allowed in (('interpolation', INTERPOLATIONS), ('choice', CHOICES), ('task', TASKS)):
+        for name, allowed in (('interpolation', INTERPOLATIONS), ('choice', CHOICES), ('task', TASKS),
+                              ('crop_mode', CROP_MODES), ('resize_interpolation', RESIZES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(allowed)}.")
-        if len(self.resolutions) > _MOST_RESOLUTIONS or self.resolutions[0] > _LARGEST_SIDE:
-            raise ValueError(f'{len(self.resolutions)} resolutions up to {self.resolutions[0]} px: at most '
-                             f'{_MOST_RESOLUTIONS}, of at most {_LARGEST_SIDE} px, make sense.')
+        if len(self.resolutions) > MAX_RESOLUTIONS:
+            raise ValueError(f'{len(self.resolutions)} resolutions: a network has at most {MAX_RESOLUTIONS}.')
         for name, low, high in (('channels', 1, 2 ** 16), ('num_classes', 0, 2 ** 24)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f'{name} {getattr(self, name)}: from {low} to {high}.')

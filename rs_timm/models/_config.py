@@ -2,20 +2,22 @@
 
 Whatever a file says goes into `timm.create_model`. What pydantic finds is put into one sentence.
 """
-from typing import Any, ClassVar, Dict, Literal, Optional, Set, Tuple, Union
+from typing import Any, Callable, ClassVar, Dict, Literal, Mapping, Optional, Set, Tuple, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Annotated
 
+from rs_timm.resolutions import LARGEST_RESOLUTION
+
 from ._arguments import check_model_args
 
-__all__ = ['SavedConfig', 'check_config']
+__all__ = ['SavedConfig', 'check_config', 'check_entries']
 
-Size = Annotated[int, Field(ge=1, le=8192)]
+Size = Annotated[int, Field(ge=1, le=LARGEST_RESOLUTION)]
 Channels = Annotated[int, Field(ge=1, le=1024)]
 Classes = Annotated[int, Field(ge=0, le=2 ** 17)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Pixels = Annotated[str, Field(pattern=r'^[1-9]\d{0,3}$')]
+Pixels = Annotated[str, Field(pattern=r'^[1-9]\d{0,4}$')]
 Word = Annotated[str, Field(max_length=200, pattern=r'^[\w.\-]*$')]
 Text = Annotated[str, Field(max_length=20_000)]
 InputSize = Tuple[Channels, Size, Size]
@@ -25,7 +27,9 @@ Nothing = Union[None, Literal['']]
 
 
 class _Entries(BaseModel):
-    model_config = ConfigDict(strict=True, extra='forbid', allow_inf_nan=False, frozen=True)
+    # protected_namespaces: pydantic before 2.10 refuses the name model_args
+    model_config = ConfigDict(
+        strict=True, extra='forbid', allow_inf_nan=False, frozen=True, protected_namespaces=())
     _needs_value: ClassVar[Set[str]] = set()  # may be left out, but not null
 
     @model_validator(mode='after')
@@ -133,8 +137,17 @@ def check_config(text: Union[str, bytes], where: str) -> SavedConfig:
     Raises:
         ValueError: the first entry that is unknown, missing, or not what it may be.
     """
+    return _checked(SavedConfig.model_validate_json, text, where)
+
+
+def check_entries(entries: Mapping[str, Any], where: str) -> None:
+    """Check entries of a `PretrainedCfg` that come from a file; errors are those of `check_config`."""
+    _checked(PretrainedEntries.model_validate, dict(entries), where)
+
+
+def _checked(validate: Callable[[Any], Any], given: Any, where: str) -> Any:
     try:
-        return SavedConfig.model_validate_json(text)
+        return validate(given)
     except ValidationError as invalid:
         error: Any = invalid.errors(include_url=False)[0]
         # without the members of unions, such as 'tuple[str, ...]', which are no entries of the file

@@ -1,34 +1,20 @@
 """Pictures in files, folders and tar files as one list that any thread may read from, without torch and timm.
 
-A webdataset shard is a tar file: its pictures are read, its labels and texts are passed over, and counted. Only headers
-are read to list a tar file, so that a shard of gigabytes is listed in a moment.
+A webdataset shard is a tar file: its pictures are read, its labels and texts are passed over, and counted.
 """
 import os
-import posixpath
 import re
-import tarfile
 import warnings
 from collections import Counter
-from contextlib import contextmanager
-from typing import BinaryIO, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from rs_timm.pictures import ENDINGS, MAX_BYTES, ImageError, open_regular, read_file, reason, without_surrogates
+from rs_timm.pictures import ENDINGS, MAX_BYTES, ImageError, read_file, reason, without_surrogates
+from rs_timm.tar_files import Place, ending_of, is_picture, is_tar, pictures_in_tar
 
-__all__ = ['Collection', 'Place', 'holds_pictures', 'open_collection']
+__all__ = ['Collection', 'holds_pictures', 'open_collection']
 
 _ARCHIVES = ('.tgz', '.tbz2', '.gz', '.bz2', '.xz', '.zst', '.zip', '.7z', '.rar')
 _PACKED = ('.tgz', '.tbz2', '.txz', '.tar.gz', '.tar.bz2', '.tar.xz', '.tar.zst', '.zip', '.7z', '.rar')
-_FOREIGN = '._'  # files that macOS lays beside those that it copies: named like pictures, and none
-_HEADER = 1 << 20  # bytes of names and other attributes that a member of a tar file may have
-_PADDING = 1 << 20  # bytes of zeros that may follow the last member: the largest record that tar writes
-
-
-class Place(NamedTuple):
-    """Where the bytes of a picture are: a whole file, or a piece of one."""
-
-    path: str
-    offset: int = 0
-    size: Optional[int] = None
 
 
 class Collection:
@@ -71,7 +57,7 @@ class Collection:
 
 def holds_pictures(path: Union[str, 'os.PathLike[str]']) -> bool:
     """Whether it is a folder or a tar file, not a picture itself."""
-    return os.path.isdir(path) or (os.path.isfile(path) and _is_tar(os.fspath(path)))
+    return os.path.isdir(path) or (os.path.isfile(path) and is_tar(os.fspath(path)))
 
 
 def open_collection(
@@ -134,7 +120,7 @@ def _found(given: str, absent: bool, passed_over: 'Counter[str]') -> Tuple[Dict[
     if os.path.isdir(given):
         found = _in_folder(given, passed_over)
     else:
-        found = _in_tar(given, os.path.basename(given), passed_over)
+        found = pictures_in_tar(given, os.path.basename(given), _counting(passed_over))
     if not found:
         others = passed_over.total() - before
         raise ValueError(f"{given}: no pictures in it ({', '.join(ENDINGS)})"
@@ -147,12 +133,12 @@ def _in_folder(folder: str, passed_over: 'Counter[str]') -> Dict[str, Place]:
     packed: List[str] = []
     for path in _files(folder):
         name = os.path.relpath(path, folder).replace(os.sep, '/')
-        if _is_picture(path):
+        if is_picture(path):
             found[without_surrogates(name)] = Place(path)
-        elif _is_tar(path):
-            found.update(_in_tar(path, name, passed_over))
+        elif is_tar(path):
+            found.update(pictures_in_tar(path, name, _counting(passed_over)))
         else:
-            passed_over[_ending(path)] += 1
+            passed_over[ending_of(path)] += 1
             if path.lower().endswith(_PACKED):
                 packed.append(without_surrogates(name))
     if packed:
@@ -160,6 +146,10 @@ def _in_folder(folder: str, passed_over: 'Counter[str]') -> Dict[str, Place]:
         warnings.warn(f'{without_surrogates(folder)}: packed archives in it are not read ({min(packed)}{others}): '
                       'unpack them, or pack them as .tar, if there are pictures in them.', stacklevel=2)
     return found
+
+
+def _counting(passed_over: 'Counter[str]') -> Callable[[str, str], None]:
+    return lambda name, ending: passed_over.update((ending,))
 
 
 def _files(folder: str) -> Iterator[str]:
@@ -176,96 +166,6 @@ def _files(folder: str) -> Iterator[str]:
                     waiting.append((entry.path, (*above, real)))
                 else:
                     yield entry.path
-
-
-def _in_tar(path: str, name: str, passed_over: 'Counter[str]') -> Dict[str, Place]:
-    """Where a name is twice, as when a file was appended anew, the last one counts, as when it is unpacked."""
-    with _readable(path), open_regular(path) as stream:
-        whole = Place(path, 0, os.fstat(stream.fileno()).st_size)
-        return {without_surrogates(f'{name}/{member}'): place
-                for member, place in _members(stream, whole, path, passed_over)}
-
-
-class _Refused(ValueError):
-    """What is wrong with a tar file, in words for its user."""
-
-
-@contextmanager
-def _readable(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (_Refused, OSError):
-        raise
-    except Exception as error:  # on damaged headers, tarfile raises whatever it met
-        raise _Refused(f'{path}: not a readable tar file ({error}); compressed ones are not read.') from error
-
-
-class _Headers:
-    """A tar file, or a tar file in one, as tarfile reads it; no header may ask for gigabytes."""
-
-    def __init__(self, stream: BinaryIO, place: Place) -> None:
-        self._stream, self._place = stream, place
-        self.seek(0)
-
-    def seek(self, position: int) -> None:
-        self._stream.seek(self._place.offset + position)
-
-    def tell(self) -> int:
-        return self._stream.tell() - self._place.offset
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _HEADER:
-            raise tarfile.ReadError(f'a header of {size} bytes')
-        return self._stream.read(max(0, min(size, (self._place.size or 0) - self.tell())))
-
-
-def _members(
-        stream: BinaryIO,
-        place: Place,
-        shown: str,
-        passed_over: 'Counter[str]',
-) -> Iterator[Tuple[str, Place]]:
-    """The pictures of a tar file, which is all of `stream` or, being a member of another one, a piece of it."""
-    headers, length = _Headers(stream, place), place.size or 0
-    with tarfile.open(fileobj=headers, mode='r:') as tar:  # type: ignore[call-overload]
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # a shard may have millions
-            name = posixpath.normpath(member.name).lstrip('/')
-            is_file = member.isfile()
-            if member.size < 0 or is_file and member.offset_data + member.size > length:
-                raise tarfile.ReadError(f'{name} in it has {member.size} bytes, which are not there')
-            if is_file and member.issparse() and (_is_picture(name) or _is_tar(name)):
-                raise _Refused(f'{shown}: {name} in it is stored as a sparse file, which is not read: pack it without '
-                               'tar --sparse.')
-            content = Place(place.path, place.offset + member.offset_data, member.size)
-            if is_file and _is_picture(name):
-                yield name, content
-            elif is_file and _is_tar(name):
-                inside = f'{shown}/{name}'
-                with _readable(inside):
-                    for inner, found in _members(stream, content, inside, passed_over):
-                        yield f'{name}/{inner}', found
-            elif not member.isdir():
-                passed_over[_ending(name) if is_file else 'links and devices'] += 1
-        end = tar.offset
-    headers.seek(end)
-    rest = headers.read(min(length - end, _PADDING))
-    if not rest or rest.strip(b'\0') or len(rest) < length - end:
-        raise tarfile.ReadError(f'after the last member that can be read, at byte {end} of {length}, there are not the '
-                                'zeros that a whole one ends with: it is damaged or cut short')
-
-
-def _is_picture(path: str) -> bool:
-    return path.lower().endswith(ENDINGS) and not os.path.basename(path).startswith(_FOREIGN)
-
-
-def _is_tar(path: str) -> bool:
-    return path.lower().endswith('.tar') and not os.path.basename(path).startswith(_FOREIGN)
-
-
-def _ending(path: str) -> str:
-    name = os.path.basename(path)
-    return name[:2] + '...' if name.startswith(_FOREIGN) else os.path.splitext(name)[1].lower() or 'without an ending'
 
 
 def _natural(name: str) -> List[Union[int, str]]:

@@ -27,10 +27,12 @@ class Networks:
         plain: resolution -> what `engine` takes.
         one_for_all: `plain` gives the one network of all sizes and batches.
         limit: networks that are kept; the one that was not used for the longest time makes room.
+        name: the file or model that the networks are of, for errors.
     """
 
-    def __init__(self, engine: Engine, plain: Callable[[int], Any], one_for_all: bool, limit: int) -> None:
-        self.engine, self.plain, self.one_for_all, self.limit = engine, plain, one_for_all, limit
+    def __init__(
+            self, engine: Engine, plain: Callable[[int], Any], one_for_all: bool, limit: int, name: str) -> None:
+        self.engine, self.plain, self.one_for_all, self.limit, self.name = engine, plain, one_for_all, limit, name
         self.compiled: Dict[Key, Network] = {}
         self._used: Dict[Key, int] = {}
         self._uses = count()
@@ -97,7 +99,8 @@ class Networks:
             raise
         except Exception as error:  # engines have kinds of their own
             reason = ' '.join(str(error).split())[:300]
-            raise ValueError(f'{self.engine.name} cannot run the network for {resolution} px: {reason}') from error
+            raise ValueError(
+                f'{self.engine.name} cannot run the network of {self.name} for {resolution} px: {reason}') from error
         self.compiled[key] = network
         release_free_memory()
         return network

@@ -16,15 +16,12 @@ import numpy as np
 from PIL import Image
 
 from rs_timm.crops import CropPct, crop_at
+from rs_timm.format.info import CROP_MODES, RESIZES
 from rs_timm.pictures import MAX_PIXELS, Picture, as_picture, open_picture, trim_strip
 
-__all__ = ['CROP_MODES', 'RESAMPLINGS', 'Preprocessing', 'is_ready']
+__all__ = ['RESAMPLINGS', 'Preprocessing', 'is_ready']
 
-CROP_MODES = ('center', 'squash', 'border')
-RESAMPLINGS = {
-    'nearest': Image.Resampling.NEAREST, 'box': Image.Resampling.BOX, 'bilinear': Image.Resampling.BILINEAR,
-    'hamming': Image.Resampling.HAMMING, 'bicubic': Image.Resampling.BICUBIC, 'lanczos': Image.Resampling.LANCZOS,
-}
+RESAMPLINGS = {name: Image.Resampling[name.upper()] for name in RESIZES}
 Source = Union[str, 'PathLike[str]', bytes, BinaryIO, Image.Image, np.ndarray]
 
 

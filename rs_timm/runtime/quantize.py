@@ -59,6 +59,10 @@ class QuantisedFile:
     def info(self) -> ModelInfo:
         return self._source.info
 
+    @property
+    def name(self) -> str:
+        return self._source.name
+
     def graph(self) -> Any:
         return self._source.graph()
 

@@ -73,13 +73,15 @@ class Session:
         max_networks: compiled networks that are kept, one for each resolution (and batch, where the engine wants that);
             beyond, the one that was not used for the longest time goes, and is compiled again when it is asked for.
         max_pixels: width times height of a picture that is decoded; a larger one is an error.
+        check_digest: compare what the file holds with the digest in it; False saves the time for huge files. Those of
+            earlier versions have none, and are believed.
         crop_pct: in place of what the model says: a number for all sizes, or resolution -> crop (`rs_timm.crops`).
 
     Raises:
         ImportError: the engine, or every engine, is not installed.
         FileNotFoundError: no such file.
         ValueError: an unknown engine or precision, or a precision that the engine or this CPU cannot do; a file that
-            rs_timm did not write; a network that gives several tensors.
+            rs_timm did not write, or that is damaged; a network that gives several tensors.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Session:
             device: Optional[str] = None,
             device_options: Optional[Mapping[str, Any]] = None,
             max_pixels: int = MAX_PIXELS,
+            check_digest: bool = True,
             crop_pct: Optional[CropPct] = None,
     ) -> None:
         precision = check_precision(precision)
@@ -116,7 +119,7 @@ class Session:
         self.draft = draft
         self.max_pixels = max_pixels
         self._crop_pct = None if crop_pct is None else check_crop_pct(crop_pct)
-        self._source: Source = open_source(model, self._engine.name, precision)
+        self._source: Source = open_source(model, self._engine.name, precision, check_digest)
         if self.info.task == 'features':
             raise ValueError(f'{self.info.name} gives features, not one output: a session serves classifiers and '
                              'segmentation networks.')
@@ -131,7 +134,7 @@ class Session:
         self._only = self._resolution if self.info.choice == 'fixed' else None
         source = self._source
         plain = (lambda resolution: source.graph()) if one_network else source.network
-        self._networks = Networks(self._engine, plain, one_network, max_networks)
+        self._networks = Networks(self._engine, plain, one_network, max_networks, source.name)
         self.latency_table: Any = None  # of the last set_budget that measured
 
     @classmethod
@@ -265,13 +268,14 @@ class Session:
             raise
         except Exception as error:  # engines have kinds of their own
             reason = ' '.join(str(error).split())[:300]
-            raise ValueError(f'{self.engine_name} cannot run {self.info.name} at {x.shape[-1]} px: {reason}') from error
+            raise ValueError(
+                f'{self.engine_name} cannot run {self._source.name} at {x.shape[-1]} px: {reason}') from error
         if not math.isfinite(np.vdot(logits, logits)):  # the cheapest test; squares may overflow, though
             broken = np.flatnonzero(~np.isfinite(logits.reshape(len(x), -1)).all(axis=1)).tolist()
             if broken:
                 raise NotFiniteError(
-                    f'{self.info.name} gives values that are not finite at {x.shape[-1]} px in {self.precision}, for '
-                    f'{len(broken)} of {len(x)} pictures: its weights are damaged, or the precision does not hold '
+                    f'{self._source.name} gives values that are not finite at {x.shape[-1]} px in {self.precision}, '
+                    f'for {len(broken)} of {len(x)} pictures: its weights are damaged, or the precision does not hold '
                     'them.', broken, logits)
         return logits
 

@@ -71,6 +71,7 @@ class TorchModel:
 
     def __init__(self, model: Any, precision: str) -> None:
         self.info = model_info(model)
+        self.name = self.info.name
         self._model = prepare(model, precision)
 
     def graph(self) -> Any:

@@ -14,6 +14,7 @@ _BUCKETS = 16  # that a window is counted in
 _EASED = 0.8  # load has eased when it is below this share of the highest since the last lowering, beyond doubt
 _LONGEST = 8  # times `retry_s`, at most, after raises that were taken back
 _SMOOTH = 5.  # windows that the smoothed rate of arrival looks back, about
+_CHANCE = 1e-6  # probability of a wait that is put down to a change of load, not to arrivals at random
 
 
 class LoadController:
@@ -23,8 +24,10 @@ class LoadController:
     It lowers the resolution as soon as the requests that wait could not be served in time, or one was late and the p95
     of those that came since the last change is beyond the target, or the queue is. It raises it by one step when it has
     been calm for `patience_s` and the larger size, at the rate at which requests arrive, would keep `margin` of the
-    target; but not within `retry_s` of a lowering, or twice as long after each raise that had to be taken back, unless
-    load has eased. So a constant load, or costs that are too optimistic, do not make it restless.
+    target; but not within `retry_s` of a lowering or another such raise, or twice as long after each raise that had to
+    be taken back, unless load has eased. After two changes within `retry_s`, a queue that requests at random make once
+    in a while at the present rate lowers nothing as long as the p95 since the last change is in time. So a constant
+    load, or costs that are too optimistic, do not make it restless: two changes a minute, once it has settled.
 
     Each observation takes constant time and memory, at any rate, and whatever the timestamps are.
 
@@ -45,7 +48,8 @@ class LoadController:
         window_s: seconds back that p95 and rate of arrival look.
         cooldown_s: seconds between a change and a lowering; None: the target latency, or ten times the largest cost.
         patience_s: seconds between a change and a raise.
-        retry_s: seconds between a lowering and a raise, unless load has eased; they double, up to eight times as many.
+        retry_s: seconds between a lowering or a raise and the next raise, unless load has eased; they double, up to
+            eight times as many. No more than two changes come within them at constant load.
         start: resolution to begin with; None: the largest.
         clock: seconds, for calls of `observe` without `now`.
 
@@ -85,7 +89,8 @@ class LoadController:
         self._given: Optional[float] = None  # the latest timestamp
         self._now = 0.  # seconds of its own, which only grow
         self._changed = -cooldown_s  # free to lower at once, and calm from here on
-        self._lowered = self._raised = -math.inf
+        self._changes = deque([-math.inf, -math.inf], maxlen=2)
+        self._lowered = self._raised = self._tried = -math.inf
         self._retry = retry_s
         self._peak = 0.  # highest smoothed rate since the last lowering
         self._smooth = 0.  # arrivals per second
@@ -160,18 +165,20 @@ class LoadController:
         smaller = [r for r in self.resolutions if r < size]
         if not smaller:
             self._overloaded = queue > 0
-        elif calm >= self.cooldown_s:
+        elif calm >= self.cooldown_s and not (self._is_restless() and self._is_chance(queue, late)):
             fitting = [r for r in smaller if (queue + 1) * self.costs[r] <= self._limit_ms]
             failed = self._now - self._raised < self._retry
             self._retry = min(2. * self._retry, _LONGEST * self.retry_s) if failed else self.retry_s
             self._set((fitting or smaller[-1:])[0])
-            self._lowered, self._raised, self._peak = self._now, -math.inf, self._smooth
+            self._lowered, self._raised, self._tried, self._peak = self._now, -math.inf, -math.inf, self._smooth
             self._overloaded = not fitting and queue > 0
 
     def _raise(self, queue: int) -> None:
         size = min(r for r in self.resolutions if r > self._resolution)
         rate, cost = max(self._window.rate(), self._smooth), self.costs[size]
-        if self._now - self._lowered < self._retry and not self._window.below(_EASED * self._peak):
+        by_chance = 3. * math.sqrt(self._peak / (_SMOOTH * self.window_s))  # part of the peak of a constant load
+        eased = self._window.below(_EASED * (self._peak - by_chance))
+        if self._now - max(self._lowered, self._tried) < self._retry and not eased:
             return
         wait = predicted_wait(rate, cost)
         in_time = max(wait + cost, (queue + 1) * cost) <= self.margin * self._limit_ms
@@ -179,9 +186,21 @@ class LoadController:
         if rate * cost < 1e3 and in_time and short:
             self._set(size)
             self._raised = self._now
+            self._tried = -math.inf if eased else self._now
+
+    def _is_restless(self) -> bool:
+        return self._now - self._changes[0] < self.retry_s
+
+    def _is_chance(self, queue: int, late: bool) -> bool:
+        """Whether requests that come at random, at the present rate, make a queue this long once in a while."""
+        cost = self.costs[self._resolution]
+        load = max(self._window.rate(), self._smooth) * cost / 1e3
+        in_time = not (late and self._window.mostly_late(since_change=True))
+        return in_time and load < 1. and load * math.exp(-2. * (1. - load) * (queue + 1)) > _CHANCE
 
     def _set(self, size: int) -> None:
         self._resolution, self._changed = size, self._now
+        self._changes.append(self._now)
         self._window.forget_latencies()
 
 
@@ -193,6 +212,7 @@ class _Window:
         self.step = 0.  # seconds between the last two buckets
         self._buckets: Deque[List[float]] = deque()  # start, queue at the start, requests, and of those below
         self._count = self._current = self._late = 0  # all; those that came since the last change; of them, late
+        self._since_change = [0, 0]  # those and the late ones of them, also where they are older than the window
         self._now, self._queue = 0., 0.
 
     def add(self, now: float, queue: float, late: bool, current: bool) -> bool:
@@ -211,9 +231,11 @@ class _Window:
         bucket[2] += 1
         if current:
             self._current += 1
+            self._since_change[0] += 1
             bucket[3] += 1
             if late:
                 self._late += 1
+                self._since_change[1] += 1
                 bucket[4] += 1
         self._now, self._queue = now, queue
         return begun
@@ -233,13 +255,18 @@ class _Window:
         count = self.rate() * seconds
         return count + 4. * math.sqrt(count) < rate * seconds
 
-    def mostly_late(self) -> bool:
-        """Whether the p95 of those that came since the last change was late; others waited under another size."""
-        return self._current >= _ENOUGH and self._late > self._current - math.ceil(0.95 * self._current)
+    def mostly_late(self, since_change: bool = False) -> bool:
+        """Whether the p95 of those that came since the last change was late; others waited under another size.
+
+        Of those in the window, or of all of them.
+        """
+        count, late = self._since_change if since_change else (self._current, self._late)
+        return count >= _ENOUGH and late > count - math.ceil(0.95 * count)
 
     def forget_latencies(self) -> None:
         """Count latencies anew, as after a change."""
         self._current = self._late = 0
+        self._since_change = [0, 0]
         for bucket in self._buckets:
             bucket[3] = bucket[4] = 0
 
