@@ -523,6 +523,7 @@ def test_push_to_a_hub(model, folder, tmp_path):
     ('--resolution', '--size', ['extract', 'rs_resnet18', '--out', 'y']),
     ('--split', '--plain', ['export', 'rs_resnet18', 'y.onnx']),
     ('--amp', '--precision', ['eval', 'rs_resnet18', '--data', 'x']),
+    ('--workers', '--decoders', ['predict', 'rs_resnet18', 'a.jpg', '--out', 'x.jsonl']),
 ])
 def test_old_names_go_on_with_a_note(old, new, rest, capsys, monkeypatch):
     seen = []

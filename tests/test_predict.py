@@ -402,7 +402,7 @@ def test_inputs_that_cannot_be(cli, made, tmp_path):
             ([tiny, photos, '--precision', 'int8', '--calibration', tmp_path / 'tars'], 'tars: no pictures in it but'),
             ([tmp_path / 'masks.onnx', photos, *out], 'is for segmentation: rs-timm eval --overlays'),
             ([tmp_path / 'absent.onnx', photos, *out], 'absent.onnx: no such file'),
-            ([tiny, photos / 'c0' / '0.png', '--batch-size', 4], '--batch-size and --workers are for --out'),
+            ([tiny, photos / 'c0' / '0.png', '--batch-size', 4], '--batch-size and --decoders are for --out'),
     ):
         status, _, err = cli('predict', *argv)
         assert status == 2 and words in err and err.count('\n') == 1, err

@@ -12,6 +12,7 @@ from .arguments import add_crop_pct, add_model_arguments, add_old_name, add_size
 from .serving import (
     add_engine_arguments,
     calibration_pictures,
+    describe_versions,
     engine_device,
     on_device,
     open_model,
@@ -84,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
 def _heading(table: LatencyTable) -> str:
     machine, threads = table.machine, 'as many threads as the engine chooses' if table.threads is None else (
         f'{table.threads} threads')
-    versions = ', '.join(f'{name} {version}' for name, version in table.versions.items())
-    return f"# {table.model}, {versions}, {table.precision}, {threads}; {machine['cpu']}, {machine['cores']} cores"
+    return (f"# {table.model}, {describe_versions(table.versions)}, {table.precision}, {threads}; {machine['cpu']}, "
+            f"{machine['cores']} cores")
 
 
 def _choose(

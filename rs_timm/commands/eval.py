@@ -37,7 +37,7 @@ from .labelled import (
     reading,
     sizes_to_run,
 )
-from .serving import add_engine_arguments, engine_options, open_session
+from .serving import add_engine_arguments, describe_versions, engine_options, open_session
 from .shell import report, report_skipped, watched
 
 __all__ = ['draw_overlays', 'eval_arguments', 'run']
@@ -122,7 +122,7 @@ def _run_exported(args: argparse.Namespace, source: ModelSource) -> int:
     described = SimpleNamespace(num_classes=info.num_classes, pretrained_cfg=dict(
         label_names=info.label_names, label_descriptions=info.label_descriptions))
     labelled = labelled_pictures(described, args.data, args.split, args.class_map)  # type: ignore[arg-type]
-    print(f"# {args.model} on {args.data} ({args.split}), {', '.join(session.versions.values())}, {args.precision}; "
+    print(f"# {args.model} on {args.data} ({args.split}), {describe_versions(session.versions)}, {args.precision}; "
           f'classes {labelled.order}', flush=True)
     damaged: List[str] = []
 

@@ -18,7 +18,7 @@ from rs_timm.runtime.policy.plan_plot import plot_plan
 from rs_timm.runtime.policy.planner import FILE_ENGINES
 
 from .arguments import MODEL_HELP, ModelSource, add_sizes, positive_int, precision_name
-from .serving import add_device, calibration_pictures, engine_device
+from .serving import add_device, calibration_pictures, describe_versions, engine_device
 from .shell import bar, report, report_skipped
 
 __all__ = ['plan_arguments', 'run']
@@ -137,10 +137,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(plan: Plan, files: _Files, ms: Optional[float], if_none: str) -> int:
-    versions = ', '.join(f'{name} {version}' for name, version in plan.versions.items())
     threads = "the engine's choice" if plan.threads is None else plan.threads
-    print(f"# {versions}, threads: {threads}; {plan.machine['cpu']}, {plan.machine['cores']} cores"
-          + (f', device {plan.device}' if plan.device else ''))
+    print(f"# {describe_versions(plan.versions)}, threads: {threads}; {plan.machine['cpu']}, "
+          f"{plan.machine['cores']} cores" + (f', device {plan.device}' if plan.device else ''))
     if plan.reference:
         print(f'# accuracy is agreement with {plan.reference}')
     print(plan)

@@ -13,9 +13,9 @@ from rs_timm.predict.batch import PictureSource, fault
 from rs_timm.predict.collection import holds_pictures, open_collection
 from rs_timm.runtime import Session
 
-from ._written import add_writing_arguments, write_predictions
+from ._written import add_writing_arguments, write_predictions, writing
 from .arguments import add_crop_pct, add_model_arguments, add_sizes, model_source, positive_int
-from .serving import add_engine_arguments, engine_options, open_model, open_session
+from .serving import add_engine_arguments, describe_versions, engine_options, open_model, open_session
 from .shell import PARTLY_FAILED, printable, report
 
 __all__ = ['predict_arguments', 'run']
@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
         print('# passed over: ' + ', '.join(f'{count} {printable(ending)}' for ending, count in others.items()))
     source, options = model_source(args), engine_options(args)
     if args.out:
-        return write_predictions(args, pictures, folders)
-    if args.batch_size or args.workers:
-        raise ValueError('--batch-size and --workers are for --out FILE: shown pictures are timed one by one.')
+        return write_predictions(source, options, pictures, folders, writing(args))
+    if args.batch_size or args.decoders:
+        raise ValueError('--batch-size and --decoders are for --out FILE: shown pictures are timed one by one.')
     asks_for_engine = any(value is not None for value in (*options, args.ms)) or args.reader
     if not (source.is_exported or asks_for_engine or any(map(holds_pictures, args.images))):
         options = options._replace(engine='torch')  # as good as any for a look, and no export has to be waited for
@@ -104,9 +104,9 @@ def _pictures(
 
 
 def _heading(name: str, has_weights: bool, session: Session, sizes: Sequence[int]) -> Iterator[str]:
-    versions = ' '.join(session.versions.values())
+    versions = describe_versions(session.versions)
     threads = session.threads or "the engine's choice"
-    yield (f'# {name} on {session.engine_name} {versions}, {session.precision}, threads: {threads}; '
+    yield (f'# {name} on {versions}, {session.precision}, threads: {threads}; '
            'ms: the forward pass of one picture')
     if not has_weights:
         yield '# random weights: the classes mean nothing'

@@ -3,7 +3,7 @@ import argparse
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from rs_timm.predict.collection import open_collection
 from rs_timm.runtime import Session
@@ -13,8 +13,8 @@ from .arguments import ModelSource, count_of_cores, positive_int, precision_name
 from .shell import watched
 
 __all__ = [
-    'EngineOptions', 'add_device', 'add_engine_arguments', 'calibration_pictures', 'engine_device', 'engine_options',
-    'on_device', 'open_model', 'open_session', 'pictures_below', 'weights_digest',
+    'EngineOptions', 'add_device', 'add_engine_arguments', 'calibration_pictures', 'describe_versions', 'engine_device',
+    'engine_options', 'on_device', 'open_model', 'open_session', 'pictures_below', 'weights_digest',
 ]
 
 _CALIBRATION = 300  # pictures
@@ -125,6 +125,11 @@ def on_device(model: Any, engine: Optional[str], device: Optional[str]) -> Tuple
         return model.to(place), 'torch', None
     except (AssertionError, RuntimeError) as error:
         raise ValueError(f'--device {device}: {str(error).splitlines()[0]}') from error
+
+
+def describe_versions(versions: Mapping[str, str]) -> str:
+    """Packages and versions in words: of a session, or of a file that was measured with them."""
+    return ', '.join(f'{name} {version}' for name, version in versions.items())
 
 
 def weights_digest(model: Any) -> str:
