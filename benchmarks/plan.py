@@ -75,8 +75,10 @@ def _search(
         log=args.work / 'measured.jsonl', note=lambda text: print(f'# {text}'), progress=True)
     plan.save(out)
     print(plan)
-    row = dict(part='search', case=name, seconds=plan.seconds, pictures=plan.pictures, points=len(plan.points),
-               dropped=len(plan.dropped), answers=sum(point.pictures for point in (*plan.points, *plan.dropped)))
+    sizes = sorted({point.resolution for point in (*plan.points, *plan.dropped)}, reverse=True)
+    row = dict(part='search', case=name, seconds=plan.seconds, sizes=' '.join(map(str, sizes)), pictures=plan.pictures,
+               points=len(plan.points), dropped=len(plan.dropped),
+               answers=sum(point.pictures for point in (*plan.points, *plan.dropped)))
     put(args.out, [dict(row, **_columns(args))], UNIT)
     return plan
 

@@ -87,7 +87,7 @@ def _panel(axis: Any, plan: Plan, by: str, colours: Dict[Any, str]) -> None:
 def _labels(axis: Any, plan: Plan, front: Sequence[PlanPoint], by: str) -> None:
     """Names above and to the left of the line, where no points are; each above the one before."""
     low, high = min(point.accuracy for point in plan.points), max(point.accuracy for point in plan.points)
-    line = 0.032 * max(1., high - low)  # the height of a line of text in accuracy, about
+    line = 0.038 * max(1., high - low)  # the height of a line of text in accuracy, about
     height = -math.inf
     for point in front:
         height = max(point.accuracy + 0.4 * line, height + line)
