@@ -7,8 +7,8 @@ at the fixed largest and at the fixed smallest size, and to a plain server: Fast
 at the largest size, no queue and no controller. All share one machine with the client; latency counts from the planned
 time, in the client. Counted are answers in time and right, late ones, refusals (503), and whatever got no answer.
 
-With --replicas N: two or more processes of Ray Serve on this machine, at half of what they carry, and one of them is
-killed on the way. Printed, not kept.
+With --replicas N: two or more processes of Ray Serve on this machine, twelve requests always in progress, and one of
+the processes is killed on the way. Printed, not kept.
 
 HTTP's own price: photographs of 100 kB, one after the other, to the server and to a session in this process, in turns.
 
@@ -19,14 +19,15 @@ DIR holds val/CLASS/*. Needs aiohttp, which tritonclient[http] brings. About six
 import argparse
 import asyncio
 import io
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -70,10 +71,11 @@ async def ask(client: Any, policy: Policy, body: bytes, deadline_ms: float, sinc
     try:
         async with client.post(f'{policy.url}/classify?topk=1{policy.query}', data=body,
                                headers={'X-Deadline-Ms': f'{deadline_ms:g}'}) as response:
-            answer = await response.json()
+            content = await response.read()
             latency = 1e3 * (time.perf_counter() - since)
             if response.status != 200:
                 return Outcome(latency, response.status)
+            answer = json.loads(content)
             return Outcome(latency, 200, answer['resolution'], answer['classes'][0]['index'])
     except Exception:  # of any kind: what counts is that nothing came
         return Outcome(1e3 * (time.perf_counter() - since), 0)
@@ -222,35 +224,49 @@ def plain_server(file: str, engine: str, precision: str, threads: int) -> None:
 
 
 def _replicas(session: Session, args: argparse.Namespace) -> None:
-    """Kill one of several replicas while requests come, and print what became of them, second by second."""
+    """Kill one of several replicas while requests come, and print what became of them."""
     from ray import serve
 
     from rs_timm.predict.on_ray import connected
     from rs_timm.serving import deployment
 
-    files, targets = labelled(args.data / 'val', session.info.label_names, args.pictures)
-    bodies, deadline = [file.read_bytes() for file in files], args.deadline or 1000.
+    files, _ = labelled(args.data / 'val', session.info.label_names, args.pictures)
+    deadline = args.deadline or 5000.
     with connected():
         serve.start(http_options=dict(host='127.0.0.1', port=8321), logging_config=dict(log_level='ERROR'))
         serve.run(deployment(session.source.path, args.replicas, threads=args.threads,  # type: ignore[attr-defined]
+                             target_ms=args.target * deadline,
                              session=dict(engine=args.engine, precision=session.precision)), route_prefix='/')
         policy = Policy('Ray Serve', 'http://127.0.0.1:8321')
-        carried = asyncio.run(capacity(policy, bodies, args.seconds))
-        rate = carried / 2.
-        planned = arrivals(lambda t: rate, rate, 4. * args.seconds, args.seed)
-        order = np.random.default_rng(args.seed).integers(0, len(bodies), len(planned))
-        before = _replica_processes()
-        print(f'# {args.replicas} replicas carry {carried:.1f} a second; processes {sorted(before)}', flush=True)
-        killer = threading.Timer(args.seconds, lambda: os.kill(min(before), signal.SIGKILL))
-        killer.start()
-        outcomes = asyncio.run(open_loop(policy, planned, [bodies[i] for i in order], deadline))
-        for second in range(int(4 * args.seconds)):
-            part = [index for index, due in enumerate(planned) if second <= due < second + 1]
-            if part:
-                print(second, row_of([outcomes[i] for i in part], targets[order[part]], deadline))
-        print('all', row_of(outcomes, targets[order], deadline), {outcome.status for outcome in outcomes})
-        print(f'# processes afterwards {sorted(_replica_processes())}')
+        asyncio.run(_kill_one(policy, [file.read_bytes() for file in files], deadline, args.seconds))
         serve.shutdown()
+
+
+async def _kill_one(policy: Policy, bodies: Sequence[bytes], deadline_ms: float, seconds: float) -> None:
+    """Kill a replica after so many seconds, and print its statuses until as many after another has its place."""
+    when, statuses = 'before', Counter[Any]()
+    before = _replica_processes()
+    async with client_session() as client:
+
+        async def one(number: int) -> None:
+            while when != 'at the end':
+                number += 1
+                outcome = await ask(client, policy, bodies[number % len(bodies)], deadline_ms, time.perf_counter())
+                in_time = 'in time' if outcome.latency_ms <= deadline_ms else 'late'
+                statuses[when, outcome.status, in_time] += 1
+
+        tasks = [asyncio.create_task(one(first * len(bodies) // 12)) for first in range(12)]
+        await asyncio.sleep(seconds)
+        os.kill(min(before), signal.SIGKILL)
+        when, killed = 'after the kill', time.perf_counter()
+        while not _replica_processes() - before:
+            await asyncio.sleep(0.1)
+        print(f'# {len(before)} processes; one in the place of that killed after {time.perf_counter() - killed:.1f} s')
+        await asyncio.sleep(3. * seconds)
+        when = 'at the end'
+        await asyncio.gather(*tasks)
+    for (part, status, in_time), count in sorted(statuses.items()):
+        print(f'{part:15} status {status} {in_time:8} {count:6}')
 
 
 def _replica_processes() -> Set[int]:
