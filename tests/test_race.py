@@ -131,7 +131,7 @@ def test_nothing_is_lost_by_a_chain_of_replacements():
 
 
 def test_who_stands_for_one_that_stopped_early_can_be_replaced_later():
-    """50 answers of the slowest are too few for a comparison with the fastest; that with the middle one is enough."""
+    """100 answers of the slowest are too few for a comparison with the fastest; that with the middle one is enough."""
     clock, count = Clock(), 400
     targets = targets_of(count)
     fast, middle, slow = (network(clock, str(ms), share(count, 70), ms, targets, margin=margin)

@@ -14,7 +14,7 @@ from .plan_log import BROKEN, MeasuredLog, Visit
 __all__ = ['Contender', 'Race', 'advantage']
 
 VISIT = 10  # pictures that a network answers before the next one has its turn
-FIRST = 50  # pictures after which a network can be out, and then after half as many more each time
+FIRST = 100  # pictures after which a network can be out, and then after half as many more each time
 _DOUBT = 1.645  # standard deviations: 95 % on one side
 _DOUBT_OF_TIME = 2.576  # 99 % on two sides
 _SETTLE = 2e6  # nanoseconds of calls that do not count: another engine's threads stop, the weights enter the cache
@@ -97,7 +97,7 @@ class Race:
     """Lets networks answer pictures, with a clock, and stops those that are behind.
 
     The pictures come in parts. All networks answer a part before the next one is read, in random order, so that what
-    else the machine does hits all of them alike; each call is timed. After 50 pictures, and then whenever there are
+    else the machine does hits all of them alike; each call is timed. After 100 pictures, and then whenever there are
     half as many more, a network is out if another one is faster (the 99 % intervals of the medians do not meet), and
     with 95 % confidence not less accurate on all the pictures by more than `tolerance`, or computes the same; and if
     the same can be said of all those whose place the first had taken.
