@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import rs_timm
+from rs_timm.format.digest import set_digest
 from rs_timm.format.info import ModelInfo
 from rs_timm.runtime import Cascade, CascadeFit, Plan, Session, evaluate_session, make_plan
 from rs_timm.runtime.policy.latency_table import Timing
@@ -161,6 +162,7 @@ def files(tmp_path_factory):
         if tensor.dims == [3, model.num_features]:
             values = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array(values[::-1].copy(), tensor.name))
+    set_digest(other)
     onnx.save(other, folder / 'other.onnx')
     return folder
 
