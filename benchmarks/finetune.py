@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument('--per-class', type=int, default=100, help='training pictures of each class, at most')
     parser.add_argument('--epochs', type=int, default=3)
     parser.add_argument('--methods', nargs='+', default=list(METHODS)[:3], choices=list(METHODS)[:3])
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--out', type=Path, default=TABLE)
     args = parser.parse_args()
@@ -228,7 +229,7 @@ def main() -> None:
     data = small_folder(args.data, args.runs / f'{args.data.name}_{args.per_class}', args.per_class)
     args.pictures = len(find_pictures(data / 'train')[0])
     for job in jobs():
-        if job.method in args.methods and not done(job, args):
+        if job.method in args.methods and job.seed in args.seeds and not done(job, args):
             measure(job, args, data)
 
 
