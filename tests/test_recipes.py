@@ -291,7 +291,7 @@ def test_the_crop_is_that_of_the_best_top1_and_goes_with_the_network(data, tmp_p
     """Of equal ones the nearest to crop_pct, 0.875; measured at the crop that it says."""
     pixels = {}
 
-    def measured(model, loader, sizes, *rest):
+    def measured(model, loader, sizes, *rest, limit_batches):
         crop = list(top1s)[len(pixels)]
         pixels[crop], _ = next(iter(loader))
         return {size: dict(top1=top1s[crop] + size) for size in sizes}

@@ -146,7 +146,8 @@ def choose_crop(network: nn.Module, loaders: Loaders, recipe: Recipe) -> float:
     amp_dtype = None if recipe.precision == 'float32' else getattr(torch, recipe.precision)
     scores = {}
     for crop in recipe.crop_choices:
-        results = evaluate(resized(network, sets), loaders.evaluation(sets, crop), list(sets), {}, amp_dtype)
+        results = evaluate(resized(network, sets), loaders.evaluation(sets, crop), list(sets), {}, amp_dtype,
+                           limit_batches=recipe.limit_batches or None)
         scores[crop] = sum(row['top1'] for row in results.values()) / len(results)
     best = max(scores, key=lambda crop: (scores[crop], -abs(crop - recipe.crop_pct)))
     _logger.info('crop %g, by the pictures kept aside: top-1, mean of all sizes, %s', best,
