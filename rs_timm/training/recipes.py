@@ -161,9 +161,9 @@ class Finetune(Recipe):
         command   rs-timm train tf_efficientnet_lite0 --init rs_efficientnet_lite0 --data DIR --recipe finetune
         hardware  two CPU cores
         expected  not known: it depends on the pictures
-        reached   with --epochs 3 on 1,000 pictures of ten kinds of clothes, those kept aside included: top-1 86.1 / 87.0
-                  / 86.8 / 86.1 / 85.0 at 224 / 192 / 160 / 128 / 96 on 341 others, in 9 minutes of one core (mean of
-                  two seeds; benchmarks/finetune.py); the 8 epochs were not run
+        reached   with --epochs 3 on 1,000 pictures of clothes, those kept aside included: top-1 86.1 / 87.0 / 86.8 /
+                  86.1 / 85.0 at 224 / 192 / 160 / 128 / 96 on 341 others, in 9 minutes of one core (mean of two
+                  seeds; benchmarks/finetune.py); the 8 epochs were not run
     """
 
     goes_on_from = 'rs_efficientnet_lite0'
