@@ -8,15 +8,15 @@ import pytest
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith('linux'), reason="glibc's malloc is a matter of Linux")
 
-ROOT = Path(__file__).resolve().parent.parent
-MIB = 64  # more than glibc ever keeps of its own accord: tensors above 32 MiB are mapped anew each time
+FILE = Path(__file__).resolve().parent.parent / 'rs_timm/training/cpu/memory.py'
+MIB = 64  # more than glibc ever keeps of its own accord: blocks above 32 MiB are mapped anew each time
 CODE = f'''
-import resource, torch
-from rs_timm.training.cpu.memory import keep_freed_memory
+import resource, runpy
+keep_freed_memory = runpy.run_path({str(FILE)!r})['keep_freed_memory']
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros({MIB} << 20, dtype=torch.uint8).fill_(1)
+    bytes({MIB} << 20).replace(b'0', b'1')  # a copy in memory of malloc
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 for keep in (lambda: None, keep_freed_memory):
@@ -30,8 +30,7 @@ def run(**environment):
     """What `keep_freed_memory` returned and the MiB that are faulted in, before and after it."""
     own = {key: value for key, value in os.environ.items() if 'MALLOC' not in key and key != 'GLIBC_TUNABLES'}
     out = subprocess.run(
-        [sys.executable, '-c', CODE], env=dict(own, OMP_NUM_THREADS='1', **environment), cwd=ROOT, check=True,
-        capture_output=True, text=True)
+        [sys.executable, '-c', CODE], env=dict(own, **environment), check=True, capture_output=True, text=True)
     return [(done, int(mib)) for done, mib in map(str.split, out.stdout.splitlines())]
 
 
