@@ -217,7 +217,7 @@ def plain_server(file: str, engine: str, precision: str, threads: int) -> None:
         index = int(logits[0].argmax())
         return dict(classes=[dict(index=index, label=session.info.label(index))], resolution=session.resolution)
 
-    with socket.socket() as listener:
+    with socket.socket(proto=socket.IPPROTO_TCP) as listener:  # the same as in rs_timm/commands/serve.py
         listener.bind(('127.0.0.1', 0))
         print(f'http://127.0.0.1:{listener.getsockname()[1]}', flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level='warning')).run(sockets=[listener])

@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
     for name in ('target_ms', 'deadline_ms'):
         if not 0. < getattr(args, name) < float('inf'):
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}: give positive milliseconds.")
-    with socket.socket(socket.AF_INET6 if ':' in args.host else socket.AF_INET) as listener:
+    family = socket.AF_INET6 if ':' in args.host else socket.AF_INET
+    # asyncio sends without delay (TCP_NODELAY) on sockets that name their protocol alone; others wait 40 ms for an ACK
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((args.host, args.port))  # before anything is compiled
