@@ -41,7 +41,7 @@ class Served:
 
     def __init__(self, session, costs=None, **options):
         self.app = create_app(session, costs or {64: 5., 48: 3.}, name='tiny', deadline_ms=60_000., **options)
-        self.socket = socket.socket()
+        self.socket = socket.socket(proto=socket.IPPROTO_TCP)
         self.socket.bind(('127.0.0.1', 0))
         self.port = self.socket.getsockname()[1]
         self.server = uvicorn.Server(uvicorn.Config(self.app, log_level='error', lifespan='on'))
@@ -272,6 +272,15 @@ def test_costs_are_of_all_sizes_and_the_page_needs_no_other_server(session, serv
 def test_a_port_in_use_is_said_before_anything_is_compiled(served, capsys):
     assert cli.main(['serve', 'there_is_no_such.onnx', '--port', str(served.port)]) == 2
     assert f'port {served.port}: ' in (said := capsys.readouterr().err) and 'choose another --port' in said
+
+
+def test_answers_leave_without_delay(tmp_path, monkeypatch):
+    """Of the sockets that it is given, asyncio sets TCP_NODELAY on those that name their protocol alone."""
+    rs_timm.export_onnx(rs_timm.switchable('test_resnet', SIZES, num_classes=CLASSES).eval(), tmp_path / 'tiny.onnx')
+    given = []
+    monkeypatch.setattr(uvicorn.Server, 'run', lambda self, sockets: given.extend(s.proto for s in sockets))
+    assert cli.main(['serve', str(tmp_path / 'tiny.onnx'), '--engine', 'onnxruntime', '--port', '0']) == 0
+    assert given == [socket.IPPROTO_TCP]
 
 
 def test_what_is_no_classifier(session):
