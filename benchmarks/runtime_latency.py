@@ -36,6 +36,7 @@ from benchmarks.runtime.questions import (
 )
 from benchmarks.store import put, read
 from rs_timm.runtime import Session
+from rs_timm.runtime.engines import PRECISIONS
 
 QUESTIONS = ('latency', 'price', 'switch', 'memory', 'agreement')
 MODELS: Dict[str, Sequence[str]] = {
@@ -128,7 +129,7 @@ def _parse(arguments: Optional[Sequence[str]]) -> argparse.Namespace:
     parser.add_argument('--data', type=Path, help='folder with train/CLASS/* and val/CLASS/*')
     parser.add_argument('--models', nargs='+', default=list(MODELS))
     parser.add_argument('--engines', nargs='+', default=sorted({case.engine for case in CASES}))
-    parser.add_argument('--precisions', nargs='+', default=('fp32', 'bf16', 'int8'))
+    parser.add_argument('--precisions', nargs='+', choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument('--questions', nargs='+', choices=QUESTIONS, help='default: all for the first two models')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--calls', type=int, default=72, help='that count, of each case; at least 72')

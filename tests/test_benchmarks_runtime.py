@@ -255,7 +255,7 @@ def test_runtime_latency_end_to_end(tiny, monkeypatch, capsys):
     out = tiny / 'out' / 'runtime_latency.csv'
     monkeypatch.setattr(questions, 'resident_memory', lambda kind, *rest: dict(before=100., after=dict(
         session=150., shared=120., separate=200.)[kind]))
-    options = ['--data', str(tiny), '--models', 'rs_resnet18', '--engines', 'onnxruntime', '--precisions', 'fp32',
+    options = ['--data', str(tiny), '--models', 'rs_resnet18', '--engines', 'onnxruntime', '--precisions', 'float32',
                '--threads', '1', '--pictures', '10', '--out', str(out), '--questions', *runtime_latency.QUESTIONS]
     runtime_latency.main(options)
     rows = read(out)
@@ -293,10 +293,10 @@ def test_the_session_around_the_engine_is_told_apart(tiny):
 def test_memory_of_a_fresh_process(tmp_path):
     torch.manual_seed(0)
     file = rs_timm.export_onnx(rs_timm.switchable('test_resnet', SIZES, num_classes=2).eval(), tmp_path / 'tiny.onnx')
-    taken = resident_memory('session', 'onnxruntime', 'fp32', 1, SIZES, [file])
+    taken = resident_memory('session', 'onnxruntime', 'float32', 1, SIZES, [file])
     assert 20. < taken['before'] < taken['after']
     with pytest.raises(RuntimeError, match='no such file'):
-        resident_memory('session', 'onnxruntime', 'fp32', 1, SIZES, [tmp_path / 'none.onnx'])
+        resident_memory('session', 'onnxruntime', 'float32', 1, SIZES, [tmp_path / 'none.onnx'])
 
 
 def test_what_a_precision_costs_is_told_for_each_resolution(monkeypatch, tmp_path):
@@ -304,12 +304,12 @@ def test_what_a_precision_costs_is_told_for_each_resolution(monkeypatch, tmp_pat
                   onnxruntime=1, torch=2, timm=1)
     rows = [dict(common, engine=engine, precision=precision, resolution=size, value=value, top1=top1)
             for engine, precision, size, value, top1 in (
-                ('timm eager', 'fp32', 224, 100., 90.), ('timm eager', 'fp32', 96, 100., 80.),
+                ('timm eager', 'float32', 224, 100., 90.), ('timm eager', 'float32', 96, 100., 80.),
                 ('openvino', 'int8', 224, 99., 89.5), ('openvino', 'int8', 96, 97., 80.))]
     put(tmp_path / 'runtime_latency.csv', rows, ('engine', 'resolution'))
     monkeypatch.setattr(environment, 'RESULTS', tmp_path)
     lines = sections.agreement_section().splitlines()
-    assert '| timm eager fp32 | 100.0 (90.0) | 100.0 (80.0) |' in lines
+    assert '| timm eager float32 | 100.0 (90.0) | 100.0 (80.0) |' in lines
     assert '| openvino int8 | 99.0 (89.5, -0.5) | 97.0 (80.0, +0.0) |' in lines
 
 

@@ -159,7 +159,7 @@ def parser_of_one(description: Optional[str], table: str) -> argparse.ArgumentPa
     parser.add_argument('--data', type=Path, required=True, help='folder with val/CLASS/*')
     parser.add_argument('--model', default='rs_resnet18')
     parser.add_argument('--engine', default='openvino')
-    parser.add_argument('--precision', default='fp32')
+    parser.add_argument('--precision', default='float32')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--again', action='store_true', help='measure even if the table is of this network')
     parser.add_argument('--out', type=Path, default=RESULTS / f'{table}.csv')

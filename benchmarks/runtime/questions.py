@@ -23,7 +23,7 @@ from benchmarks.runtime.networks import Network
 from benchmarks.timing import ratio_of_visits, seconds, take_turns
 from rs_timm.pictures import open_image
 from rs_timm.runtime import Session
-from rs_timm.runtime.engines import create_engine
+from rs_timm.runtime.engines import PRECISIONS, create_engine
 from rs_timm.runtime.policy.latency_table import Timing
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -39,10 +39,10 @@ class Case(NamedTuple):
         return f'{self.engine} {self.precision}'
 
 
-EAGER = Case('timm eager', 'fp32')
-CASES = tuple(Case(*pair) for pair in (
-    ('openvino', 'fp32'), ('openvino', 'bf16'), ('openvino', 'int8'), ('onnxruntime', 'fp32'), ('onnxruntime', 'int8'),
-    ('torch', 'fp32'), ('torch', 'bf16')))
+EAGER = Case('timm eager', 'float32')
+CASES = tuple(Case(engine, precision) for engine, precisions in {
+    'openvino': PRECISIONS, 'onnxruntime': ('float32', 'int8'), 'torch': ('float32', 'bfloat16')}.items()
+    for precision in precisions)
 
 
 class Eager:
@@ -277,7 +277,7 @@ def agreement_rows(
             right = (logits.argmax(1) == targets).mean() if targets is not None else None
             rows.append(dict(
                 engine=case.engine, precision=case.precision, resolution=r, part='top-1', calls=len(pictures),
-                value=100. * float(same.mean()), unit='% agreement', against='torch fp32',
+                value=100. * float(same.mean()), unit='% agreement', against='torch float32',
                 top1='' if right is None else 100. * float(right),
                 largest_difference=float(np.abs(logits - expected).max() / np.abs(expected).max())))
     return rows

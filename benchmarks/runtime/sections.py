@@ -148,8 +148,8 @@ def agreement_section(rows: Sequence[Row]) -> str:
             found = {row['resolution']: row for row in same}
             cells = [_agreement(found[size], None if engine == _EAGER else exact[size]) for size in sizes]
             lines.append([f'{engine} {precision}', *cells])
-        parts += [f"`{model}` ({weights}), {own[0]['calls']} pictures: agreement with torch fp32 on the first class in "
-                  'percent; in brackets top-1, and what it gains or loses against torch fp32:',
+        parts += [f"`{model}` ({weights}), {own[0]['calls']} pictures: agreement with torch float32 on the first class "
+                  'in percent; in brackets top-1, and what it gains or loses against torch float32:',
                   markdown(['', *(f'{size} px' for size in sizes)], lines)]
     return '\n\n'.join([*parts, f'{_environment(rows[0])}.'])
 
