@@ -4,7 +4,6 @@ What is known about the weights beyond their tensors comes along: preprocessing,
 """
 import argparse
 import difflib
-import json
 import os
 import pickle
 import re
@@ -22,7 +21,7 @@ from rs_timm.crops import crop_at, set_crops
 from rs_timm.hub import from_pretrained
 from rs_timm.hub.saving import CONFIG
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions, is_switchable
-from rs_timm.models import checkpoint_filter_fn, file_sha256, is_paper_layout, manifest, switchable
+from rs_timm.models import checkpoint_filter_fn, file_sha256, is_paper_layout, manifest, read_config, switchable
 from rs_timm.tensor_files import check_values, read_state_dict
 from rs_timm.training import Recipe
 from rs_timm.training.build import input_cfg
@@ -109,7 +108,8 @@ def _from_checkpoint(name: str, file: str, given: Dict[str, Any], preprocessing:
     if from_paper and timm.is_model(name) and paper in get_arch_pretrained_cfgs(name):
         name = paper  # the layout tells the preprocessing; the default weights have another one
     draft = _create(name, False, given)
-    found = dict(resolutions=_resolutions_in(state_dict, draft), num_classes=_classes_in(state_dict, draft))
+    head = checkpoint_filter_fn(state_dict, draft).get(f"{draft.pretrained_cfg.get('classifier')}.weight")
+    found = dict(resolutions=_resolutions_in(state_dict, draft), num_classes=None if head is None else len(head))
     if given.get('num_classes') and found['num_classes'] not in (None, given['num_classes']):
         raise ValueError(f"{file} has {found['num_classes']} classes, not {given['num_classes']}.")
     model = _create(name, False, {**{key: value for key, value in found.items() if value}, **given})
@@ -129,13 +129,6 @@ def _resolutions_in(state_dict: Dict[str, Any], model: nn.Module) -> Optional[Tu
     layer = next(name for name, module in model.named_modules() if isinstance(module, SwitchableBatchNorm2d))
     matches = (re.fullmatch(rf'{re.escape(layer)}\.(\d+)\.running_mean', key) for key in state_dict)
     return tuple(sorted((int(match[1]) for match in matches if match), reverse=True)) or None
-
-
-def _classes_in(state_dict: Dict[str, Any], model: nn.Module) -> Optional[int]:
-    """The number of classes of the checkpoint's head; None if it has none that is known."""
-    classifier = (getattr(model, 'pretrained_cfg', None) or {}).get('classifier')
-    weight = checkpoint_filter_fn(state_dict, model).get(f'{classifier}.weight')
-    return None if weight is None else int(weight.shape[0])
 
 
 def _load_into(model: nn.Module, state_dict: Dict[str, Any], file: str) -> None:
@@ -244,24 +237,20 @@ def _shipped(file: str) -> Optional[_Description]:
 
 
 def _saved(file: str, model: nn.Module) -> Optional[_Description]:
+    """What the config.json beside the file says, if it is about this network: the file may have been put there."""
+    path = Path(file).with_name(CONFIG)
     try:
-        config = json.loads(Path(file).with_name(CONFIG).read_text(encoding='utf-8'))
-        if not _fits(config, model):
-            return None
-        labels = {key: config[key] for key in ('label_names', 'label_descriptions') if key in config}
-        own = config.get('rs_timm', {})
-        cfg = _known({**config['pretrained_cfg'], **labels})
-        return _Description(cfg, own.get('alpha') or {}, own.get('crops') or {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none there, or none of timm's
+        config = read_config(path, str(path.parent))
+    except (OSError, ValueError):  # none there, or none of timm's
         return None
-
-
-def _fits(config: Mapping[str, Any], model: nn.Module) -> bool:
-    """Whether a config.json is about this network: the file may have been put beside that of another one."""
-    base = str(config.get('model_args', {}).get('base', '')).partition('.')[0]
+    base = str(config.model_args.get('base', '')).partition('.')[0]
     own = {model.pretrained_cfg['architecture'], getattr(model, 'stock_architecture', None)}  # type: ignore[index]
     own -= {'rs_switchable', None}
-    return not own.isdisjoint((config['architecture'], base)) and config['num_classes'] == model.num_classes
+    if own.isdisjoint((config.architecture, base)) or config.num_classes != model.num_classes:
+        return None
+    labels = config.model_dump(include={'label_names', 'label_descriptions'}, exclude_unset=True)
+    cfg = _known({**config.pretrained_cfg.model_dump(exclude_unset=True), **labels})
+    return _Description(cfg, config.rs_timm.alpha, config.rs_timm.crops)
 
 
 def _known(cfg: Mapping[str, Any]) -> Dict[str, Any]:

@@ -128,13 +128,18 @@ def recalibrate(
             'list, a DataLoader, a tensor, or a function resolution -> batches.')
     before = {resolution: statistics_of(sets_of(model, resolution)) for resolution in wanted}
     used: Dict[int, int] = {}
-    with _undo_on_error(model, before), _evaluating(model), torch.no_grad():
-        for resolution in wanted:
-            with _random_state_kept(model):
-                batches = rebatch(pictures(images, resolution, num_images), batch_size)
-                moments, used[resolution] = collect_moments(model, batches, resolution)
-            prior = prior_images / used[resolution]
-            write_statistics(sets_of(model, resolution), pool_statistics(before[resolution], moments, prior))
+    try:
+        with _evaluating(model), torch.no_grad():
+            for resolution in wanted:
+                with _random_state_kept(model):
+                    batches = rebatch(pictures(images, resolution, num_images), batch_size)
+                    moments, used[resolution] = collect_moments(model, batches, resolution)
+                prior = prior_images / used[resolution]
+                write_statistics(sets_of(model, resolution), pool_statistics(before[resolution], moments, prior))
+    except BaseException:
+        for resolution, statistics in before.items():
+            write_statistics(sets_of(model, resolution), statistics)
+        raise
     _warn_if_few(used, prior_images)
     return used
 
@@ -323,13 +328,3 @@ def _random_state_kept(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         random.setstate(state)
-
-
-@contextmanager
-def _undo_on_error(model: nn.Module, before: Mapping[int, Statistics]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for resolution, statistics in before.items():
-            write_statistics(sets_of(model, resolution), statistics)
-        raise

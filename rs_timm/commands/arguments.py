@@ -4,6 +4,8 @@ import os
 from importlib import import_module
 from typing import Any, NamedTuple, Optional, Sequence
 
+from rs_timm.runtime.engines import OLD_PRECISIONS
+
 from .shell import report
 
 __all__ = [
@@ -13,7 +15,6 @@ __all__ = [
 
 MODEL_HELP = ("a name of 'rs-timm list', a folder that convert or recalibrate wrote, 'hf-hub:user/name', or "
                "'switchable:NAME' for any BatchNorm network of timm")
-_OLD_PRECISIONS = {'fp32': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}
 
 
 class ModelSource(NamedTuple):
@@ -116,9 +117,9 @@ def positive_int(text: str) -> int:
 
 def precision_name(text: str) -> str:
     """An argparse type: the name of a precision; old names go on for one version, with a note."""
-    if text in _OLD_PRECISIONS:
-        report(f'note: {text} is called {_OLD_PRECISIONS[text]} now; the next version will not know the old name')
-    return _OLD_PRECISIONS.get(text, text)
+    if text in OLD_PRECISIONS:
+        report(f'note: {text} is called {OLD_PRECISIONS[text]} now; the next version will not know the old name')
+    return OLD_PRECISIONS.get(text, text)
 
 
 def count_of_cores() -> int:

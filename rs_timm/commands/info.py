@@ -47,7 +47,11 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_info(args: argparse.Namespace) -> int:
     model = load_model(named_weights(args.model), weights=False, resolutions=args.resolutions)
-    print('\n'.join([args.model, *_facts(model), '', *_costs(model)]))
+    print('\n'.join([args.model, *_facts(model), '', 'resolution   MAdds (M)   activations (M)']))
+    for resolution in get_resolutions(model):
+        cost = madds(model, resolution) / 1e6
+        print(f'{resolution:10}{cost:12.1f}{activations(model, resolution) / 1e6:18.2f}')
+    print('MAdds: multiply-adds of convolutions and linear layers. Activations: outputs of convolutions.')
     return 0
 
 
@@ -80,11 +84,3 @@ def _facts(model: nn.Module) -> Iterator[str]:
     yield f'classes        {model.num_classes}'
     yield f'parameters     {counts.total / 1e6:.2f} M = {counts.total / 2 ** 20:.2f} x 2^20'
     yield f'private BNs    {counts.private_share:.2%} of them: {each:,} for each of {len(counts.private)} resolutions'
-
-
-def _costs(model: nn.Module) -> Iterator[str]:
-    yield 'resolution   MAdds (M)   activations (M)'
-    for resolution in get_resolutions(model):
-        cost = madds(model, resolution) / 1e6
-        yield f'{resolution:10}{cost:12.1f}{activations(model, resolution) / 1e6:18.2f}'
-    yield 'MAdds: multiply-adds of convolutions and linear layers. Activations: outputs of convolutions.'

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from rs_timm.atomic import replacing
 from rs_timm.format.info import METADATA_KEY
-from rs_timm.interpolation import set_weights
+from rs_timm.interpolation import BN_TENSORS, set_weights
 
 from .network import Tables, default_torch_state, make_tables, read_network
 
@@ -95,12 +95,9 @@ class _Blended(nn.Module):
         self.register_buffer('resolutions', torch.tensor(tables.resolutions, dtype=torch.float32))
 
     def forward(self, images: torch.Tensor) -> Any:
-        return torch.func.functional_call(self.plain, self._tensors(self._weights(images)), (images,))
-
-    def _weights(self, images: torch.Tensor) -> torch.Tensor:
-        """The weight of each set, [S]; those of a size that has one are 0 but for a 1."""
         side = torch.scalar_tensor(images.shape[-2] * images.shape[-1], dtype=torch.float32).sqrt().round()
-        return set_weights(side, self.resolutions, self.interpolation)
+        weights = set_weights(side, self.resolutions, self.interpolation)  # of a size that has a set: 0 but for a 1
+        return torch.func.functional_call(self.plain, self._tensors(weights), (images,))
 
     def _tensors(self, weights: torch.Tensor) -> Dict[str, torch.Tensor]:
         sizes = list(self.layers.values())
@@ -108,18 +105,13 @@ class _Blended(nn.Module):
         tensors: Dict[str, torch.Tensor] = {}
         for position, layer in enumerate(self.layers):
             parts = {name: split[position] for name, split in vectors.items()}
-            weight, bias, mean, variance = _as_batch_norm(parts)
-            tensors.update({f'{layer}.weight': weight, f'{layer}.bias': bias, f'{layer}.running_mean': mean,
-                            f'{layer}.running_var': variance})
+            if 'scale' in parts:
+                scale = parts['scale']
+                values = scale, parts['shift'], torch.zeros_like(scale), torch.ones_like(scale)
+            else:
+                values = parts['gamma'], parts['beta'], parts['mean'], parts['variance']  # with eps
+            tensors.update({f'{layer}.{name}': value for name, value in zip(BN_TENSORS, values)})
         return tensors
-
-
-def _as_batch_norm(parts: Dict[str, torch.Tensor]) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """gamma, beta, mean, and variance plus eps."""
-    if 'scale' in parts:
-        scale = parts['scale']
-        return scale, parts['shift'], torch.zeros_like(scale), torch.ones_like(scale)
-    return parts['gamma'], parts['beta'], parts['mean'], parts['variance']
 
 
 def _program(network: _Blended, example: torch.Tensor) -> Any:

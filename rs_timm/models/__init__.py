@@ -1,10 +1,9 @@
 """Registered models, and the way to make any timm network one. Importing this registers them."""
 from . import rs_efficientnet_lite, rs_mobilenetv2, rs_resnet, rs_resnet_lq, rs_switchable
-from ._arguments import check_model_args
 from ._builder import OWN_ARGUMENTS, build_switchable
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, is_paper_layout
 from ._manifest import file_sha256, manifest, manifest_cfgs, weights_dir
-from ._saved import comparing_digests, read_bytes, read_config, tensor_digest
+from ._saved import check_model_args, comparing_digests, read_bytes, read_config, tensor_digest
 from ._switchable import DEFAULT_RESOLUTIONS, SwitchableMixin, pack, switchable
 
 __all__ = [

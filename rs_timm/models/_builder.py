@@ -17,10 +17,9 @@ from rs_timm.crops import check_crop_pct
 from rs_timm.hub_client import one_try
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions
 
-from ._arguments import check_part
 from ._checkpoint import PAPER_PREPROCESSING, checkpoint_filter_fn, weights_origin
 from ._manifest import file_sha256, manifest, manifest_cfgs, manifest_entry_of_file
-from ._saved import DamagedWeights, check_digest, saved_config
+from ._saved import DamagedWeights, check_digest, check_part, saved_config
 
 if TYPE_CHECKING:
     from ._config import SavedConfig

@@ -9,7 +9,7 @@ from typing_extensions import Annotated
 
 from rs_timm.resolutions import LARGEST_RESOLUTION
 
-from ._arguments import check_model_args
+from ._saved import check_model_args
 
 __all__ = ['SavedConfig', 'check_config', 'check_entries']
 

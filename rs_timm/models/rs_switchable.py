@@ -5,9 +5,8 @@ import timm
 from timm.models import get_pretrained_cfg, register_model
 from torch import nn
 
-from ._arguments import check_part
 from ._builder import build_switchable
-from ._saved import saved_config
+from ._saved import check_part, saved_config
 from ._switchable import DEFAULT_RESOLUTIONS, switchable
 
 __all__ = []

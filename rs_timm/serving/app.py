@@ -180,8 +180,10 @@ def _protocol(service: _Service) -> APIRouter:
         microseconds = (asked.get('parameters') or {}).get('timeout')
         given = (headers.get('x-deadline-ms'), 1.) if microseconds is None else (microseconds, 1e-3)
         answer = await service.queue.answer(x, service.deadline(*given))
+        if not np.isfinite(answer.logits).all():
+            raise HTTPException(500, 'the network answers with numbers that are not finite')
         parameters = dict(resolution=answer.resolution, milliseconds=round(answer.milliseconds, 3))
-        body, answered = write_response(_finite(answer.logits), model, asked, parameters, binary)
+        body, answered = write_response(answer.logits, model, asked, parameters, binary)
         return Response(body, headers=answered)
 
     return router
@@ -237,12 +239,6 @@ def _state(service: _Service, metrics: '_Metrics') -> APIRouter:
         return page
 
     return router
-
-
-def _finite(logits: np.ndarray) -> np.ndarray:
-    if not np.isfinite(logits).all():
-        raise HTTPException(500, 'the network answers with numbers that are not finite')
-    return logits
 
 
 class _Metrics:

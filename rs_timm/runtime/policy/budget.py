@@ -115,12 +115,11 @@ class _Candidates:
 
     def figures(self, size: int) -> Tuple[Optional[float], Optional[int]]:
         """The p95 in milliseconds and the multiply-adds, each None if there is no limit on it."""
-        p95 = self._p95(size) if self.timed else None
+        p95, batch = None, self.limits.batch
+        if self.timed:
+            assert self.table is not None
+            if size not in self.table.at_batch(batch):
+                self.table = self.table.with_rows(
+                    measure_latency(self.session, (size,), batches=(batch,), **self.measuring).rows)
+            p95 = self.table.row(size, batch).timing(self.part).p95_ms
         return p95, madds_of(self.session, size) if self.limits.madds is not None else None
-
-    def _p95(self, size: int) -> float:
-        assert self.table is not None
-        if size not in self.table.at_batch(self.limits.batch):
-            more = measure_latency(self.session, (size,), batches=(self.limits.batch,), **self.measuring)
-            self.table = self.table.with_rows(more.rows)
-        return self.table.row(size, self.limits.batch).timing(self.part).p95_ms

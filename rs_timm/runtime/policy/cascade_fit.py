@@ -36,10 +36,8 @@ class Goal:
         best = allowed[first[allowed] == first[allowed].min()]
         return int(best[second[best].argmin()])
 
-    def prefers(self, point: 'Point', other: Optional['Point']) -> bool:
-        return other is None or self._rank(point) < self._rank(other)
-
-    def _rank(self, point: 'Point') -> Tuple[float, float]:
+    def rank(self, point: 'Point') -> Tuple[float, float]:
+        """A value that is the smaller, the better the point is."""
         return (-point.correct, point.cost) if self.budget is not None else (point.cost, -point.correct)
 
 
@@ -124,15 +122,12 @@ def fit_cascade(
     prices = _prices(costs, sizes)
     builder = _Builder(logits, classes, prices, combine, alpha)
     goal = _goal(budget, accuracy, len(classes))
-    chosen = _subsets(sizes) if subsets else [sizes]
+    counts = range(1, len(sizes) + 1) if subsets else [len(sizes)]
+    chosen = [subset for count in counts for subset in combinations(sizes, count)]
     best = best_point(map(builder.stages, chosen), goal, effort)
     if best is None:
         raise ValueError(_unreachable(goal, builder, chosen, effort))
     return builder.result(best)
-
-
-def _subsets(sizes: Tuple[int, ...]) -> List[Tuple[int, ...]]:
-    return [subset for count in range(1, len(sizes) + 1) for subset in combinations(sizes, count)]
 
 
 class _Builder:
@@ -261,12 +256,8 @@ def separating_thresholds(confidence: np.ndarray, limit: int) -> np.ndarray:
 
 def best_point(candidates: Iterable[Stages], goal: Goal, effort: int = EFFORT) -> Optional[Point]:
     """The best point over all thresholds of all candidates; None if none reaches the goal."""
-    best: Optional[Point] = None
-    for stages in candidates:
-        for point in _points(stages, goal, effort):
-            if goal.prefers(point, best):
-                best = point
-    return best
+    points = (point for stages in candidates for point in _points(stages, goal, effort))
+    return min(points, key=goal.rank, default=None)
 
 
 def _points(stages: Stages, goal: Goal, effort: int) -> Iterator[Point]:

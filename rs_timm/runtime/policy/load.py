@@ -165,7 +165,8 @@ class LoadController:
         smaller = [r for r in self.resolutions if r < size]
         if not smaller:
             self._overloaded = queue > 0
-        elif calm >= self.cooldown_s and not (self._is_restless() and self._is_chance(queue, late)):
+        elif calm >= self.cooldown_s and not (
+                self._now - self._changes[0] < self.retry_s and self._is_chance(queue, late)):
             fitting = [r for r in smaller if (queue + 1) * self.costs[r] <= self._limit_ms]
             failed = self._now - self._raised < self._retry
             self._retry = min(2. * self._retry, _LONGEST * self.retry_s) if failed else self.retry_s
@@ -187,9 +188,6 @@ class LoadController:
             self._set(size)
             self._raised = self._now
             self._tried = -math.inf if eased else self._now
-
-    def _is_restless(self) -> bool:
-        return self._now - self._changes[0] < self.retry_s
 
     def _is_chance(self, queue: int, late: bool) -> bool:
         """Whether requests that come at random, at the present rate, make a queue this long once in a while."""

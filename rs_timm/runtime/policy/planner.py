@@ -5,10 +5,10 @@ import os
 import random
 import time
 from datetime import datetime, timezone
-from functools import partial
+from itertools import product
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -33,6 +33,7 @@ __all__ = ['FILE_ENGINES', 'make_plan']
 FILE_ENGINES = tuple(name for name in ENGINES if name != 'torch')  # those that run exported files
 _EFFORT = 100  # of `fit_cascade`
 _PathOrStr = Union[str, 'PathLike[str]']
+Entry = Dict[str, Any]  # what a contender is, as fields of a point: model, engine, precision, resolution, madds
 
 
 def make_plan(
@@ -106,9 +107,13 @@ def make_plan(
     known = None if targets is None else np.array([targets[index] for index in order], np.int64)
     if known is not None and not 0 <= known.min() <= known.max() < classes:
         raise ValueError(f'classes from {known.min()} to {known.max()}: the models know 0 to {classes - 1}.')
-    open_one = partial(_session, threads=threads, device=device, calibration=calibration, networks=networks)
-    entries = _contenders(files, engines, precisions, wanted, open_one, note, progress)
-    reference = None if known is not None else _reference(entries)
+    if not (able := engines or [name for name in installed_engines() if name in FILE_ENGINES]):
+        raise ValueError('no engine is installed that runs exported files: pip install '
+                         "'rs_timm[openvino]', or 'rs_timm[onnxruntime]'.")
+    kinds = list(product(files, dict.fromkeys(able), dict.fromkeys(map(check_precision, precisions or PRECISIONS))))
+    entries = _contenders(files, kinds, wanted, dict(threads=threads, device=device),
+                          dict(calibration=calibration, cache_dir=networks), note, progress)
+    reference = None if known is not None else max(entries, key=lambda contender: _trust(entries[contender]))
     settings = dict(pictures=_digest(pictures), threads=threads, device=device, machine=describe_machine())
     kept = MeasuredLog(log, settings)
     try:
@@ -117,7 +122,10 @@ def make_plan(
         race.run(calls)
         for failed, error in race.failed.items():
             note(f'{failed.label} is left out: {error}')
-        points = [_point(entries[contender], contender, race.targets) for contender in race.running]
+        rights = {contender: contender.right(race.targets) for contender in race.running}
+        points = [PlanPoint(
+            **entries[contender], network=Timing.of(contender.nanoseconds), accuracy=100. * float(right.mean()),
+            pictures=len(right)) for contender, right in rights.items()]
         races = [race]
         if cascades:
             points += _cascades(races, entries, pictures, calls, how)
@@ -128,7 +136,7 @@ def make_plan(
     return Plan(
         models={name: PlannedModel(str(file.path), file.digest) for name, file in files.items()},
         points=tuple(points),
-        dropped=tuple(_dropped(entries, contender, race.targets) for contender in race.out),
+        dropped=tuple(_dropped(entries[contender], contender, race.targets) for contender in race.out),
         measure='agreement' if known is None else 'top1',
         reference=None if reference is None else reference.label,
         pictures=len(pictures),
@@ -141,15 +149,6 @@ def make_plan(
         machine=describe_machine(),
         measured=datetime.now(timezone.utc).isoformat(timespec='seconds'),
     )
-
-
-class _Entry(NamedTuple):
-    """What a contender is."""
-
-    model: str
-    engine: str
-    precision: str
-    madds: int
 
 
 def _check(pictures: Sequence[Any], targets: Optional[Sequence[int]], tolerance: Optional[float], calls: int) -> None:
@@ -194,52 +193,43 @@ def _common_classes(files: Mapping[str, ExportedFile]) -> int:
     return files[first].info.num_classes
 
 
-def _session(
-        file: ExportedFile,
-        engine: str,
-        precision: str,
-        threads: Optional[int],
-        device: Optional[str],
-        calibration: Optional[Sequence[Any]],
-        networks: Optional[_PathOrStr],
-) -> Session:
-    if precision != 'int8':
-        return Session(file.path, engine, precision, threads, device=device)
-    if networks is None:
-        raise ValueError('int8 needs a folder for its networks: networks=...')
-    return Session(file.path, engine, precision, threads, device=device, calibration=calibration, cache_dir=networks)
-
-
 def _contenders(
         files: Mapping[str, ExportedFile],
-        engines: Optional[Sequence[str]],
-        precisions: Optional[Sequence[str]],
+        kinds: Sequence[Tuple[str, str, str]],
         sizes: Optional[Sequence[int]],
-        open_one: Callable[..., Session],
+        options: Mapping[str, Any],
+        int8: Mapping[str, Any],
         note: Callable[[str], None],
         progress: bool,
-) -> Dict[Contender, _Entry]:
-    """Everything that can run, compiled."""
+) -> Dict[Contender, Entry]:
+    """Everything that can run, compiled.
+
+    Args:
+        files: name -> model.
+        kinds: (name, engine, precision).
+        sizes: in pixels; None: the trained ones.
+        options, int8: of all sessions, and of those in int8 besides.
+        note, progress: as of `make_plan`.
+    """
     from tqdm import tqdm  # not at the top: serving needs no bar
 
-    chosen = [check_precision(name) for name in precisions or PRECISIONS]
-    able = list(engines or (name for name in installed_engines() if name in FILE_ENGINES))
-    if not able:
-        raise ValueError('no engine is installed that runs exported files: pip install '
-                         "'rs_timm[openvino]', or 'rs_timm[onnxruntime]'.")
-    kinds = [(name, engine, precision) for name in files for engine in dict.fromkeys(able)
-             for precision in dict.fromkeys(chosen)]
-    entries: Dict[Contender, _Entry] = {}
+    entries: Dict[Contender, Entry] = {}
     reasons: List[str] = []
     for name, engine, precision in tqdm(kinds, desc='preparing', leave=False, disable=None if progress else True):
         file = files[name]
         try:
-            session = open_one(file, engine, precision)
+            if precision == 'int8' and int8['cache_dir'] is None:
+                raise ValueError('int8 needs a folder for its networks: networks=...')
+            session = Session(file.path, engine, precision, **options, **(int8 if precision == 'int8' else {}))
+            versions = ','.join(map(' '.join, session.versions.items()))
+            source = session.source
             for size in sizes or session.resolutions:
                 session.prepare((size,))
                 label = ' '.join([*([name] if len(files) > 1 else []), engine, precision, f'{size} px'])
-                entries[Contender(session, size, _key(session, file, size), label)] = _Entry(
-                    name, engine, precision, madds_of(session, size))
+                digest = source.digest(size) if isinstance(source, QuantisedFile) else file.digest[:16]
+                key = f'{digest} {engine} {precision} {size} px, {versions}'  # what decides the answers and the time
+                entries[Contender(session, size, key, label)] = dict(
+                    model=name, engine=engine, precision=precision, resolution=size, madds=madds_of(session, size))
         except (ImportError, ValueError) as error:
             reasons.append(f'{engine} {precision} of {name} is left out: {error}')
             note(reasons[-1])
@@ -248,19 +238,9 @@ def _contenders(
     return entries
 
 
-def _key(session: Session, file: ExportedFile, size: int) -> str:
-    """What decides the answers and the time of a network, as one name."""
-    source = session.source
-    digest = source.digest(size) if isinstance(source, QuantisedFile) else file.digest[:16]
-    versions = ','.join(map(' '.join, session.versions.items()))
-    return f'{digest} {session.engine_name} {session.precision} {size} px, {versions}'
-
-
-def _reference(entries: Mapping[Contender, _Entry]) -> Contender:
-    """What is taken for the most accurate where nothing is known."""
-    return max(entries, key=lambda contender: (
-        -PRECISIONS.index(entries[contender].precision), entries[contender].madds,
-        -ENGINES.index(entries[contender].engine)))
+def _trust(entry: Entry) -> Tuple[int, ...]:
+    """How accurate a network is taken for where nothing is known."""
+    return -PRECISIONS.index(entry['precision']), entry['madds'], -ENGINES.index(entry['engine'])
 
 
 def _digest(pictures: Sequence[Any]) -> str:
@@ -276,20 +256,11 @@ def _digest(pictures: Sequence[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _point(entry: _Entry, contender: Contender, targets: np.ndarray) -> PlanPoint:
-    right = contender.right(targets)
-    return PlanPoint(
-        model=entry.model, engine=entry.engine, precision=entry.precision, resolution=contender.size,
-        network=Timing.of(contender.nanoseconds), accuracy=100. * float(right.mean()), pictures=len(right),
-        madds=entry.madds)
-
-
-def _dropped(entries: Mapping[Contender, _Entry], contender: Contender, targets: np.ndarray) -> DroppedPoint:
-    entry = entries[contender]
+def _dropped(entry: Entry, contender: Contender, targets: np.ndarray) -> DroppedPoint:
     assert contender.behind is not None
     times = sorted(contender.nanoseconds)
     return DroppedPoint(
-        model=entry.model, engine=entry.engine, precision=entry.precision, resolution=contender.size,
+        **{key: value for key, value in entry.items() if key != 'madds'},
         p50_ms=contender.median()[1] / 1e6, p95_ms=times[math.ceil(0.95 * len(times)) - 1] / 1e6,
         accuracy=min(100., max(0., _estimate(contender, targets))), pictures=len(contender.right(targets)),
         behind=contender.behind.label)
@@ -308,7 +279,7 @@ def _estimate(contender: Contender, targets: np.ndarray) -> float:
 
 def _cascades(
         races: List[Race],
-        entries: Mapping[Contender, _Entry],
+        entries: Mapping[Contender, Entry],
         pictures: Sequence[Any],
         calls: int,
         how: Mapping[str, Any],
@@ -322,9 +293,7 @@ def _cascades(
     groups: Dict[Session, List[Contender]] = {}
     for contender in race.running:
         groups.setdefault(contender.session, []).append(contender)
-    points: List[PlanPoint] = []
-    found: Dict[Contender, Tuple[_Entry, CascadeFit, float]] = {}
-    count = len(race.running[0].right(race.targets))
+    found: Dict[Contender, Tuple[Entry, float]] = {}
     for session, members in groups.items():
         positions = sorted(members[0].logits)
         if len(positions) < 2:  # nothing to try a fit on
@@ -337,24 +306,20 @@ def _cascades(
             fit, accuracy = _fitted(logits, targets, costs, budget)
             if len(fit.resolutions) > 1 and fit not in fits:
                 fits.append(fit)
-                entry = entries[members[0]]
                 key = hashlib.sha256(repr((members[0].key, fit.thresholds, fit.temperatures)).encode()).hexdigest()
                 cascade = Contender(_CascadeSession(session, fit), fit.resolutions[-1], key[:16], '')
-                found[cascade] = entry, fit, accuracy
+                madds = {member.size: entries[member]['madds'] for member in members}
+                entry = dict(entries[members[0]], resolution=cascade.size, madds=_mean_madds(fit, madds), cascade=fit)
+                found[cascade] = entry, accuracy
     if not found:
         return []
     first = pictures[:max(calls, least_calls())]
     timed = Race([*found], first, race.targets[:len(first)], tolerance=None, **how)
     timed.run(calls)
     races.append(timed)
-    for contender in timed.running:
-        entry, fit, accuracy = found[contender]
-        madds = {member.size: entries[member].madds for member in groups[contender.session.session]}
-        points.append(PlanPoint(
-            model=entry.model, engine=entry.engine, precision=entry.precision, resolution=contender.size,
-            network=Timing.of(contender.nanoseconds), accuracy=accuracy, pictures=count,
-            madds=_mean_madds(fit, madds), cascade=fit))
-    return points
+    count = len(race.running[0].right(race.targets))
+    return [PlanPoint(**entry, network=Timing.of(contender.nanoseconds), accuracy=accuracy, pictures=count)
+            for contender, (entry, accuracy) in found.items() if contender in timed.running]
 
 
 def _fitted(

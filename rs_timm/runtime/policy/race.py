@@ -204,18 +204,14 @@ class Race:
             try:
                 visit = self._visit(contender, ready, range(start, stop), position, begun, at is None)
             except NotFiniteError as error:
-                self._fail(contender, error)
+                self.running.remove(contender)
+                self.failed[contender] = error
+                if not self.running or contender is self.reference:
+                    raise
                 continue
             self.log.add(visit)
             self._count(contender, visit, at)
             advance(stop - start)
-
-    def _fail(self, contender: Contender, error: NotFiniteError) -> None:
-        """Take out a network that cannot go on."""
-        self.running.remove(contender)
-        self.failed[contender] = error
-        if not self.running or contender is self.reference:
-            raise error
 
     def _ready(self, session: Any, size: int, positions: Sequence[int]) -> Dict[int, np.ndarray]:
         """Position -> tensor [1, C, size, size] of the pictures that can be read."""

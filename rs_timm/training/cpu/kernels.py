@@ -237,17 +237,15 @@ class _HardtanhInPlace(torch.autograd.Function):
 
 
 def _hardtanh(input: torch.Tensor, min_val: float = -1., max_val: float = 1., inplace: bool = False) -> torch.Tensor:
-    if inplace and type(input) is torch.Tensor and torch.is_grad_enabled() and _is_intermediate(input):
+    # leaves and views are torch's, with its errors
+    if (inplace and type(input) is torch.Tensor and torch.is_grad_enabled() and input.requires_grad
+            and not input.is_leaf and not input._is_view()):
         return _HardtanhInPlace.apply(input, min_val, max_val)
     return F.hardtanh(input, min_val, max_val, inplace)
 
 
 def _relu6(input: torch.Tensor, inplace: bool = False) -> torch.Tensor:
     return _hardtanh(input, 0., 6., inplace)
-
-
-def _is_intermediate(x: torch.Tensor) -> bool:
-    return x.requires_grad and not x.is_leaf and not x._is_view()  # the others are torch's, with its errors
 
 
 class OwnKernels(TorchFunctionMode):
