@@ -9,22 +9,16 @@ import timm
 import torch
 
 import rs_timm
+from rs_timm.runtime.policy.machine import describe_machine
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 
 _CODE = (':(top)', ':(top,exclude)benchmarks/results', ':(top,exclude)*.md')  # what a result depends on
 
 
-def _cpu_name() -> str:
-    info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def describe(device: str = 'cpu', dtype: str = 'float32') -> Dict[str, str]:
     """Columns for a results table, in order."""
-    name = _cpu_name() if device == 'cpu' else torch.cuda.get_device_name(device)
+    name = describe_machine()['cpu'] if device == 'cpu' else torch.cuda.get_device_name(device)
     return dict(
         device=f'{device} ({name})',
         dtype=dtype,

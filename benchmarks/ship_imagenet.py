@@ -15,8 +15,9 @@ import timm
 from torch import nn
 
 from benchmarks.adaptation import NETWORKS, TABLE, bits_of, halves, load_network, shipped_crops
+from benchmarks.ship_weights import CFG_FIELDS, put_entry
 from benchmarks.store import read
-from rs_timm.models import file_sha256, manifest, weights_dir
+from rs_timm.models import file_sha256, weights_dir
 from rs_timm.tensor_files import save_tensors
 
 TAG = 'plain_in1k'
@@ -27,8 +28,6 @@ CROPS = {  # where nothing was measured: those of Lite0
     'lite0': {224: 0.875, 192: 0.875, 160: 0.8, 128: 0.65, 96: 0.55},
     'lite1': {240: 0.882, 192: 0.875, 160: 0.8, 128: 0.65, 96: 0.55},
 }
-CFG_FIELDS = ('num_classes', 'input_size', 'fixed_input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std',
-              'pool_size', 'first_conv', 'classifier')  # of timm's cfg, what describes the network
 
 
 def write_plain(model: nn.Module, path: Path) -> None:
@@ -58,7 +57,7 @@ def ship(short: str) -> Dict[str, Any]:
         cfg=dict(cfg, description=DESCRIPTION.format(sizes[0])),
         top1={},
     )
-    _put(name, entry)
+    put_entry(name, entry)
     if not rows:
         return entry
     data = 'Imagenette, half of val, among all 1000 classes'
@@ -69,16 +68,8 @@ def ship(short: str) -> Dict[str, Any]:
     entry['measured'] = dict(
         data=data, pictures=len(half), weights='float32, before they were rounded for the file',
         threads='2', **environment)
-    _put(name, entry)
+    put_entry(name, entry)
     return entry
-
-
-def _put(name: str, entry: Dict[str, Any]) -> None:
-    path = weights_dir() / 'manifest.json'
-    content = json.loads(path.read_text(encoding='utf-8'))
-    content['weights'][name] = entry
-    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-    manifest.cache_clear()
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from rs_timm.calibration import recalibrate
 from rs_timm.data import create_multires_loader
 from rs_timm.hub.saving import write_weights
 from rs_timm.layers import get_resolutions
-from rs_timm.models import file_sha256, weights_dir
+from rs_timm.models import file_sha256, manifest, weights_dir
 from rs_timm.training import Recipe, evaluate
 
 ORIGIN = 'https://github.com/fastai/imagenette'
@@ -92,11 +92,17 @@ def ship(
         measured=dict(data='Imagenette, val', pictures=results[model.resolutions[0]]['count'], **describe()),
         recipe=recipe,
     )
+    put_entry(name, entry)
+    return entry
+
+
+def put_entry(name: str, entry: Dict[str, Any]) -> None:
+    """Write an entry of the manifest."""
     listed = weights_dir() / 'manifest.json'
     content = json.loads(listed.read_text(encoding='utf-8'))
     content['weights'][name] = entry
     write_bytes(listed, (json.dumps(content, indent=2) + '\n').encode())
-    return entry
+    manifest.cache_clear()
 
 
 def _recalibrate(model: torch.nn.Module, run: Path, data: str, workers: int, count: int) -> int:

@@ -70,7 +70,7 @@ def load(name: str, folder: Path) -> Network:
 
 def _lite0() -> nn.Module:
     from benchmarks.recalibration import MEAN, STD, load_network
-    model = load_network('')
+    model = load_network()
     of_classes(model, IMAGENETTE)
     model.pretrained_cfg.update(mean=(MEAN,) * 3, std=(STD,) * 3)  # of these weights
     return model

@@ -5,15 +5,14 @@ from dataclasses import asdict
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, Dict, Type, TypeVar, Union
+from typing import Any, ClassVar, Dict, Type, TypeVar, Union
 
 from rs_timm.atomic import write_bytes
 
-__all__ = ['CHECKED', 'LENIENT', 'parse_record', 'read_record', 'write_record']
+__all__ = ['LENIENT', 'Checked', 'Record', 'parse_record']
 
-# the `__pydantic_config__` of a dataclass: 1 is no '1' and no True, numbers are finite; unknown keys are refused or not
-CHECKED: Dict[str, Any] = dict(strict=True, allow_inf_nan=False, extra='forbid')
-LENIENT: Dict[str, Any] = {**CHECKED, 'extra': 'ignore'}
+_STRICT: Dict[str, Any] = dict(strict=True, allow_inf_nan=False, extra='forbid')
+LENIENT: Dict[str, Any] = {**_STRICT, 'extra': 'ignore'}  # a `__pydantic_config__` that passes over unknown keys
 _LARGEST = 2 ** 26  # bytes of a file
 
 T = TypeVar('T')
@@ -53,37 +52,47 @@ def _adapter(record: Type[Any]) -> Any:
     return pydantic.TypeAdapter(record)
 
 
-def read_record(record: Type[T], path: PathOrStr, kind: str, format: int, remedy: str) -> T:
-    """Read what `write_record` wrote.
+class Checked:
+    """The base of a dataclass that is read: 1 is no '1' and no True, numbers are finite, unknown keys are refused."""
 
-    Args:
-        record: as for `parse_record`.
-        path: the file.
-        kind, format: as it was written.
-        remedy: how to make such a file, for errors.
-
-    Raises:
-        OSError: no such file, or one that cannot be read.
-        ValueError: not such a file, one of another format, or a damaged one; the message names file and field.
-    """
-    name = os.fspath(path)
-    with open(path, 'rb') as stream:
-        text = stream.read(_LARGEST + 1)
-    if len(text) > _LARGEST:
-        raise ValueError(f'{name} has more than {_LARGEST >> 20} MiB: it is no {kind}.')
-    try:
-        content = json.loads(text)
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f'{name} is not JSON: {error}.') from None
-    if not isinstance(content, dict) or content.pop('kind', None) != kind:
-        raise ValueError(f'{name} is not a file of the kind {kind!r}: {remedy}.')
-    found = content.pop('format', None)
-    if found != format or isinstance(found, bool):
-        raise ValueError(f'{name} has format {found!r}, and this version reads format {format}: {remedy}.')
-    return parse_record(record, content, name)
+    __pydantic_config__: ClassVar[Dict[str, Any]] = _STRICT
 
 
-def write_record(record: Any, path: PathOrStr, kind: str, format: int) -> None:
-    """Write a dataclass as JSON, as a whole or not at all."""
-    content = json.dumps(dict(format=format, kind=kind, **asdict(record)), indent=1) + '\n'
-    write_bytes(Path(path), content.encode())
+class Record(Checked):
+    """The base of a dataclass that has files of its own, which say their kind and format."""
+
+    _kind: ClassVar[str]
+    _remedy: ClassVar[str]  # how to make such a file, for errors
+    _format: ClassVar[int] = 1
+
+    def save(self, path: PathOrStr) -> None:
+        """Write it as JSON, in one step: a reader sees the old file or the new one."""
+        entries: Dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        content = json.dumps(dict(format=self._format, kind=self._kind, **entries), indent=1) + '\n'
+        write_bytes(Path(path), content.encode())
+
+    @classmethod
+    def load(cls: Type[T], path: PathOrStr) -> T:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: not such a file, one of another format, or values that cannot be; it names file and field.
+            OSError: no such file, or one that cannot be read.
+        """
+        own: Any = cls
+        name = os.fspath(path)
+        with open(path, 'rb') as stream:
+            text = stream.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ValueError(f'{name} has more than {_LARGEST >> 20} MiB: it is no {own._kind}.')
+        try:
+            content = json.loads(text)
+        except (RecursionError, ValueError) as error:
+            raise ValueError(f'{name} is not JSON: {error}.') from None
+        if not isinstance(content, dict) or content.pop('kind', None) != own._kind:
+            raise ValueError(f'{name} is not a file of the kind {own._kind!r}: {own._remedy}.')
+        found = content.pop('format', None)
+        if found != own._format or isinstance(found, bool):
+            raise ValueError(
+                f'{name} has format {found!r}, and this version reads format {own._format}: {own._remedy}.')
+        return parse_record(cls, content, name)

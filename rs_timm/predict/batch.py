@@ -8,14 +8,14 @@ from typing import Any, Callable, Iterable, Iterator, List, Mapping, NamedTuple,
 
 import numpy as np
 
-from rs_timm.format.info import ModelInfo
 from rs_timm.pictures import ImageError
-from rs_timm.runtime.session import NotFiniteError
+from rs_timm.runtime.session import NotFiniteError, Session
 
 from .output import Output
 from .rows import Row
 
-__all__ = ['Counts', 'PictureSource', 'Predictor', 'Work', 'fault', 'predict_batches', 'predict_pictures']
+__all__ = [
+    'Counts', 'PictureSource', 'Work', 'fault', 'most_probable', 'predict_batches', 'predict_pictures']
 
 Loaded = Any  # a ready picture [1, C, r, r], or what is wrong with it
 
@@ -29,23 +29,6 @@ class PictureSource(Protocol):
 
     def read(self, position: int) -> bytes:
         """The file of a picture, from any thread. Raises ImageError if there is none."""
-
-
-class Predictor(Protocol):
-    """What is needed of a `Session`."""
-
-    @property
-    def info(self) -> ModelInfo:
-        """What the model says about itself."""
-
-    def prepare(self, resolutions: Sequence[int], batch: int) -> None:
-        """Compile for batches of this many pictures."""
-
-    def preprocess(self, images: bytes, resolution: int) -> np.ndarray:
-        """float32 [1, C, r, r]; raises ImageError for what is no picture."""
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        """Logits [N, classes]."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +65,7 @@ class Counts(NamedTuple):
 
 
 def predict_pictures(
-        session: Predictor,
+        session: Session,
         pictures: PictureSource,
         path: 'str | PathLike[str]',
         work: Work,
@@ -136,7 +119,7 @@ def _batches(names: Sequence[str], done: Iterable[str], batch_size: int) -> Iter
 
 
 def predict_batches(
-        session: Predictor,
+        session: Session,
         pictures: PictureSource,
         work: Work,
         batches: Iterable[Sequence[int]],
@@ -155,7 +138,7 @@ def predict_batches(
             yield _predict(session, work, [(name, result.get()) for name, result in ahead])
 
 
-def _load(session: Predictor, pictures: PictureSource, work: Work, position: int) -> Loaded:
+def _load(session: Session, pictures: PictureSource, work: Work, position: int) -> Loaded:
     try:
         return session.preprocess(pictures.read(position), work.resolution)
     except ImageError as error:
@@ -169,8 +152,7 @@ def fault(error: ImageError, name: str) -> str:
     return str(error).removeprefix('picture 0: ').removeprefix(f'{name}: ')
 
 
-def _predict(session: Predictor, work: Work, loaded: List[Tuple[str, Loaded]]) -> List[Row]:
-    """The most probable classes of each picture; of equal ones, the first."""
+def _predict(session: Session, work: Work, loaded: List[Tuple[str, Loaded]]) -> List[Row]:
     ready = [x for _, x in loaded if isinstance(x, np.ndarray)]
     try:
         logits = iter(session.run(np.concatenate(ready)) if ready else ())
@@ -181,14 +163,26 @@ def _predict(session: Predictor, work: Work, loaded: List[Tuple[str, Loaded]]) -
         if isinstance(x, str):
             rows.append(Row(name, work.resolution, error=x))
             continue
-        z = next(logits).astype(np.float64)
-        with np.errstate(invalid='ignore'):
-            p = np.exp(z - z.max())
-            p /= p.sum()
-        if not np.isfinite(p).all():
-            rows.append(Row(name, work.resolution, error='the network answers with numbers that are not finite'))
+        try:
+            classes, p = zip(*most_probable(next(logits), work.topk))
+        except ValueError as error:
+            rows.append(Row(name, work.resolution, error=str(error)))
             continue
-        classes = tuple(int(index) for index in np.argsort(-p, kind='stable')[:work.topk])
-        labels = tuple(session.info.label(index) for index in classes)
-        rows.append(Row(name, work.resolution, classes, labels, tuple(round(float(p[index]), 6) for index in classes)))
+        labels = tuple(map(session.info.label, classes))
+        rows.append(Row(name, work.resolution, classes, labels, tuple(round(share, 6) for share in p)))
     return rows
+
+
+def most_probable(logits: np.ndarray, count: int) -> List[Tuple[int, float]]:
+    """The classes with the largest probabilities, and these; of equal ones, the first. ValueError: they are not finite.
+
+    >>> most_probable(np.array([0., 0., -np.log(2.)]), 2)
+    [(0, 0.4), (1, 0.4)]
+    """
+    z = logits.astype(np.float64)
+    with np.errstate(invalid='ignore'):
+        p = np.exp(z - z.max())
+        p /= p.sum()
+    if not np.isfinite(p).all():
+        raise ValueError('the network answers with numbers that are not finite')
+    return [(int(index), float(p[index])) for index in np.argsort(-p, kind='stable')[:count]]

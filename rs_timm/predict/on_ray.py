@@ -15,7 +15,9 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 
 from PIL import Image
 
-from .batch import Predictor, Work, predict_batches
+from rs_timm.runtime.session import Session
+
+from .batch import Work, predict_batches
 from .collection import Collection
 from .rows import Row, json_of, row_of
 
@@ -51,7 +53,7 @@ def connected(address: Optional[str] = None) -> Iterator[None]:
 
 
 def predict_on_ray(
-        open_session: Callable[[], Predictor],
+        open_session: Callable[[], Session],
         pictures: Collection,
         work: Work,
         batches: Iterable[Sequence[int]],
@@ -91,7 +93,7 @@ def predict_on_ray(
 class _Worker:
     """A session in a process of Ray's."""
 
-    def __init__(self, open_session: Callable[[], Predictor], work: Work) -> None:
+    def __init__(self, open_session: Callable[[], Session], work: Work) -> None:
         self._session, self._work = open_session(), work
 
     def __call__(self, item: Dict[str, Any]) -> List[Dict[str, str]]:
@@ -102,10 +104,8 @@ class _Worker:
                 for rows in predict_batches(self._session, pictures, self._work, batches)]
 
 
-def open_session(model: bytes, options: Dict[str, Any]) -> Any:
+def open_session(model: bytes, options: Dict[str, Any]) -> Session:
     """A `Session` of an exported file's content, on a machine that has not the file; `options` as for a `Session`."""
-    from rs_timm.runtime.session import Session
-
     folder = tempfile.mkdtemp(prefix='rs_timm_')
     path = Path(folder, 'model.onnx')
     path.write_bytes(model)

@@ -12,10 +12,11 @@ from rs_timm import __version__
 from rs_timm.crops import crop_at
 from rs_timm.format.madds import madds_of
 from rs_timm.pictures import ImageError
+from rs_timm.predict.batch import most_probable
 from rs_timm.runtime.session import Session
 
 from .protocol import INPUT, OUTPUT, read_request, write_response
-from .queue import Refused, RequestQueue, probabilities
+from .queue import Refused, RequestQueue
 
 try:
     from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
@@ -205,9 +206,8 @@ def _pictures(service: _Service) -> APIRouter:
         if not body:
             raise ImageError('no picture: send the bytes of its file as the body')
         answer = await service.queue.answer(body, deadline, size)
-        p = probabilities(answer.logits[0])
-        classes = [dict(index=int(index), label=info.label(int(index)), probability=round(float(p[index]), 6))
-                   for index in np.argsort(-p, kind='stable')[:topk]]
+        classes = [dict(index=index, label=info.label(index), probability=round(p, 6))
+                   for index, p in most_probable(answer.logits[0], topk)]
         return JSONResponse(dict(
             classes=classes, resolution=answer.resolution, milliseconds=round(answer.milliseconds, 3)))
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Callable, Deque, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -278,14 +278,3 @@ def measure_costs(session: Session, max_batch: int = 1, runs: int = 5) -> Dict[i
             session.run(session.preprocess(stream.getvalue(), size), size)
             costs[size] = min(costs[size], (time.perf_counter() - start) * 1e3)
     return costs
-
-
-def probabilities(logits: np.ndarray) -> Any:
-    """Softmax of [classes]; ValueError where that is not finite."""
-    z = logits.astype(np.float64)
-    with np.errstate(invalid='ignore'):
-        p = np.exp(z - z.max())
-        p /= p.sum()
-    if not np.isfinite(p).all():
-        raise ValueError('the network answers with numbers that are not finite')
-    return p

@@ -1,12 +1,11 @@
 """A cascade of resolutions: the smallest first, larger ones for pictures whose answer is not confident."""
 import math
 from dataclasses import dataclass
-from os import PathLike
-from typing import Any, Callable, ClassVar, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from rs_timm.format.records import CHECKED, read_record, write_record
+from rs_timm.format.records import Record
 from rs_timm.resolutions import check_resolutions
 
 from ..preprocessing import as_list, is_ready
@@ -15,13 +14,11 @@ __all__ = ['COMBINATIONS', 'Cascade', 'CascadeFit', 'CascadeResult', 'combine_lo
            'stage_weights']
 
 COMBINATIONS = ('last', 'mean', 'alpha')
-FORMAT = 1
-_KIND = 'rs_timm cascade'
 _RANGE = 1e3  # temperatures are sought from 1 / _RANGE to _RANGE
 
 
 @dataclass(frozen=True)
-class CascadeFit:
+class CascadeFit(Record):
     """A cascade: what `Cascade.fitted` needs, and what was reached on the pictures that it was fitted to.
 
     Attributes:
@@ -43,8 +40,8 @@ class CascadeFit:
     accuracy: float
     cost: float
     shares: Dict[int, float]
-
-    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
+    _kind = 'rs_timm cascade'
+    _remedy = 'CascadeFit.save writes one'
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'resolutions', check_resolutions(self.resolutions)[::-1])
@@ -59,15 +56,6 @@ class CascadeFit:
         stage_weights(self.resolutions, self.combine, self.alpha)
         if not 0. <= self.accuracy <= 100. or not 0. <= self.cost < math.inf:
             raise ValueError(f'accuracy {self.accuracy}, cost {self.cost}: percent, and a finite positive number')
-
-    def save(self, path: Union[str, 'PathLike[str]']) -> None:
-        """Write it as JSON, as a whole or not at all."""
-        write_record(self, path, _KIND, FORMAT)
-
-    @classmethod
-    def load(cls, path: Union[str, 'PathLike[str]']) -> 'CascadeFit':
-        """Read what `save` wrote; ValueError, which names file and field, if it is something else."""
-        return read_record(cls, path, _KIND, FORMAT, 'CascadeFit.save writes one')
 
 
 @dataclass(frozen=True)

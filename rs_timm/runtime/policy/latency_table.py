@@ -3,10 +3,9 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache
-from os import PathLike
-from typing import Any, ClassVar, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-from rs_timm.format.records import CHECKED, read_record, write_record
+from rs_timm.format.records import Checked, Record
 from rs_timm.resolutions import check_resolutions
 
 from ..engines import OLD_PRECISIONS
@@ -17,8 +16,6 @@ __all__ = ['IF_NONE', 'PARTS', 'LatencyRow', 'LatencyTable', 'Limits', 'Timing',
 
 PARTS = ('network', 'preprocessing', 'total')
 IF_NONE = ('error', 'smallest')
-FORMAT = 1
-_KIND = 'rs_timm latency table'
 _CONFIDENCE = 0.95
 
 
@@ -98,7 +95,7 @@ def no_resolution_fits(
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Checked):
     """Statistics of the times of calls, in milliseconds.
 
     `p50_ms` and `p95_ms` are times that were measured: at least 50 and 95 % of the calls took no longer.
@@ -115,8 +112,6 @@ class Timing:
     p95_ms: float
     p95_low_ms: float
     p95_high_ms: float
-
-    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
 
     def __post_init__(self) -> None:
         times = self.p50_ms, self.p95_ms, self.p95_high_ms
@@ -177,7 +172,7 @@ def least_calls() -> int:
 
 
 @dataclass(frozen=True)
-class LatencyRow:
+class LatencyRow(Checked):
     """One resolution (pixels) and batch size: the times of a call, and multiply-adds per picture if known.
 
     `network` is the call with a ready tensor; `total` is preprocessing and network together, for the whole batch.
@@ -189,8 +184,6 @@ class LatencyRow:
     preprocessing: Optional[Timing] = None
     total: Optional[Timing] = None
     madds: Optional[int] = None
-
-    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
 
     def __post_init__(self) -> None:
         check_resolutions((self.resolution,))
@@ -219,7 +212,7 @@ class LatencyRow:
 
 
 @dataclass(frozen=True)
-class LatencyTable:
+class LatencyTable(Record):
     """The result of a measurement: of which session, where, when, and a row for each resolution and batch size."""
 
     model: str
@@ -231,8 +224,8 @@ class LatencyTable:
     machine: Mapping[str, Any]
     measured: str
     rows: Tuple[LatencyRow, ...]
-
-    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
+    _kind = 'rs_timm latency table'
+    _remedy = 'measure again with rs-timm bench --out'
 
     def __post_init__(self) -> None:
         object.__setattr__(self, 'precision', OLD_PRECISIONS.get(self.precision, self.precision))
@@ -329,20 +322,6 @@ class LatencyTable:
         if differences:
             warnings.warn(f"the latency table was measured elsewhere ({'; '.join(differences)}): its milliseconds may "
                           'not hold here; measure again with rs-timm bench.', stacklevel=2)
-
-    def save(self, path: Union[str, 'PathLike[str]']) -> None:
-        """Write the table as JSON, in one step: a reader sees the old file or the new one."""
-        write_record(self, path, _KIND, FORMAT)
-
-    @classmethod
-    def load(cls, path: Union[str, 'PathLike[str]']) -> 'LatencyTable':
-        """Read what `save` wrote. `check(session)` says whether it is of the session at hand.
-
-        Raises:
-            ValueError: not such a file, one of another format, or figures that cannot be; it names file and field.
-            OSError: no such file, or one that cannot be read.
-        """
-        return read_record(cls, path, _KIND, FORMAT, 'measure again with rs-timm bench --out')
 
     def __str__(self) -> str:
         """The table as text, a line for each row."""

@@ -5,9 +5,9 @@ import warnings
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
-from rs_timm.format.records import CHECKED, read_record, write_record
+from rs_timm.format.records import Checked, Record
 from rs_timm.resolutions import check_resolutions
 
 from ..engines import ENGINES, PRECISIONS
@@ -17,22 +17,18 @@ from .machine import describe_machine, machine_differences
 
 __all__ = ['BY', 'DroppedPoint', 'MEASURES', 'Plan', 'PlanPoint', 'PlannedModel']
 
-FORMAT = 1
 BY = ('p95', 'mean')
 MEASURES = ('top1', 'agreement')
-_KIND = 'rs_timm plan'
 _MOST_POINTS = 10_000
 PathOrStr = Union[str, 'PathLike[str]']
 
 
 @dataclass(frozen=True)
-class PlannedModel:
+class PlannedModel(Checked):
     """An exported file: where it is, and the SHA-256 of what was measured."""
 
     path: str
     digest: str
-
-    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
 
     def __post_init__(self) -> None:
         if not self.path or len(self.digest) != 64 or set(self.digest) - set('0123456789abcdef'):
@@ -40,7 +36,7 @@ class PlannedModel:
 
 
 @dataclass(frozen=True)
-class _Network:
+class _Network(Checked):
     """What a row of a plan is about."""
 
     model: str
@@ -88,8 +84,6 @@ class PlanPoint(_Network):
     madds: Optional[int] = None
     cascade: Optional[CascadeFit] = None
 
-    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.network.p50_ms > 0. or (self.madds is not None and self.madds < 0):
@@ -134,8 +128,6 @@ class DroppedPoint(_Network):
     pictures: int
     behind: str
 
-    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0. < self.p50_ms <= self.p95_ms < math.inf:
@@ -143,7 +135,7 @@ class DroppedPoint(_Network):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Record):
     """What was measured on a machine, and the choice from it; `rs_timm.runtime.make_plan` makes one.
 
     Args:
@@ -176,8 +168,8 @@ class Plan:
     versions: Dict[str, str]
     machine: Dict[str, Any]
     measured: str
-
-    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
+    _kind = 'rs_timm plan'
+    _remedy = 'rs-timm plan writes one'
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.points) + len(self.dropped) <= _MOST_POINTS or not self.points:
@@ -259,17 +251,12 @@ class Plan:
     def save(self, path: PathOrStr) -> None:
         """Write the plan as JSON, in one step; files in it are named relative to its folder."""
         folder = os.path.dirname(os.path.abspath(path))
-        write_record(self._with_paths(lambda name: _relative(name, folder)), path, _KIND, FORMAT)
+        super(Plan, self._with_paths(lambda name: _relative(name, folder))).save(path)
 
     @classmethod
     def load(cls, path: PathOrStr) -> 'Plan':
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: not such a file, one of another format, or values that cannot be; it names file and field.
-            OSError: no such file, or one that cannot be read.
-        """
-        plan = read_record(cls, path, _KIND, FORMAT, 'rs-timm plan writes one')
+        """Read what `save` wrote; errors as of any `Record`."""
+        plan = super().load(path)
         folder = os.path.dirname(os.path.abspath(path))
         return plan._with_paths(lambda name: os.path.normpath(os.path.join(folder, *name.split('/'))))
 

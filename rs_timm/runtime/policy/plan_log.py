@@ -3,9 +3,9 @@ import json
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, ClassVar, Dict, List, Mapping, Optional, Tuple, Union
+from typing import IO, Any, Dict, List, Mapping, Optional, Tuple, Union
 
-from rs_timm.format.records import CHECKED, parse_record
+from rs_timm.format.records import Checked, parse_record
 
 __all__ = ['MeasuredLog', 'Visit']
 
@@ -15,7 +15,7 @@ BROKEN = -1  # the answer to a picture that could not be read
 
 
 @dataclass(frozen=True)
-class Visit:
+class Visit(Checked):
     """Some pictures in a row that a network was called with.
 
     Args:
@@ -33,8 +33,6 @@ class Visit:
     margins: Tuple[float, ...]
     nanoseconds: Tuple[int, ...]
     whole: int
-
-    __pydantic_config__: ClassVar[Dict[str, Any]] = CHECKED
 
     def __post_init__(self) -> None:
         readable = sum(answer != BROKEN for answer in self.answers)
