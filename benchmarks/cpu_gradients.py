@@ -14,21 +14,18 @@ import argparse
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Counter, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Counter, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 from unittest import mock
 
 import timm
 import torch
 
-from benchmarks.environment import RESULTS, describe, keep_kernels
-from benchmarks.store import put
+from benchmarks.environment import RESULTS, keep_kernels
 from benchmarks.timing import interleaved
-from benchmarks.training_cost import MODELS, RESOLUTIONS, compare, rs_step
-from benchmarks.training_sections import UNIT
+from benchmarks.training_cost import RESOLUTIONS, Part, Row, answer, compare, parser_of, rs_step
 from rs_timm.training import keep_freed_memory
 from rs_timm.training.cpu import kernels as cpu_gradients
 
-Row = Dict[str, Any]
 Call = Callable[[], object]
 
 
@@ -67,13 +64,6 @@ def _note(found: Counter[Layer], module: torch.nn.Conv2d, inputs: Tuple[torch.Te
     found[Layer(tuple(inputs[0].shape), tuple(module.weight.shape), stride, padding, module.groups)] += 1
 
 
-def tensors_of(layer: Layer, dtype: torch.dtype) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Input, weight and gradient of the output, channels_last."""
-    x, weight = (torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
-                 for shape in (layer.input, layer.weight))
-    return x, weight, torch.randn_like(torch.conv2d(x, weight, None, layer.stride, layer.padding, 1, layer.groups))
-
-
 def shapes_of(layer: Layer) -> Tuple[torch.Tensor, torch.Tensor]:
     """Input and weight without contents, for a rule to look at."""
     return torch.empty(layer.input, device='meta'), torch.empty(layer.weight, device='meta')
@@ -81,7 +71,9 @@ def shapes_of(layer: Layer) -> Tuple[torch.Tensor, torch.Tensor]:
 
 def both(layer: Layer, for_input: bool, dtype: torch.dtype, rounds: int) -> Tuple[float, float]:
     """Milliseconds of torch and of ours."""
-    x, weight, grad = tensors_of(layer, dtype)
+    x, weight = (torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+                 for shape in (layer.input, layer.weight))
+    grad = torch.randn_like(torch.conv2d(x, weight, None, layer.stride, layer.padding, 1, layer.groups))
     geometry = layer.stride, layer.padding
     theirs = partial(torch.ops.aten.convolution_backward, grad, x, weight, None, *geometry, (1, 1), False, (0, 0),
                      layer.groups, (for_input, not for_input, False))
@@ -138,7 +130,7 @@ def step_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
     yield compare('step', name, args.resolutions, times['rs'], times['other'])
 
 
-PARTS: Dict[str, Callable[[str, argparse.Namespace], Iterator[Row]]] = {
+PARTS: Dict[str, Part] = {
     'weights': weight_rows,
     'inputs': input_rows,
     'step': step_rows,
@@ -146,30 +138,16 @@ PARTS: Dict[str, Callable[[str, argparse.Namespace], Iterator[Row]]] = {
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=tuple(PARTS))
-    parser.add_argument('--models', nargs='+', default=MODELS)
     parser.add_argument('--resolutions', nargs='+', type=int, default=RESOLUTIONS)
-    parser.add_argument('--batch', type=int, default=8, help='pictures a step (default: 8)')
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--precision', choices=('bfloat16', 'float32'), default='bfloat16')
     parser.add_argument('--out', type=Path, default=RESULTS / 'cpu_gradients.csv')
     args = parser.parse_args(argv)
     args.device = 'cpu'
     torch.manual_seed(0)
     keep_freed_memory()
     keep_kernels()
-    environment = describe('cpu', args.precision)
-    matrix_units = 'yes' if cpu_gradients.has_matrix_units() else 'no'
-    print(', '.join(f'{key} {value}' for key, value in environment.items()), f'(matrix units: {matrix_units})')
-    for name in args.models:
-        rows = [dict(row, batch=args.batch, matrix_units=matrix_units, **environment)
-                for part in args.parts for row in PARTS[part](name, args)]
-        for row in rows:
-            print(f'{row["question"]:42} {row["model"]:15} {row["rs"]:9.1f} ms, torch {row["other"]:9.1f}, ratio '
-                  f'{row["ratio"]:.3f}', flush=True)
-        put(args.out, rows, UNIT)
-    print(f'wrote {args.out}')
+    answer(PARTS, args, matrix_units='yes' if cpu_gradients.has_matrix_units() else 'no')
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ round; quoted are medians over the rounds, the ratio being that of each round. R
 batch and precision replace those in the table; the others stay, so that parts may be run one at a time.
 """
 import argparse
+import itertools
 import multiprocessing
 import statistics
 from contextlib import nullcontext
@@ -52,6 +53,7 @@ TABLE = 'training_cost.csv'
 Images = Mapping[int, torch.Tensor]
 Step = Callable[[], object]
 Row = Dict[str, Any]
+Part = Callable[[str, argparse.Namespace], Iterator[Row]]
 
 
 def batch_of(
@@ -131,13 +133,9 @@ def compare(question: str, name: str, sizes: Sequence[int], rs: List[float], oth
 def separate_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
     for sizes in growing(args):
         stock = [stock_step(name, size, args) for size in sizes]
-        times = interleaved(dict(rs=rs_step(name, sizes, args), stock=partial(_one_by_one, stock)), args.rounds)
+        one_by_one: Step = lambda steps=stock: [step() for step in steps]  # type: ignore[misc]  # noqa: E731
+        times = interleaved(dict(rs=rs_step(name, sizes, args), stock=one_by_one), args.rounds)
         yield compare('separate', name, sizes, times['rs'], times['stock'])
-
-
-def _one_by_one(steps: Sequence[Step]) -> None:
-    for step in steps:
-        step()
 
 
 def paper_rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
@@ -217,7 +215,7 @@ def growing(args: argparse.Namespace) -> List[Tuple[int, ...]]:
 
 
 PARTS_ON_CUDA = ('separate', 'paper', 'memory')
-PARTS: Dict[str, Callable[[str, argparse.Namespace], Iterator[Row]]] = {
+PARTS: Dict[str, Part] = {
     'separate': separate_rows,
     'paper': paper_rows,
     'memory': memory_rows,
@@ -231,33 +229,44 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     torch.manual_seed(0)
     if args.device != CUDA and not keep_freed_memory():
         print('note: freed memory is not kept here; both sides of each comparison go without')
-    environment = describe(args.device, args.precision)
-    print(', '.join(f'{key} {value}' for key, value in environment.items()))
-    for part in args.parts:
-        if part == 'data':
-            data_pipeline.main([])
-            continue
-        for name in args.models:
-            rows = []
-            for row in PARTS[part](name, args):
-                rows.append(dict(row, batch=args.batch, **environment))
-                _show(rows[-1])
-            put(args.out, rows, UNIT)
+    if 'data' in args.parts:
+        data_pipeline.main([])
+    answer(PARTS, args)
     if args.out == RESULTS / TABLE:
         plot()
+
+
+def answer(parts: Mapping[str, Part], args: argparse.Namespace, **columns: str) -> None:
+    """Write the rows of each wanted part of a benchmark for each network."""
+    columns.update(describe(args.device, args.precision))
+    print(', '.join(f'{key} {value}' for key, value in columns.items()))
+    for part, name in itertools.product([part for part in args.parts if part in parts], args.models):
+        rows = []
+        for row in parts[part](name, args):
+            rows.append(dict(row, batch=args.batch, **columns))
+            print(f'{row["question"]:42} {row["model"]:15} {row["sizes"]:20} batch {args.batch:3} {args.precision:8} '
+                  f'{row["rs"]:9.1f} {row["unit"]}, other {row["other"]:9.1f}, ratio {row["ratio"]:.3f}', flush=True)
+        if rows:
+            put(args.out, rows, UNIT)
     print(f'wrote {args.out}')
 
 
-def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--parts', nargs='+', choices=(*PARTS, 'data'),
-                        help=f"default: {' '.join(PARTS)}; on CUDA {' '.join(PARTS_ON_CUDA)}")
-    parser.add_argument('--device', choices=('cpu', CUDA), default='cpu')
+def parser_of(description: Optional[str]) -> argparse.ArgumentParser:
+    """The options of a benchmark of training steps."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', default=MODELS)
-    parser.add_argument('--counts', nargs='+', type=int, default=range(1, 6), help='values of S (default: 1 to 5)')
     parser.add_argument('--batch', type=int, default=8, help='pictures a step (default: 8)')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--precision', choices=('bfloat16', 'float32'), default='bfloat16', help='of our step')
+    return parser
+
+
+def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument('--parts', nargs='+', choices=(*PARTS, 'data'),
+                        help=f"default: {' '.join(PARTS)}; on CUDA {' '.join(PARTS_ON_CUDA)}")
+    parser.add_argument('--device', choices=('cpu', CUDA), default='cpu')
+    parser.add_argument('--counts', nargs='+', type=int, default=range(1, 6), help='values of S (default: 1 to 5)')
     parser.add_argument('--quick', action='store_true', help='to try it out: rs_resnet18, 2 rounds, 2 pictures')
     parser.add_argument('--out', type=Path, help='default: training_cost.csv or training_cost_cuda.csv of the results')
     args = parser.parse_args(argv)
@@ -269,11 +278,6 @@ def parse(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     if args.quick:
         args.models, args.rounds, args.batch = ('rs_resnet18',), 2, 2
     return args
-
-
-def _show(row: Row) -> None:
-    print(f'{row["question"]:22} {row["model"]:15} {row["sizes"]:20} batch {row["batch"]:3} {row["dtype"]:8} '
-          f'{row["rs"]:9.1f} {row["unit"]}, other {row["other"]:9.1f}, ratio {row["ratio"]:.3f}', flush=True)
 
 
 if __name__ == '__main__':
