@@ -16,7 +16,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def random_statistics():
     """A function that gives every BatchNorm set of a model its own random parameters, and returns it in eval mode."""
     def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

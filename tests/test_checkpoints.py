@@ -159,19 +159,13 @@ class Private(nn.Module):
         return [bn(x) for bn, x in zip(self.children(), xs)]
 
 
-def paper_state(network, count):
+def paper_state(network, count, random_statistics):
     """State dict of `network` (torchvision), as the paper's code would have saved it, and its plain copy per size."""
     state, plains = {}, [dict(network.state_dict()) for _ in range(count)]
     for name, module in network.named_modules():
         if isinstance(module, _BatchNorm):
-            private = Private(module.num_features, count)
-            generator = torch.Generator().manual_seed(len(state))
+            private = random_statistics(Private(module.num_features, count), seed=len(state))
             for index, bn in enumerate(private.children()):
-                with torch.no_grad():
-                    bn.weight.uniform_(0.5, 1.5, generator=generator)
-                    bn.bias.normal_(0, 0.2, generator=generator)
-                    bn.running_mean.normal_(0, 0.2, generator=generator)
-                    bn.running_var.uniform_(0.5, 2., generator=generator)
                 plains[index].update({f'{name}.{key}': value for key, value in bn.state_dict().items()})
             state.update({f'{name}.{key}': value for key, value in private.state_dict().items()})
         elif isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -200,7 +194,7 @@ def paper_mobilenet_name(key):
 
 def paper_checkpoint(source, random_statistics, count=5, prefix='module.', alpha=True):
     network = torchvision_network(source, random_statistics)
-    state, plains = paper_state(network, count)
+    state, plains = paper_state(network, count, random_statistics)
     rename = paper_mobilenet_name if source == 'mobilenet_v2' else (lambda key: key)
     state = {prefix + rename(key): value for key, value in state.items()}
     if alpha:

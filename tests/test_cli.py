@@ -13,7 +13,6 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 import rs_timm
 from rs_timm.analysis import activations, madds
@@ -22,10 +21,9 @@ from rs_timm.cli import main
 from rs_timm.commands.shell import run_command
 from rs_timm.data import ImageFiles, image_transform, open_image
 from rs_timm.labels import class_names
-from rs_timm.layers import SwitchableBatchNorm2d
 from rs_timm.loading import load_model
 from tests.hub_server import HubServer
-from tests.training_run import make_pictures, run
+from tests.training_run import make_pictures, paper_layout, run
 
 ROOT = Path(rs_timm.__file__).parent.parent
 SIZES = (64, 48, 32)
@@ -54,13 +52,11 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def cli(capsys):
+def cli(cli):
     """Runs a command in this process -> status, stdout, lines of stderr."""
     def run(*argv):
-        capsys.readouterr()
-        status = main([str(arg) for arg in argv])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err.splitlines()
+        status, out, err = cli(*argv)
+        return status, out, err.splitlines()
 
     return run
 
@@ -302,20 +298,6 @@ def test_a_checkpoint_of_train_is_described_by_its_recipe(tmp_path, recwarn):
 
 
 # convert
-
-def paper_layout(model):
-    """The state dict as the paper's public code saves it, from the modules of `model`."""
-    state_dict = {'module.alpha': torch.tensor([0.5, 0.1, -0.2, 0.3, 0.])}
-    for name, module in model.named_modules():
-        if isinstance(module, SwitchableBatchNorm2d):
-            for position, size in enumerate(model.resolutions):
-                for key, value in module[str(size)].state_dict().items():
-                    state_dict[f'module.{name}.bn_{position}.{key}'] = value
-        elif isinstance(module, (nn.Conv2d, nn.Linear)):
-            for key, value in module.state_dict().items():
-                state_dict[f'module.{name}.module.{key}'] = value
-    return state_dict
-
 
 def test_convert_the_papers_layout(cli, random_statistics, tmp_path):
     model = random_statistics(timm.create_model('rs_resnet18', num_classes=CLASSES))

@@ -5,7 +5,6 @@ import pytest
 import timm
 
 import rs_timm
-from rs_timm.cli import main
 from rs_timm.commands import export as command
 from tests.exported import SIZES, network
 
@@ -22,13 +21,11 @@ def folder(random_statistics, tmp_path):
 
 
 @pytest.fixture
-def cli(capsys):
+def cli(cli):
     """Runs a command in this process -> status, lines of stdout, lines of stderr."""
     def run(*argv):
-        capsys.readouterr()
-        status = main([str(arg) for arg in argv])
-        captured = capsys.readouterr()
-        return status, captured.out.splitlines(), captured.err.splitlines()
+        status, out, err = cli(*argv)
+        return status, out.splitlines(), err.splitlines()
 
     return run
 

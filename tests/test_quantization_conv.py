@@ -5,11 +5,10 @@ import pickle
 
 import pytest
 import torch
-from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from two_processes import free_port, run_two
+from two_processes import run_two
 
 from rs_timm.quantization import LQConfig, LQConv2d, quantize_, quantize_activation, quantize_weight
 from rs_timm.quantization.lq import normal_equations, solve_basis
@@ -254,17 +253,14 @@ def batches():
     return torch.randn(3, 4, 3, 9, 9, generator=generator, dtype=torch.float64)
 
 
-def one_rank(rank, port, path):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+def one_rank(rank, path):
     model = nn.parallel.DistributedDataParallel(network(), broadcast_buffers=False)
     train(model, batches()[:, 2 * rank:2 * rank + 2])
     torch.save(model.module.state_dict(), f'{path}/{rank}.pt')
-    dist.destroy_process_group()
 
 
 def test_two_processes_have_the_bases_of_one_with_the_joint_batch(tmp_path):
-    run_two(one_rank, free_port(), str(tmp_path))
+    run_two(one_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
     model = network()
     start = {key: value.clone() for key, value in model.state_dict().items()}

@@ -2,7 +2,6 @@
 import copy
 import csv
 import inspect
-import re
 from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from training_run import MODEL, make_pictures, run, tiny_recipe
+from training_run import MODEL, Hostile, make_pictures, paper_layout, run, tiny_recipe
 
 import rs_timm
 from rs_timm.cli import main
@@ -538,17 +537,6 @@ def test_init_from_plain_and_from_switchable_weights(tmp_path):
     assert torch.equal(again.eval()(x), plain(x))
 
 
-def paper_layout(model):
-    """The state dict of `model` with the names of the paper's public code, under DataParallel."""
-    state = {}
-    for key, value in model.state_dict().items():
-        layer, _, tensor = key.rpartition('.')
-        own_set = re.fullmatch(r'(.*)\.(\d{2,3})', layer)
-        name = f'{own_set[1]}.bn_{model.resolutions.index(int(own_set[2]))}' if own_set else f'{layer}.module'
-        state[f'module.{name}.{tensor}'] = value
-    return dict(state, **{'module.alpha': torch.zeros(len(model.resolutions))})
-
-
 @pytest.mark.parametrize('layout', ['paper', 'wrapped', 'headless'])
 def test_init_of_other_layouts_starts_the_classifier_anew(tmp_path, caplog, layout, random_statistics):
     """The classifier is looked for under the name that it has here."""
@@ -633,17 +621,12 @@ def test_the_prefix_of_other_commands(data, tmp_path, monkeypatch, capsys):
     assert type(build_model(f'switchable:{MODEL}', Recipe(), 3)) is type(build_model(MODEL, Recipe(), 3))
 
 
-class _Code:
-    def __reduce__(self):
-        return print, ('this must not run',)
-
-
 @pytest.mark.parametrize('model, settings', [(MODEL, {}), ('rs_refinenet_resnet18', dict(
     task='segmentation', labels=('a', 'b', 'c'), crop_pct=1., model_args=('features=8',)))])
 @pytest.mark.parametrize('change, message', [
     (lambda state: b'', 'the file is empty'),
     (lambda state: b'text', 'not readable'),
-    (lambda state: dict(state, code=_Code()), 'it holds a pickled object'),
+    (lambda state: dict(state, code=Hostile()), 'it holds a pickled object'),
     (lambda state: {}, 'no tensors by name'),
     (lambda state: dict(state, **{'bn1.weight': state['bn1.weight'] / 0}), 'bn1.* is not finite'),
     (lambda state: {key: value.to(torch.int8) for key, value in state.items()}, 'is stored as torch.int8'),

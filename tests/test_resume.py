@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_run import MODEL, make_pictures, run, start, tiny_recipe
+from training_run import MODEL, Hostile, make_pictures, run, start, tiny_recipe
 
 from rs_timm.training import NonFiniteError, Recipe
 from rs_timm.training.build import build_model
@@ -288,12 +288,7 @@ def test_random_states_come_back(tmp_path):
     assert draw() == expected
 
 
-class _Code:
-    def __reduce__(self):
-        return print, ('this must not run',)
-
-
-@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 torn', b'text', dict(position=0, code=_Code())])
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04 torn', b'text', dict(position=0, code=Hostile())])
 def test_files_that_are_no_checkpoints_are_named_and_not_run(tmp_path, capsys, content):
     file = tmp_path / 'last.pth'
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)

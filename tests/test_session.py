@@ -20,6 +20,7 @@ from rs_timm.format.digest import DIGEST_KEY, graph_digest
 from rs_timm.runtime import Session, networks
 from rs_timm.runtime.networks import powers_of_two
 from rs_timm.runtime.session import NotFiniteError
+from tests.exported import network
 
 onnx = pytest.importorskip('onnx')
 RESOLUTIONS = (64, 48, 32)
@@ -38,17 +39,8 @@ def engine(request):
 
 
 @pytest.fixture(scope='module')
-def model():
-    torch.manual_seed(0)
-    model = rs_timm.switchable('test_resnet', resolutions=RESOLUTIONS, num_classes=7)
-    generator = torch.Generator().manual_seed(0)
-    for bn in model.modules():
-        if isinstance(bn, torch.nn.BatchNorm2d):
-            bn.weight.data.uniform_(0.5, 1.5, generator=generator)
-            bn.bias.data.normal_(0, 0.2, generator=generator)
-            bn.running_mean.normal_(0, 0.2, generator=generator)
-            bn.running_var.uniform_(0.5, 2., generator=generator)
-    return model.eval()
+def model(random_statistics):
+    return network(random_statistics)
 
 
 @pytest.fixture(scope='module')

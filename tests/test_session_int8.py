@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import rs_timm
 from rs_timm.runtime import Session, quantize
+from tests.exported import network
 
 pytest.importorskip('onnx')
 RESOLUTIONS = (64, 48, 32)
@@ -24,14 +24,9 @@ def engine(request):
 
 
 @pytest.fixture(scope='module')
-def file(tmp_path_factory):
-    torch.manual_seed(0)
-    model = rs_timm.switchable('test_resnet', resolutions=RESOLUTIONS, num_classes=7)
-    for layer in rs_timm.layers.switchable_layers(model):
-        for bn in layer.values():
-            bn.running_mean.normal_(0, 0.1)
-            bn.running_var.uniform_(0.5, 2.)
-    return rs_timm.export_onnx(model.eval(), tmp_path_factory.mktemp('exported') / 'model.onnx')
+def file(tmp_path_factory, random_statistics):
+    model = network(random_statistics, resolutions=RESOLUTIONS)
+    return rs_timm.export_onnx(model, tmp_path_factory.mktemp('exported') / 'model.onnx')
 
 
 def pictures(count, seed):

@@ -38,10 +38,8 @@ def half(rank, images, target):
     return {r: x[part] for r, x in images.items()}, target[part]
 
 
-def one_rank(rank, port, path, training, lean, parts):
+def one_rank(rank, path, training, lean, parts):
     """The gradients of one process, which has half of the batch, in `parts` parts."""
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     task = make_task(training, lean).prepare_distributed()
     images, target = half(rank, *make_batch())
     losses = []
@@ -54,7 +52,6 @@ def one_rank(rank, port, path, training, lean, parts):
     dist.all_reduce(loss)
     grads = {name.replace('.module', ''): p.grad for name, p in task.named_parameters()}
     torch.save((loss / 2, grads), f'{path}/{rank}.pt')
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize('training, lean, parts', [
@@ -62,7 +59,7 @@ def one_rank(rank, port, path, training, lean, parts):
 def test_two_processes_are_one_with_the_joint_batch(tmp_path, training, lean, parts):
     """With BatchNorm in evaluation mode one forward of the joint batch; in training mode, where each process has
     statistics of its own, the mean over the two halves."""
-    run_two(one_rank, free_port(), str(tmp_path), training, lean, parts)
+    run_two(one_rank, str(tmp_path), training, lean, parts)
     task = make_task(training)
     images, target = make_batch()
     batches = [half(rank, images, target) for rank in (0, 1)] if training else [(images, target)]
@@ -138,16 +135,13 @@ def test_a_run_of_two_processes_resumes_exactly(data, tmp_path):
             assert torch.equal(value, broken[key][name]), name
 
 
-def one_start(rank, port, path, resume):
+def one_start(rank, path, resume):
     """What a process says that finds PATH/RANK/last.pth, or none."""
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
     folder = Path(path) / str(rank)
     try:
         train(MODEL, f'{path}/nothing', tiny_recipe(), str(folder), resume, Options(device='cpu'))
     except ValueError as error:
         (Path(path) / f'{rank}.txt').write_text(str(error))
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize('updates, resume, message', [
@@ -165,7 +159,7 @@ def test_processes_that_find_different_checkpoints_all_end(tmp_path, updates, re
             path.write_bytes(b'torn')
         elif update:
             save_checkpoint(path, dict(position=dict(epoch=1, batch=0, update=update)))
-    run_two(one_start, free_port(), str(tmp_path), resume)
+    run_two(one_start, str(tmp_path), resume)
     for rank in (0, 1):
         said = (tmp_path / f'{rank}.txt').read_text()
         assert message.format(tmp_path / '0', tmp_path / '1') in said

@@ -1,10 +1,12 @@
 """A training run of seconds, for the tests: tiny pictures, a tiny network, everything random switched on."""
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from rs_timm.training import Options, get_recipe, train
@@ -62,3 +64,21 @@ def start(data, output, workers=0, minutes=60., launcher=(), **changes):
     environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
     return subprocess.Popen(
         arguments, cwd=ROOT, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+
+def paper_layout(model):
+    """The state dict of `model` with the names of the paper's public code, under DataParallel."""
+    state = {'module.alpha': torch.tensor([0.5, 0.1, -0.2, 0.3, 0.])}
+    for key, value in model.state_dict().items():
+        layer, _, tensor = key.rpartition('.')
+        own_set = re.fullmatch(r'(.*)\.(\d{2,3})', layer)
+        name = f'{own_set[1]}.bn_{model.resolutions.index(int(own_set[2]))}' if own_set else f'{layer}.module'
+        state[f'module.{name}.{tensor}'] = value
+    return state
+
+
+class Hostile:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return print, ('this must not run',)

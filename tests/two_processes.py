@@ -3,6 +3,8 @@ import os
 import socket
 from multiprocessing import get_context
 
+import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
@@ -13,8 +15,17 @@ def free_port():
 
 
 def run_two(function, *args):
-    """Call `function(rank, *args)` in a process for each of the ranks 0 and 1; raise what one of them raises."""
-    mp.start_processes(function, args, nprocs=2, start_method='forkserver')
+    """Call `function(rank, *args)` in the two processes of a group; raise what one of them raises."""
+    mp.start_processes(_in_a_group, (free_port(), function, args), nprocs=2, start_method='forkserver')
+
+
+def _in_a_group(rank, port, function, args):
+    torch.set_num_threads(1)
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    try:
+        function(rank, *args)
+    finally:
+        dist.destroy_process_group()
 
 
 def start_two(function, *args, **kwargs):
