@@ -31,7 +31,7 @@ ALLOWED = {
     'evaluation': {'layers', 'loss', 'segmentation'},
     'data': {'crops', 'pictures', 'tar_files'},
     'models': {'crops', 'hub_client', 'interpolation', 'layers', 'quantization', 'resolutions'},
-    'quantization': {'atomic', 'tensor_files'},
+    'quantization': {'atomic', 'layers', 'tensor_files'},
     'segmentation': {'layers', 'models', 'tensor_files'},
     'analysis': {'atomic', 'evaluation', 'layers'},
     'calibration': {'atomic', 'layers'},

@@ -130,17 +130,9 @@ def collate_views(samples: Sequence[Sample]) -> ViewBatch:
     good = [(sample.views, sample.target) for sample in samples if sample.views is not None]
     if not good:
         return ViewBatch({}, torch.empty(0, dtype=torch.int64), None, [], damaged)
-    images = {size: _stack([views.images[size] for views, _ in good]) for size in good[0][0].images}
+    images = {size: torch.from_numpy(np.stack([views.images[size] for views, _ in good])) for size in good[0][0].images}
     target = torch.as_tensor(default_collate([target for _, target in good]))
     if target.ndim == 1:
         target = target.long()
     flips = None if good[0][0].flips is None else torch.tensor([views.flips for views, _ in good])
     return ViewBatch(images, target, flips, [views.erasures for views, _ in good], damaged)
-
-
-def _stack(views: Sequence[np.ndarray]) -> torch.Tensor:
-    batch = torch.empty((len(views), *views[0].shape), dtype=torch.uint8)
-    array = batch.numpy()
-    for row, view in zip(array, views):
-        row[...] = view
-    return batch

@@ -1,6 +1,6 @@
 """Surgery: plain network <-> switchable network. Every step here has an inverse."""
 from copy import deepcopy
-from typing import Iterable, List, Mapping, Tuple
+from typing import Any, Iterable, List, Mapping, Tuple
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from rs_timm.resolutions import check_resolutions
 from .switch import ResolutionSelector, follow_input, get_resolutions, selectors_of
 from .switchable_bn import SwitchableBatchNorm2d, switchable_layers
 
-__all__ = ['convert_switchable_bn', 'extract', 'insert_resolution', 'pack', 'remove_resolution']
+__all__ = ['convert_switchable_bn', 'extract', 'insert_resolution', 'pack', 'remove_resolution', 'replace_modules']
 
 
 def convert_switchable_bn(
@@ -50,7 +50,7 @@ def convert_switchable_bn(
                          'are what makes a network resolution-switchable, so there is nothing to convert.')
     if isinstance(model, _BatchNorm):
         return _switchable(model, selector)
-    _replace(model, {id(bn): _switchable(bn, selector) for bn in batch_norms})
+    replace_modules(model, {bn: _switchable(bn, selector) for bn in batch_norms})
     for module in _entrances(model):
         module.rs_selector = selector  # type: ignore[assignment]
         module.register_forward_pre_hook(follow_input)
@@ -66,12 +66,12 @@ def _switchable(bn: _BatchNorm, selector: ResolutionSelector) -> SwitchableBatch
     return layer.train(bn.training)
 
 
-def _replace(module: nn.Module, replacements: Mapping[int, nn.Module]) -> None:
-    """Replace submodules by identity; one that is used in several places stays one."""
+def replace_modules(module: nn.Module, replacements: Mapping[Any, nn.Module]) -> None:
+    """Replace submodules, old -> new, in place; one that is used in several places stays one."""
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):  # named_children() would name a shared one once
-            if id(child) in replacements:
-                setattr(parent, name, replacements[id(child)])
+            if child in replacements:
+                setattr(parent, name, replacements[child])
 
 
 def _entrances(model: nn.Module) -> List[nn.Module]:
@@ -136,12 +136,11 @@ def extract(model: nn.Module, resolution: int) -> nn.Module:
     if isinstance(model, SwitchableBatchNorm2d):
         return _thaw(model.set_for(resolution), model)
     plain = _plain_copy(model)
-    layers = switchable_layers(plain)
-    replacements = {id(layer): _thaw(layer.set_for(resolution), layer) for layer in layers}
-    for layer in layers:
-        bn = replacements[id(layer)]
+    layers: List[Any] = switchable_layers(plain)
+    replacements = {layer: _thaw(layer.set_for(resolution), layer) for layer in layers}
+    for layer, bn in replacements.items():
         bn._forward_hooks, bn._forward_pre_hooks = layer._forward_hooks, layer._forward_pre_hooks
-    _replace(plain, replacements)
+    replace_modules(plain, replacements)
     _rename_architecture(plain, model, resolution)
     return plain
 

@@ -1,10 +1,12 @@
 """Surgery: a network <-> the same with quantised convolutions."""
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from torch import nn
+
+from rs_timm.layers.convert import replace_modules
 
 from .conv import LQConv2d
 from .lq import check_bits, fit_basis
@@ -73,7 +75,7 @@ def quantize_(
             with torch.no_grad():
                 rows = conv.weight.float().reshape(conv.out_channels, -1)
                 layer.weight_basis.copy_(fit_basis(rows, config.weight_bits))
-    _replace(model, layers)
+    replace_modules(model, layers)
     return model
 
 
@@ -101,7 +103,7 @@ def dequantize(model: nn.Module) -> nn.Module:
             raise ValueError(f'{name} quantises its input to {len(layer.act_basis)} bits, which no plain convolution '
                              'does: dequantize takes networks with quantised weights alone (act_bits None).')
     plain = deepcopy(model)
-    _replace(plain, {layer: layer.plain() for layer in quantized_layers(plain).values()})
+    replace_modules(plain, {layer: layer.plain() for layer in quantized_layers(plain).values()})
     return plain
 
 
@@ -127,11 +129,3 @@ def _default_filter(model: nn.Module) -> Filter:
     heads = heads if isinstance(heads, (tuple, list)) else [heads]
     ends = {*convs[:1], *(module for head in heads for module in head.modules())}
     return lambda name, module: module not in ends
-
-
-def _replace(module: nn.Module, replacements: Mapping[Any, nn.Module]) -> None:
-    """Replace submodules by identity; one that is used in several places stays one."""
-    for parent in list(module.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in replacements:
-                setattr(parent, name, replacements[child])
