@@ -144,17 +144,25 @@ def from_pretrained(
         ValueError: not a model of rs_timm, an entry of its config.json that may not be there, or tensors that are not
             those that were saved.
     """
+    from rs_timm import __version__
+
     recover_folder(repo_id)
     local = Path(repo_id).is_dir()
-    if local:
-        files = {name: Path(repo_id, name) for name in (CONFIG, WEIGHTS)}
-    else:
-        files = _download(repo_id, revision, token=token, cache_dir=cache_dir, force_download=force_download)
-    architecture = _check_config(files[CONFIG], repo_id, local)
-    _check_weights(files[WEIGHTS], repo_id, local)
+
+    def file(name: str) -> Path:
+        if local:
+            return Path(repo_id, name)
+        with hub_errors(repo_id, revision, f'get {name} of'):
+            return Path(hf_hub_download(
+                repo_id, name, revision=revision, token=token, cache_dir=cache_dir, force_download=force_download,
+                library_name='rs_timm', library_version=__version__))
+
+    architecture = _check_config(file(CONFIG), repo_id, local)  # before a large download
+    weights = file(WEIGHTS)
+    _check_weights(weights, repo_id, local)
     try:
         with comparing_digests(check_digest):
-            model = timm.create_model(f'local-dir:{files[WEIGHTS].parent}', pretrained=True, **kwargs)
+            model = timm.create_model(f'local-dir:{weights.parent}', pretrained=True, **kwargs)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if kwargs or repo_id in str(error):
             raise
@@ -168,19 +176,6 @@ def from_pretrained(
         model.pretrained_cfg.pop('file')  # type: ignore[operator]
         model.pretrained_cfg.update(source='hf-hub', hf_hub_id=model.derived_from)  # type: ignore[operator]
     return model
-
-
-def _download(repo_id: str, revision: Optional[str], **kwargs: Any) -> Dict[str, Path]:
-    from rs_timm import __version__
-
-    files = {}
-    for name in (CONFIG, WEIGHTS):
-        with hub_errors(repo_id, revision, f'get {name} of'):
-            files[name] = Path(hf_hub_download(
-                repo_id, name, revision=revision, library_name='rs_timm', library_version=__version__, **kwargs))
-        if name == CONFIG:
-            _check_config(files[name], repo_id, local=False)  # before a large download
-    return files
 
 
 def _address(repo_id: str, local: bool) -> str:

@@ -33,6 +33,16 @@ _KINDS = {
 }
 
 
+class Settings(NamedTuple):
+    """What an engine is made with; see `create_engine`."""
+
+    precision: str
+    threads: Optional[int] = None
+    device: Optional[str] = None
+    options: Optional[Mapping[str, Any]] = None
+    cache_dir: Optional[Path] = None
+
+
 class Engine(Protocol):
     """The interface of an engine, which `create_engine` makes.
 
@@ -93,26 +103,36 @@ def create_engine(
         ImportError: it, or any at all, is not installed; the message names the extra.
         ValueError: no such engine; a precision or a device that it does not have; less than one thread.
     """
-    precision = check_precision(precision)
+    settings = Settings(check_precision(precision), threads, device, options, cache_dir)
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ValueError(f'threads={threads!r}: give a positive whole number, or None to leave it to the engine.')
-    if name is None:
-        able = _able(precision, of_torch)
-        if device is not None:
-            return _with_device(able, precision, threads, of_torch, device, options, cache_dir)
-        name = able[0]
+    if name is not None:
+        return _create(name, settings, of_torch)
+    able = _able(settings.precision, of_torch)
+    if device is None:
+        return _create(able[0], settings, of_torch)
+    reasons = []
+    for each in able:
+        try:
+            return _create(each, settings, of_torch)
+        except ValueError as error:
+            reasons.append(str(error))
+    raise ValueError(' '.join(reasons))
+
+
+def _create(name: str, settings: Settings, of_torch: bool) -> Engine:
     if name not in _KINDS:
         raise ValueError(f'engine {name!r} is unknown: choose one of {", ".join(ENGINES)}.')
     kind = _KINDS[name]
     if name == 'torch' and not of_torch:
         raise ValueError("the torch engine runs torch models, not exported files: give the session the model itself, "
                          "or take engine='openvino' or 'onnxruntime'.")
-    if precision not in kind.precisions:
-        raise ValueError(f'the engine {name} cannot run in {precision}: it can in {", ".join(kind.precisions)}.')
+    if settings.precision not in kind.precisions:
+        raise ValueError(
+            f'the engine {name} cannot run in {settings.precision}: it can in {", ".join(kind.precisions)}.')
     if not _is_installed(name):
         raise ImportError(f'the engine {name} is not installed: {kind.remedy}.')
-    return getattr(import_module(f'{__name__}._{name}'), kind.class_name)(
-        precision, threads, device, options, cache_dir)
+    return getattr(import_module(f'{__name__}._{name}'), kind.class_name)(settings)
 
 
 def check_precision(precision: str) -> str:
@@ -127,17 +147,6 @@ def check_precision(precision: str) -> str:
     if precision not in PRECISIONS:
         raise ValueError(f'precision {precision!r} is unknown: choose one of {", ".join(PRECISIONS)}.')
     return precision
-
-
-def _with_device(names: Sequence[str], precision: str, threads: Any, of_torch: bool, device: str, *rest: Any) -> Engine:
-    """The first of the engines that has the device."""
-    reasons = []
-    for name in names:
-        try:
-            return create_engine(name, precision, threads, of_torch, device, *rest)
-        except ValueError as error:
-            reasons.append(str(error))
-    raise ValueError(' '.join(reasons))
 
 
 def _able(precision: str, of_torch: bool) -> Sequence[str]:

@@ -2,12 +2,12 @@
 from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Optional
 
 import numpy as np
 import onnxruntime
 
-from . import Network
+from . import Network, Settings
 
 __all__ = ['OnnxRuntimeEngine']
 
@@ -18,11 +18,9 @@ class OnnxRuntimeEngine:
     """One `InferenceSession` a network, all graph optimisations on.
 
     Args:
-        precision: 'float32', or 'int8' (of quantised networks).
-        threads: per network; None: all cores.
-        device: the name of a provider, as in 'CUDAExecutionProvider' or 'CUDA'; None: the CPU.
-        options: of the provider, by its own names.
-        cache_dir: not used; TensorRT and others have options of their own for that.
+        settings: precision 'float32', or 'int8' (of quantised networks); threads None: all cores; device: the name of
+            a provider, as in 'CUDAExecutionProvider' or 'CUDA'; options: of the provider, by its own names; cache_dir
+            is not used: TensorRT and others have options of their own for that.
 
     Raises:
         ValueError: a provider that is not there.
@@ -31,21 +29,14 @@ class OnnxRuntimeEngine:
     name = 'onnxruntime'
     any_batch_from = 2  # of a single picture, MobileNetV2 took 1.1 times as long in a network of dynamic batch
 
-    def __init__(
-            self,
-            precision: str = 'float32',
-            threads: Optional[int] = None,
-            device: Optional[str] = None,
-            options: Optional[Mapping[str, Any]] = None,
-            cache_dir: Optional[Path] = None,
-    ) -> None:
-        self._threads, there = threads, onnxruntime.get_available_providers()
-        found = [name for name in there if (device or 'CPU').lower() in (
+    def __init__(self, settings: Settings) -> None:
+        self._threads, there = settings.threads, onnxruntime.get_available_providers()
+        found = [name for name in there if (settings.device or 'CPU').lower() in (
             name.lower(), name.lower().removesuffix('executionprovider'))]
         if not found:
-            raise ValueError(f'ONNX Runtime has no provider {device!r} here: it has {", ".join(there)}.')
+            raise ValueError(f'ONNX Runtime has no provider {settings.device!r} here: it has {", ".join(there)}.')
         self._provider = found[0]
-        self._providers = [(self._provider, dict(options or {}))]
+        self._providers = [(self._provider, dict(settings.options or {}))]
         if self._provider != _CPU:
             self._providers.append((_CPU, {}))  # of operators that the provider does not have
 

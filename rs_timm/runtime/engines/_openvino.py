@@ -1,13 +1,12 @@
 """OpenVINO: on a CPU the fastest of the engines, and for GPUs and NPUs of Intel; a network for each static shape."""
 from collections import deque
 from os import PathLike, fspath
-from pathlib import Path
-from typing import Any, Deque, Dict, Mapping, Optional, Tuple
+from typing import Any, Deque, Dict, Optional, Tuple
 
 import numpy as np
 import openvino
 
-from . import Network
+from . import Network, Settings
 
 __all__ = ['OpenVinoEngine']
 
@@ -18,11 +17,9 @@ class OpenVinoEngine:
     """Compiles for latency: one stream, static shapes.
 
     Args:
-        precision: 'float32', 'bfloat16' (where the CPU has it) or 'int8' (of quantised networks).
-        threads: per network, on the CPU; None: all cores.
-        device: 'CPU', 'GPU', 'NPU', 'AUTO', 'AUTO:GPU,CPU' and so on; None: 'CPU'.
-        options: properties of OpenVINO for the device, by its own names.
-        cache_dir: a folder that keeps compiled networks; None: they are compiled anew.
+        settings: precision 'float32', 'bfloat16' (where the CPU has it) or 'int8' (of quantised networks); threads on
+            the CPU, None: all cores; device 'CPU', 'GPU', 'NPU', 'AUTO', 'AUTO:GPU,CPU' and so on; options: properties
+            of OpenVINO for the device, by its own names; cache_dir: a folder that keeps compiled networks.
 
     Raises:
         ValueError: a device that this machine, or a precision that its CPU, does not have.
@@ -31,14 +28,8 @@ class OpenVinoEngine:
     name = 'openvino'
     any_batch_from = None  # MobileNetV2 took 1.2 times as long in a network of dynamic batch
 
-    def __init__(
-            self,
-            precision: str = 'float32',
-            threads: Optional[int] = None,
-            device: Optional[str] = None,
-            options: Optional[Mapping[str, Any]] = None,
-            cache_dir: Optional[Path] = None,
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
+        precision, threads, device, options, cache_dir = settings
         self._core, self._device = openvino.Core(), device or 'CPU'
         there = (*self._core.available_devices, 'AUTO')
         if self._device.partition(':')[0] not in {*there, *(name.partition('.')[0] for name in there)}:

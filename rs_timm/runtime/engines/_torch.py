@@ -1,8 +1,7 @@
 """torch, eager: needs no export; its networks share all weights but the BatchNorms."""
 from copy import deepcopy
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Optional
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from rs_timm.export import model_info, onnx_model
 from rs_timm.export.network import default_torch_state
 from rs_timm.layers import extract
 
-from . import Network
+from . import Network, Settings
 
 __all__ = ['TorchEngine', 'TorchModel', 'prepare']
 
@@ -23,28 +22,20 @@ class TorchEngine:
     """Runs plain modules in inference mode, channels last, where they are (CPU or GPU).
 
     Args:
-        precision: 'float32', or 'bfloat16': all but the BatchNorms in bfloat16.
-        threads: None leaves torch as it is; a number is set with `torch.set_num_threads`, for the whole process.
-        device, options: refused; the model is where it is.
-        cache_dir: not used.
+        settings: precision 'float32', or 'bfloat16': all but the BatchNorms in bfloat16; threads: None leaves torch as
+            it is, a number is set with `torch.set_num_threads`, for the whole process; device and options are refused,
+            since the model is where it is; cache_dir is not used.
     """
 
     name = 'torch'
     any_batch_from = 1
 
-    def __init__(
-            self,
-            precision: str = 'float32',
-            threads: Optional[int] = None,
-            device: Optional[str] = None,
-            options: Optional[Mapping[str, Any]] = None,
-            cache_dir: Optional[Path] = None,
-    ) -> None:
-        if device is not None or options:
+    def __init__(self, settings: Settings) -> None:
+        if settings.device is not None or settings.options:
             raise ValueError('the torch engine runs a model where it is: move it, as in model.to(device).')
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._dtype = _DTYPES[precision]
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self._dtype = _DTYPES[settings.precision]
 
     def versions(self) -> Dict[str, str]:
         return {name: version(name) for name in ('torch', 'timm')}
