@@ -327,8 +327,8 @@ def results_rows(results: Mapping[Row, Mapping[str, float]], model: str, **colum
 
 
 def write_results_csv(path: Union[str, 'PathLike[str]'], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows of `results_rows` as CSV with a header."""
-    with open(path, 'w', newline='', encoding='utf-8') as file:
+    """Write rows, such as those of `results_rows`, as CSV with a header."""
+    with open(path, 'w', newline='', encoding='utf-8', errors='backslashreplace') as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

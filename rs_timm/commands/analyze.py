@@ -1,16 +1,16 @@
 """rs-timm analyze: what each resolution gets right on labelled pictures, as one page of HTML."""
 import argparse
-import csv
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Iterator, Mapping
 
 import timm
 import torch
 from torch import nn
 
-from rs_timm.analysis import Predictions, madds, norm_means, predict
+from rs_timm.analysis import madds, norm_means, predict
 from rs_timm.analysis.report import Subject, analysis_page, picture_rows, require_matplotlib
-from rs_timm.data import MultiResLoader, data_config, folder_classes
+from rs_timm.data import data_config, folder_classes
+from rs_timm.evaluation import write_results_csv
 from rs_timm.labels import class_names
 from rs_timm.layers import get_resolutions
 from rs_timm.loading import describe_preprocessing
@@ -84,7 +84,10 @@ def run(args: argparse.Namespace) -> int:
     Path(args.out).write_text(analysis_page(subject, found), encoding='utf-8')
     print(f'wrote {args.out}')
     if args.csv:
-        _write_csv(args.csv, found, loader)
+        names: Any = getattr(loader.dataset, 'filenames', None)
+        if loader.num_samples != len(found.target):  # some were left out: which is which?
+            names = None
+        write_results_csv(args.csv, picture_rows(found, list(names()) if names else None))
         print(f'wrote {args.csv}')
     return 0
 
@@ -96,15 +99,3 @@ def _names(model: nn.Module, folders: Mapping[str, int]) -> Iterator[str]:
     for index in range(count):
         name = name_of(index)
         yield without_surrogates(folder_of.get(index, name) if name == f'class {index}' else name)
-
-
-def _write_csv(path: str, found: Predictions, loader: MultiResLoader) -> None:
-    files: Optional[List[str]] = None
-    names = getattr(loader.dataset, 'filenames', None)
-    if names is not None and loader.num_samples == len(found.target):  # else some were left out: which is which?
-        files = list(names())
-    rows: List[Dict[str, Any]] = picture_rows(found, files)
-    with open(path, 'w', newline='', encoding='utf-8', errors='backslashreplace') as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -28,7 +28,6 @@ from rs_timm.training.processes import is_first_process, join_processes, process
 
 from .arguments import ModelSource, model_source, positive_int
 from .labelled import (
-    Reading,
     WatchedLoader,
     add_labelled_arguments,
     autocast_type,
@@ -79,10 +78,16 @@ def run(args: argparse.Namespace) -> int:
         if config['input_size'][0] != 3:
             raise ValueError(f"{args.model} takes {config['input_size'][0]} channels: networks for segmentation are "
                              'evaluated on RGB.')
-        names = _label_names(model)
+        named: Any = model.pretrained_cfg.get('label_names')
+        names = list(named or (f'class {index}' for index in range(model.num_classes)))
         dataset = MaskFolder(args.data, args.split, names, args.ignore_label)
         _print(heading)
-        matrices = _confusion_matrices(model, dataset, config, sizes, alpha, how, amp_dtype)
+        masked: Any = WatchedLoader(create_mask_loader(
+            dataset, sizes, is_training=False, batch_size=how.batch_size, num_workers=how.workers, mean=config['mean'],
+            std=config['std'], interpolation=config['interpolation'], device=device, skip_corrupt=how.skip_corrupt,
+            rank=process_rank(), world_size=process_count()))
+        matrices = confusion_matrices(model, masked, sizes, alpha, amp_dtype, device)
+        report_skipped(masked.damaged)
         results = {row: segmentation_scores(matrix) for row, matrix in matrices.items()}
         _print(masks_table(results), *(_per_class(matrices, names) if args.per_class else ()))
         if args.csv and is_first_process():
@@ -166,30 +171,6 @@ def _alpha(model: nn.Module, sizes: Sequence[int]) -> Dict[int, float]:
 
 
 # Segmentation
-
-def _label_names(model: nn.Module) -> List[str]:
-    """Names of the classes, as the model's cfg has them, else numbers."""
-    names = (getattr(model, 'pretrained_cfg', None) or {}).get('label_names')
-    return list(names or (f'class {index}' for index in range(int(model.num_classes))))  # type: ignore[arg-type]
-
-
-def _confusion_matrices(
-        model: nn.Module,
-        dataset: MaskFolder,
-        config: Mapping[str, Any],
-        sizes: Sequence[int],
-        alpha: Dict[int, float],
-        how: Reading,
-        amp_dtype: Any,
-) -> Dict[Any, torch.Tensor]:
-    loader: Any = WatchedLoader(create_mask_loader(
-        dataset, sizes, is_training=False, batch_size=how.batch_size, num_workers=how.workers, mean=config['mean'],
-        std=config['std'], interpolation=config['interpolation'], device=how.device, skip_corrupt=how.skip_corrupt,
-        rank=process_rank(), world_size=process_count()))
-    matrices = confusion_matrices(model, loader, sizes, alpha, amp_dtype, how.device)
-    report_skipped(loader.damaged)
-    return matrices
-
 
 def _per_class(matrices: Mapping[Any, torch.Tensor], names: Sequence[str]) -> Iterator[str]:
     """IoU of each class, a column for each resolution."""
