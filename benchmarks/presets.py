@@ -149,6 +149,7 @@ _QUANTISED_PRESET = Preset(
     classes=10,
     about='ResNet18 on Imagenette (ten classes), quantised from full-precision weights',
     mean_lr=dict.fromkeys(KINDS, 0.04),
+    private_rates=True,
 )
 PRESETS: Dict[str, Preset] = {
     preset.name: preset

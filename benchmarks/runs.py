@@ -104,15 +104,16 @@ def _ladder(preset: Preset) -> Iterator[Run]:
 
 
 def _quantised(preset: Preset) -> Iterator[Run]:
-    """The full-precision networks come first; 2/32 goes on from the ordinary one, 2/2 from a pre-activation one."""
+    """All but 2/2 go on from one ordinary network of a size in the middle, which is the own one of none of them."""
     largest, smallest = preset.resolutions[0], preset.resolutions[-1]
-    yield Run('full_precision', 'table3', dict(epochs=2, init='rs_resnet18.mred_imagenette'), int8=True)
-    yield Run('w2a32', 'table3', model='rs_resnet18_w2a32', start='full_precision')
-    for size in (largest, smallest):
+    yield Run('ordinary', 'table3', dict(resolutions=(96,), epochs=8, lr=0.08))
+    for size in (smallest, largest):
         yield Run(f'w2a32_individual_{size}', 'table3', dict(resolutions=(size,)), model='rs_resnet18_w2a32',
-                  start='full_precision')
+                  start='ordinary')
+    yield Run('w2a32', 'table3', model='rs_resnet18_w2a32', start='ordinary')
+    yield Run('full_precision', 'table3', start='ordinary', int8=True)
     yield Run('preactivation', 'table3', dict(resolutions=(96,), epochs=8, lr=0.08), model='resnetv2_18')
-    yield Run('w2a2', 'table3', model='rs_resnet18_w2a2', start='preactivation')
+    yield Run('w2a2', 'table3', dict(private_lr=1.), model='rs_resnet18_w2a2', start='preactivation')
 
 
 def _camvid(preset: Preset) -> Iterator[Run]:
