@@ -14,7 +14,7 @@ from benchmarks.environment import describe
 from benchmarks.quantization_size import full_size, packed_size
 from benchmarks.runs import Job, settings
 from benchmarks.runtime.networks import labelled
-from benchmarks.store import ACCURACY, EPOCHS, FEATURES, MASKS, NORMS, RIGHT, RUNS, Table, packed
+from benchmarks.store import ACCURACY, CLASSES, EPOCHS, FEATURES, MASKS, NORMS, RIGHT, RUNS, Table, packed
 from rs_timm import add_resolution, export_onnx, extract, get_resolutions, is_switchable, pack, set_interpolation
 from rs_timm.analysis import (
     Predictions,
@@ -26,9 +26,11 @@ from rs_timm.analysis import (
     predict,
 )
 from rs_timm.data import MultiResLoader, create_multires_loader
+from rs_timm.evaluation import confusion_matrices
 from rs_timm.quantization import quantized_layers
 from rs_timm.runtime import Session
-from rs_timm.training import Recipe, evaluate_masks
+from rs_timm.segmentation import class_ious, segmentation_scores
+from rs_timm.training import Recipe
 from rs_timm.training.tasks import MaskLoaders
 
 Rows = List[Dict[str, Any]]
@@ -197,12 +199,16 @@ def measure_masks(
     loader = MaskLoaders(data, recipe, device=device, workers=workers).evaluation(sizes)
     alpha = (getattr(model, 'checkpoint_metadata', None) or {}).get('alpha') if len(recipe.resolutions) > 1 else {}
     amp_dtype = None if recipe.precision == 'float32' else getattr(torch, recipe.precision)
-    scores = evaluate_masks(model, loader, sizes, alpha, amp_dtype, device)
-    rows = [dict(resolution=row, **{name: round(own[name], 4) for name in MASKS.columns[1:]})
-            for row, own in scores.items()]
+    matrices = confusion_matrices(model, loader, sizes, alpha, amp_dtype, device)
+    rows, classes = [], []
+    for row, matrix in matrices.items():
+        own = segmentation_scores(matrix)
+        rows.append(dict(resolution=row, **{name: round(own[name], 4) for name in MASKS.columns[1:]}))
+        classes += [dict(resolution=row, label=label, pixels=pixels, iou=round(iou, 2)) for label, pixels, iou in zip(
+            recipe.labels, matrix.sum(1).tolist(), class_ious(matrix).tolist())]
     count = len(loader.dataset)  # type: ignore[arg-type]
     run = run_row(job, recipe, model, count, epochs, device)
-    return {MASKS: rows, RUNS: [dict(run, measure_seconds=round(time.monotonic() - started, 1))]}
+    return {MASKS: rows, CLASSES: classes, RUNS: [dict(run, measure_seconds=round(time.monotonic() - started, 1))]}
 
 
 # Table 3

@@ -9,7 +9,7 @@ paper need no such care: the scale of the gradient is absorbed by the norm of th
 uses 0.1 everywhere; the ImageNet presets do so too.) The preset `pilot` tries half and twice the rate for each kind of
 loss, and tests/test_benchmarks_runs.py fails when MEAN_LR is not the best of what the pilot measured.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Dict, Mapping, Tuple
 
 from rs_timm.training import Recipe, get_recipe
@@ -35,6 +35,7 @@ class Preset:
         about: one line for tables.
         mean_lr: kind of loss -> learning rate on the mean of the losses; empty: the recipe's rate for all.
         private_rates: private BatchNorm sets move at `mean_lr`, since each gets the gradient of one loss alone.
+        aside: share of the training pictures, the ends of their videos, that is tested on in place of the test split.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Preset:
     about: str = ''
     mean_lr: Mapping[str, float] = field(default_factory=dict)
     private_rates: bool = False
+    aside: float = 0.
 
     @property
     def resolutions(self) -> Tuple[int, ...]:
@@ -139,6 +141,16 @@ _CAMVID_PRESET = Preset(
     classes=11,
     about='RefineNet with 64 channels on ResNet18, CamVid (eleven classes), 7 epochs',
 )
+_CAMVID_PILOT_PRESET = Preset(
+    name='camvid_pilot',
+    model='rs_refinenet_resnet18',
+    recipe_name='camvid',
+    recipe=replace(_CAMVID_PRESET.recipe, resolutions=(176, 112, 48)),
+    data='CamVid',
+    classes=11,
+    about='the preset camvid at half the sizes, tested on the last fifth of each sequence of its training pictures',
+    aside=0.2,
+)
 # From full-precision weights, so that few epochs do. Learning rates on the mean as in the small preset.
 _QUANTISED_PRESET = Preset(
     name='quantised',
@@ -153,6 +165,6 @@ _QUANTISED_PRESET = Preset(
 )
 PRESETS: Dict[str, Preset] = {
     preset.name: preset
-    for preset in (_SMALL_PRESET, _LADDER_PRESET, _PILOT_PRESET, _CAMVID_PRESET, _QUANTISED_PRESET,
-                   *map(_imagenet, ('resnet18', 'resnet50', 'mobilenetv2')))
+    for preset in (_SMALL_PRESET, _LADDER_PRESET, _PILOT_PRESET, _CAMVID_PRESET, _CAMVID_PILOT_PRESET,
+                   _QUANTISED_PRESET, *map(_imagenet, ('resnet18', 'resnet50', 'mobilenetv2')))
 }

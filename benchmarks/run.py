@@ -29,6 +29,7 @@ from benchmarks.measure import Measured, Pictures, file_rows, int8_rows, measure
 from benchmarks.presets import PRESETS
 from benchmarks.recalibration import write_start
 from benchmarks.runs import GROUPS, Job, jobs, runs, settings
+from benchmarks.scenes import link_scenes
 from benchmarks.store import ACCURACY, FILES, RUNS, TABLES
 from rs_timm import is_switchable, recalibrate
 from rs_timm.atomic import write_bytes
@@ -57,6 +58,14 @@ def recipe_of(job: Job, args: argparse.Namespace) -> Recipe:
 
 def folder_of(job: Job, args: argparse.Namespace) -> Path:
     return Path(args.out) / str(job)
+
+
+def data_of(job: Job, args: argparse.Namespace) -> str:
+    """The folder of the pictures; where scenes are kept aside, one of links to those for training."""
+    if not job.preset.aside:
+        return str(args.data)
+    folder = Path(args.out) / f'{job.preset.name}-pictures'
+    return str(link_scenes(Path(args.data), folder, job.preset.recipe, job.preset.aside))
 
 
 def results_of(args: argparse.Namespace) -> Path:
@@ -98,7 +107,7 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
         raise ValueError(f'{job} goes on from the run {job.run.start!r}, which is not there: make it first, with the '
                          f'same --out.')
     if job.run.trains:
-        trained = train(job.model, args.data, recipe, str(folder), resume, options)
+        trained = train(job.model, data_of(job, args), recipe, str(folder), resume, options)
         model, epochs = trained.model, trained.rows
         if is_switchable(model):
             save_pretrained(model, folder / 'model', model_config=dict(label_names=trained.class_names))
@@ -127,7 +136,7 @@ def _measured(
 ) -> Measured:
     preset = job.preset.recipe.debug() if args.debug_twin else job.preset.recipe
     if recipe.task == 'segmentation':
-        return measure_masks(job, recipe, model, args.data, preset.resolutions, epochs, device, args.workers)
+        return measure_masks(job, recipe, model, data_of(job, args), preset.resolutions, epochs, device, args.workers)
     dense = [size // 4 + 8 for size in job.preset.dense] if args.debug_twin else job.preset.dense
     pictures = Pictures(args.data, recipe, device, args.workers)
     measured, said = measure(job, recipe, model, pictures, dense, preset.resolutions, epochs)

@@ -22,6 +22,7 @@ GROUPS = {
     'figure9': 'Figure 9: interaction of resolutions, crops of 30 to 100 %',
     'table3': 'Table 3: quantised networks',
     'table7': 'Table 7: semantic segmentation',
+    'pilot7': 'Table 7: what the RS-Net lacks, on training pictures kept aside',
 }
 
 
@@ -82,7 +83,8 @@ def prefix(resolutions: Sequence[int]) -> str:
 
 def runs(preset: Preset) -> Dict[str, Run]:
     """The runs of a preset by name, those that matter most first."""
-    of_preset = {'pilot': _pilot, 'ladder': _ladder, 'camvid': _camvid, 'quantised': _quantised}
+    of_preset = {'pilot': _pilot, 'ladder': _ladder, 'camvid': _camvid, 'camvid_pilot': _camvid_pilot,
+                 'quantised': _quantised}
     return {run.name: run for run in of_preset.get(preset.name, _paper)(preset)}
 
 
@@ -124,6 +126,16 @@ def _camvid(preset: Preset) -> Iterator[Run]:
     yield Run('vanilla', 'table7', dict(mred='vanilla'))
     few = dict(epochs=1, limit_batches=4, batch_size=2, lr=2e-4, warmup_epochs=0.5, init='', model_args=())
     yield Run('resnet101_four_updates', 'table7', few, model='rs_refinenet_resnet101')
+
+
+def _camvid_pilot(preset: Preset) -> Iterator[Run]:
+    two = dict(seeds=(0, 1))
+    yield Run('parallel', 'pilot7', dict(mred='none'), **two)
+    yield Run('rs_net', 'pilot7', **two)
+    for size in preset.resolutions:
+        yield Run(f'individual_{size}', 'pilot7', dict(resolutions=(size,)), **two)
+    for mode in ('larger', 'largest', 'vanilla'):
+        yield Run(mode, 'pilot7', dict(mred=mode))
 
 
 def _paper(preset: Preset) -> Iterator[Run]:

@@ -122,7 +122,8 @@ NORMS = Table('paper_norms', ('layer', 'resolution', 'weight', 'bias', 'running_
 FEATURES = Table('paper_features', ('resolution', 'crops', 'share', 'value'))
 FILES = Table('paper_files', ('kind', 'bytes'))
 MASKS = Table('paper_masks', ('resolution', 'pixel_accuracy', 'mean_accuracy', 'mean_iou'))
-TABLES = (RUNS, ACCURACY, RIGHT, EPOCHS, NORMS, FEATURES, MASKS, FILES)
+CLASSES = Table('paper_classes', ('resolution', 'label', 'pixels', 'iou'))
+TABLES = (RUNS, ACCURACY, RIGHT, EPOCHS, NORMS, FEATURES, MASKS, CLASSES, FILES)
 
 
 def packed(right: np.ndarray) -> str:
