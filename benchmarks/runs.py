@@ -6,7 +6,7 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from benchmarks.presets import KINDS, MEAN_DECAY, PRESETS, Preset
+from benchmarks.presets import KINDS, MEAN_DECAY, MEAN_LR, PRESETS, Preset
 from rs_timm.training import Recipe
 
 # what runs are for, in the order in which a queue makes them
@@ -84,7 +84,7 @@ def prefix(resolutions: Sequence[int]) -> str:
 def runs(preset: Preset) -> Dict[str, Run]:
     """The runs of a preset by name, those that matter most first."""
     of_preset = {'pilot': _pilot, 'ladder': _ladder, 'camvid': _camvid, 'camvid_pilot': _camvid_pilot,
-                 'quantised': _quantised}
+                 'quantised': _quantised, 'quantised_equal_starts': _equal_starts}
     return {run.name: run for run in of_preset.get(preset.name, _paper)(preset)}
 
 
@@ -106,16 +106,25 @@ def _ladder(preset: Preset) -> Iterator[Run]:
 
 
 def _quantised(preset: Preset) -> Iterator[Run]:
-    """All but 2/2 go on from one ordinary network of a size in the middle, which is the own one of none of them."""
+    """The full-precision networks come first; 2/32 goes on from the ordinary one, 2/2 from a pre-activation one."""
     largest, smallest = preset.resolutions[0], preset.resolutions[-1]
-    yield Run('ordinary', 'table3', dict(resolutions=(96,), epochs=8, lr=0.08))
-    for size in (smallest, largest):
+    yield Run('full_precision', 'table3', dict(epochs=2, init='rs_resnet18.mred_imagenette'), int8=True)
+    yield Run('w2a32', 'table3', model='rs_resnet18_w2a32', start='full_precision')
+    for size in (largest, smallest):
         yield Run(f'w2a32_individual_{size}', 'table3', dict(resolutions=(size,)), model='rs_resnet18_w2a32',
-                  start='ordinary')
-    yield Run('w2a32', 'table3', model='rs_resnet18_w2a32', start='ordinary')
-    yield Run('full_precision', 'table3', start='ordinary', int8=True)
+                  start='full_precision')
     yield Run('preactivation', 'table3', dict(resolutions=(96,), epochs=8, lr=0.08), model='resnetv2_18')
-    yield Run('w2a2', 'table3', dict(private_lr=1.), model='rs_resnet18_w2a2', start='preactivation')
+    yield Run('w2a2', 'table3', model='rs_resnet18_w2a2', start='preactivation')
+
+
+def _equal_starts(preset: Preset) -> Iterator[Run]:
+    """All go on from one network, whose size is none of theirs."""
+    yield Run('ordinary', 'table3', dict(resolutions=(80,), epochs=6, progressive=0.5, lr=MEAN_LR[KINDS[0]]),
+              model='rs_resnet18')
+    for size in reversed(preset.resolutions):
+        yield Run(f'individual_{size}', 'table3', dict(resolutions=(size,)), start='ordinary')
+    yield Run('rs_net', 'table3', start='ordinary')
+    yield Run('parallel', 'table3', dict(mred='none'), start='ordinary')
 
 
 def _camvid(preset: Preset) -> Iterator[Run]:
