@@ -31,6 +31,7 @@ from benchmarks.recalibration import write_start
 from benchmarks.runs import GROUPS, Job, jobs, runs, settings
 from benchmarks.scenes import link_scenes
 from benchmarks.store import ACCURACY, FILES, RUNS, TABLES
+from benchmarks.trials import tried
 from rs_timm import is_switchable, recalibrate
 from rs_timm.atomic import write_bytes
 from rs_timm.hub import save_pretrained
@@ -107,7 +108,8 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
         raise ValueError(f'{job} goes on from the run {job.run.start!r}, which is not there: make it first, with the '
                          f'same --out.')
     if job.run.trains:
-        trained = train(job.model, data_of(job, args), recipe, str(folder), resume, options)
+        with tried(job.run.trial):
+            trained = train(job.model, data_of(job, args), recipe, str(folder), resume, options)
         model, epochs = trained.model, trained.rows
         if is_switchable(model):
             save_pretrained(model, folder / 'model', model_config=dict(label_names=trained.class_names))

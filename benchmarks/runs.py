@@ -42,6 +42,7 @@ class Run:
         start: the run of this preset, with the same seed, whose weights this one starts from.
         trains: false: the network is measured as it is, or after `prior_images` of recalibration.
         prior_images: weight of the old statistics in a recalibration; None: none.
+        trial: settings of a distillation that the package does not have, see `benchmarks.trials`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Run:
     int8: bool = False
     trains: bool = True
     prior_images: Optional[float] = None
+    trial: Mapping[str, Any] = field(default_factory=dict)
 
     def recipe(self, preset: Preset, seed: int = 0, epochs: Optional[int] = None, debug: bool = False) -> Recipe:
         """The settings of this run; with `debug` those of its twin, which finishes in seconds."""
@@ -138,13 +140,17 @@ def _camvid(preset: Preset) -> Iterator[Run]:
 
 
 def _camvid_pilot(preset: Preset) -> Iterator[Run]:
+    """35 updates an epoch, 245 in all."""
     two = dict(seeds=(0, 1))
-    yield Run('parallel', 'pilot7', dict(mred='none'), **two)
     yield Run('rs_net', 'pilot7', **two)
+    yield Run('parallel', 'pilot7', dict(mred='none'), **two)
+    yield Run('late', 'pilot7', trial=dict(first=123), **two)
     for size in preset.resolutions:
         yield Run(f'individual_{size}', 'pilot7', dict(resolutions=(size,)), **two)
-    for mode in ('larger', 'largest', 'vanilla'):
-        yield Run(mode, 'pilot7', dict(mred=mode))
+    yield Run('larger', 'pilot7', dict(mred='larger'))
+    yield Run('quarter', 'pilot7', trial=dict(weight=0.25))
+    yield Run('largest', 'pilot7', dict(mred='largest'))
+    yield Run('rs_net_lr2', 'pilot7', dict(lr=2 * preset.recipe.lr))
 
 
 def _paper(preset: Preset) -> Iterator[Run]:
