@@ -126,7 +126,6 @@ def _equal_starts(preset: Preset) -> Iterator[Run]:
     for size in reversed(preset.resolutions):
         yield Run(f'individual_{size}', 'table3', dict(resolutions=(size,)), start='ordinary')
     yield Run('rs_net', 'table3', start='ordinary')
-    yield Run('parallel', 'table3', dict(mred='none'), start='ordinary')
 
 
 def _camvid(preset: Preset) -> Iterator[Run]:

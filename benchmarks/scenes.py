@@ -20,13 +20,13 @@ def split_scenes(names: Sequence[str], share: float, gap: int = GAP) -> Tuple[Li
     (['a_0', 'a_1', 'a_2', 'a_3', 'a_4', 'a_5', 'a_6'], ['a_8', 'a_9'])
 
     Args:
-        names: of pictures; what stands before the first underscore names the sequence, the rest its order.
+        names: of pictures; what stands before the last underscore names the sequence, the rest its order.
         share: in (0, 1).
         gap: pictures before those kept aside that are in neither part.
     """
     sequences: Dict[str, List[str]] = defaultdict(list)
     for name in sorted(names):
-        sequences[name.split('_')[0]].append(name)
+        sequences[name.rpartition('_')[0]].append(name)
     kept, aside = [], []
     for sequence in sequences.values():
         first = len(sequence) - round(share * len(sequence))

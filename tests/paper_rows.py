@@ -3,7 +3,7 @@ import numpy as np
 
 from benchmarks.presets import PRESETS
 from benchmarks.runs import jobs, settings
-from benchmarks.store import ACCURACY, EPOCHS, FEATURES, FILES, MASKS, NORMS, RIGHT, RUNS, packed
+from benchmarks.store import ACCURACY, CLASSES, EPOCHS, FEATURES, FILES, MASKS, NORMS, RIGHT, RUNS, packed
 
 PICTURES = 400
 ENVIRONMENT = dict(device='cpu (some processor)', dtype='bfloat16', threads='2', python='3.11', torch='2', timm='1',
@@ -88,6 +88,10 @@ def _write_masks(folder, job, recipe, changed):
         values['ensemble'] = values[sizes[0]] + 1
     MASKS.put(folder, job.key, [dict(resolution=size, pixel_accuracy=value + 20, mean_accuracy=value + 10,
                                       mean_iou=value) for size, value in values.items()])
+    CLASSES.put(folder, job.key, [
+        dict(resolution=size, label=label, pixels=pixels,
+             iou=(30. if job.run.name.startswith('individual_') else 10.) + 1 * job.seed)
+        for size in values for label, pixels in (('sky', 300), ('pole', 100), ('road', 600))])
     _write_run(folder, job, recipe, changed)
 
 

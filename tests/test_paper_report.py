@@ -30,7 +30,7 @@ NOT = 'not measured'
 def whole(tmp_path_factory):
     """Results of everything that is planned at small scale."""
     folder = tmp_path_factory.mktemp('results')
-    for preset in ('small', 'ladder', 'pilot', 'quantised', 'camvid'):
+    for preset in ('small', 'ladder', 'pilot', 'quantised', 'quantised_equal_starts', 'camvid_pilot', 'camvid'):
         write_preset(folder, preset)
     return folder
 
@@ -223,8 +223,8 @@ def test_the_ladder(whole, section):
 
 def test_the_list_of_runs(whole, section):
     text = section(whole, 'paper_runs')
-    small, ladder, pilot, quantised, camvid = tables(text)
-    assert NOT not in text and (len(pilot), len(ladder), len(quantised), len(camvid)) == (9, 5, 6, 7)
+    small, ladder, pilot, *others = tables(text)
+    assert NOT not in text and (len(pilot), len(ladder), *map(len, others)) == (9, 5, 6, 5, 10, 7)
     assert [name.strip('`') for name in small] == list(runs(SMALL))  # the last seed of each
     assert small['`rs_net`'] == {'seed': '1', 'edits': '', 'epochs': '8', 'training': '31.0 min', 'measuring': '45 s',
                                  'commit': 'abcdef0123', 'on': 'A'}
@@ -251,10 +251,28 @@ def test_table_3_against_brute_force(whole, section):
     assert (times['RS-Net, full precision'], times['I-Nets, 2/32'], times['RS-Net, 2/32']) == ('2.0', '3.0', '15.0')
 
 
+def test_equal_starts_against_brute_force(whole, section):
+    table = tables(section(whole, 'paper_table3_equal_starts'))[0]
+    preset = 'quantised_equal_starts'
+    for size in PRESETS[preset].resolutions:
+        base = measured(whole, f'individual_{size}', size, preset=preset)
+        assert table[f'{size} px'] == {'I-Nets': text_of(base), 'RS-Net': with_gain(
+            measured(whole, 'rs_net', size, preset=preset), base)}
+
+
+def test_the_pilot_of_table_7_class_by_class(whole, section):
+    text = section(whole, 'paper_pilot7')
+    mean_iou, _, classes = tables(text)
+    assert mean_iou['144 px']['RS-Net'].startswith('57.8 ± 0.4 (+') and 'preset `camvid_pilot`' in text
+    assert list(classes) == ['road (60.0 %)', 'sky (30.0 %)', 'pole (10.0 %)']
+    assert classes['pole (10.0 %)']['I-Nets'] == '30.5 ± 0.7'
+    assert classes['pole (10.0 %)']['RS-Net'] == '10.5 ± 0.7 (-20.0)'
+
+
 def test_table_7_against_brute_force(whole, section):
     text = section(whole, 'paper_table7')
     with (whole / 'paper_masks.csv').open() as stream:
-        rows = {(row['run'], row['resolution']): row for row in csv.DictReader(stream)}
+        rows = {(row['run'], row['resolution']): row for row in csv.DictReader(stream) if row['preset'] == 'camvid'}
     for table, quantity in zip(tables(text), ('mean_iou', 'pixel_accuracy', 'mean_accuracy')):
         for size in (352, 224, 96):
             def value(run, size=size, quantity=quantity):
@@ -497,7 +515,7 @@ def test_documents_show_the_pictures_that_there_are(whole, section):
     pages = [(report.ROOT / 'docs' / f'{name}.md').read_text(encoding='utf-8')
              for name in ('paper', 'quantize', 'segmentation')]
     shown = [set(re.findall(r'<!-- report:(paper\w+) -->', page)) for page in pages]
-    assert shown[1:] == [{'paper_table3'}, {'paper_table7'}]
+    assert shown[1:] == [{'paper_table3', 'paper_table3_equal_starts'}, {'paper_table7', 'paper_pilot7'}]
     assert set.union(*shown) == set(SECTIONS) - {'paper'}
 
 

@@ -229,6 +229,15 @@ COLUMNS_6 = (
     Column('one resolution, one crop', 'individual_{size}', 'individual'),
 )
 COLUMNS_7 = (*COLUMNS_2[:3], Column('vanilla MRED', 'vanilla', 'vanilla'), COLUMNS_2[3])
+COLUMNS_3 = (_I_NETS, _RS_NET)
+COLUMNS_PILOT_7 = (
+    _I_NETS, _PARALLEL, _RS_NET,
+    Column('distillation from half of the run on', 'late'),
+    Column('a quarter of the distillation', 'quarter'),
+    Column('only from all larger ones', 'larger'),
+    Column('only from the largest', 'largest'),
+    Column('RS-Net, twice the rate', 'rs_net_lr2'),
+)
 COLUMNS_RATES = (_I_NETS, Column('parallel, one rate', 'one_rate_parallel'), _PARALLEL,
                  Column('RS-Net, one rate', 'one_rate_rs_net'), _RS_NET)
 

@@ -260,7 +260,7 @@ def runs_section() -> str:
     """All planned runs."""
     folder = environment.RESULTS
     found = [*shown_presets(folder), load('ladder', folder), pilot_results(folder),
-             *(load(name, folder) for name in ('quantised', 'camvid'))]
+             *(load(name, folder) for name in ('quantised', 'quantised_equal_starts', 'camvid_pilot', 'camvid'))]
     return '\n\n'.join(map(runs_table, found))
 
 
@@ -286,6 +286,8 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'paper_alpha': _section(_picture('alpha'), alpha_table),
     'paper_ladder': _section(ladder_table, _picture('ladder'), preset='ladder'),
     'paper_table3': _section(tables.table_3, preset='quantised'),
+    'paper_table3_equal_starts': _section(tables.table_3_equal_starts, preset='quantised_equal_starts'),
+    'paper_pilot7': _section(tables.pilot_7, preset='camvid_pilot'),
     'paper_table7': _section(tables.table_7, tables.cost_of_resnet101, preset='camvid'),
     'paper_pilot': lambda: pilot_table(environment.RESULTS),
     'paper_rates': _section(lambda results: tables.comparison(results, COLUMNS_RATES), preset='small'),

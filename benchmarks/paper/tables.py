@@ -1,26 +1,30 @@
 """The paper's tables as Markdown: what was measured, and below or beside it what the paper has."""
 from functools import partial
 from itertools import zip_longest
-from typing import List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from benchmarks import published
 from benchmarks.paper.curves import INTERPOLATIONS
 from benchmarks.paper.samples import (
     COLUMNS_2,
+    COLUMNS_3,
     COLUMNS_4,
     COLUMNS_5,
     COLUMNS_6,
     COLUMNS_7,
+    COLUMNS_PILOT_7,
     Column,
     Results,
+    Sample,
     madds_of,
     measured_table,
     parameters,
     published_table,
     seeds_note,
     signed,
+    titles,
 )
-from benchmarks.store import FILES, NOT_MEASURED, RUNS, by_columns, markdown, measured_or_note
+from benchmarks.store import CLASSES, FILES, NOT_MEASURED, RUNS, by_columns, markdown, measured_or_note
 
 PAPER = '**Published** in the paper, not measured here'
 
@@ -255,6 +259,11 @@ def _pair(base: float, ours: float) -> Tuple[str, str]:
     return f'{base:.1f}', f'{ours:.1f} ({signed(ours - base)})'
 
 
+def table_3_equal_starts(results: Results) -> str:
+    """Top-1 of 2/32, I-Nets and RS-Net, that have equal starts, epochs and rates."""
+    return comparison(results, COLUMNS_3)
+
+
 # Table 7
 
 QUANTITIES = {'mean_iou': 'mean IoU', 'pixel_accuracy': 'pixel accuracy', 'mean_accuracy': 'mean accuracy'}
@@ -287,6 +296,37 @@ def _published_7() -> str:
     counts = published.TABLE_7_PARAMETERS
     return (f"{markdown(header, lines)}\n\nParameters: {counts['individual']:.2f} million in three I-Nets, "
             f"{counts['rs_net']:.2f} million in the RS-Net.")
+
+
+def pilot_7(results: Results) -> str:
+    """What was tried to find out what the RS-Net lacks: mean IoU, pixel accuracy, and IoU class by class."""
+    columns = [column for column in COLUMNS_PILOT_7
+               if results.of(RUNS, run=column.run_at(results.sizes[0], results.sizes))]
+    if not columns:
+        return NOT_MEASURED
+    largest = results.sizes[0]
+    parts = [f'{measured_on(results)}; in percent, and in brackets the gain over the I-Nets.']
+    for quantity in ('mean_iou', 'pixel_accuracy'):
+        words = QUANTITIES[quantity]
+        parts += [f'{words[0].upper()}{words[1:]}:', measured_table(results, columns, quantity)]
+    shares = _class_samples(results, COLUMNS_PILOT_7[2], largest, 'pixels')
+    whole = sum(share.mean for share in shares.values())
+    lines = []
+    for label in sorted(shares, key=lambda label: -shares[label].mean):
+        own = [_class_samples(results, column, largest, 'iou').get(label, Sample()) for column in columns]
+        lines.append([f'{label} ({100 * shares[label].mean / whole:.1f} %)', own[0].text(),
+                      *(sample.gain_text(own[0]) for sample in own[1:])])
+    header = ['class (share of the pixels)', *titles(columns, results.sizes)]
+    return '\n\n'.join([*parts, f'IoU of each class at {largest} px:', measured_or_note(header, lines),
+                        seeds_note(results, columns)])
+
+
+def _class_samples(results: Results, column: Column, size: int, quantity: str) -> Dict[str, Sample]:
+    """Class -> a column of the table of classes."""
+    values: Dict[str, Dict[str, float]] = {}
+    for row in results.of(CLASSES, run=column.run_at(size, results.sizes), resolution=size):
+        values.setdefault(row['label'], {})[row['seed']] = float(row[quantity])
+    return {label: Sample(own) for label, own in values.items()}
 
 
 def cost_of_resnet101(results: Results) -> str:
