@@ -149,8 +149,8 @@ _CAMVID_PILOT_PRESET = Preset(
     recipe=replace(_CAMVID_PRESET.recipe, resolutions=(144, 96, 48), epochs=4, batch_size=4),
     data='CamVid',
     classes=11,
-    about='the network of the preset camvid at smaller sizes, 4 epochs, tested on the last fifth of each sequence of its '
-          'training pictures',
+    about='the network of the preset camvid at smaller sizes, 4 epochs, tested on the last fifth of each sequence of '
+          'its training pictures',
     aside=0.2,
 )
 # From full-precision weights, so that few epochs do. Learning rates on the mean as in the small preset.
