@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, List
 from ._register import register_models
 
 if TYPE_CHECKING:
+    from .adaptation import adapt
     from .calibration import add_resolution, recalibrate
     from .export import export_onnx
     from .hub import from_pretrained, push_to_hub, save_pretrained
@@ -37,6 +38,7 @@ __version__ = '0.1.0.dev0'
 
 __all__ = [
     'SwitchableBatchNorm2d',
+    'adapt',
     'add_resolution',
     'choose_crops',
     'convert_switchable_bn',
@@ -58,6 +60,7 @@ __all__ = [
 ]
 
 _HOMES = {  # part of the package -> the public names that live there; everything else lives in layers
+    'adaptation': ('adapt',),
     'calibration': ('add_resolution', 'recalibrate'),
     'export': ('export_onnx',),
     'hub': ('from_pretrained', 'push_to_hub', 'save_pretrained'),
@@ -65,7 +68,7 @@ _HOMES = {  # part of the package -> the public names that live there; everythin
     'runtime': ('choose_crops',),
 }
 _PARTS = (
-    'analysis', 'calibration', 'data', 'evaluation', 'export', 'format', 'hub', 'labels', 'layers',
+    'adaptation', 'analysis', 'calibration', 'data', 'evaluation', 'export', 'format', 'hub', 'labels', 'layers',
     'loading', 'loss', 'models', 'predict', 'quantization', 'runtime', 'segmentation', 'training')
 _HOME_OF = {name: part for part, names in _HOMES.items() for name in names}
 

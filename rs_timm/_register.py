@@ -12,8 +12,8 @@ import wrapt
 __all__ = ['register_models']
 
 _USE_TIMM = (  # the parts that import timm: where one of them is first to, the models wait until it is whole
-    'analysis', 'calibration', 'card', 'data', 'evaluation', 'export', 'hub', 'layers', 'loading', 'models',
-    'quantization', 'runtime', 'segmentation', 'tensor_files', 'training')
+    'adaptation', 'analysis', 'calibration', 'card', 'data', 'evaluation', 'export', 'hub', 'layers', 'loading',
+    'models', 'quantization', 'runtime', 'segmentation', 'tensor_files', 'training')
 _WITH_MODELS = ('models', 'segmentation')
 
 

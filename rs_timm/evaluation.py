@@ -18,8 +18,8 @@ from rs_timm.loss import ensemble_logits
 from rs_timm.segmentation import confusion_matrix, segmentation_scores, upsampled
 
 __all__ = [
-    'ENSEMBLE', 'Row', 'confusion_matrices', 'evaluate', 'evaluate_masks', 'masks_table', 'pass_over', 'results_rows',
-    'results_table', 'with_ensemble', 'write_results_csv',
+    'ENSEMBLE', 'Row', 'confusion_matrices', 'evaluate', 'evaluate_agreement', 'evaluate_masks', 'masks_table',
+    'pass_over', 'results_rows', 'results_table', 'with_ensemble', 'write_results_csv',
 ]
 
 ENSEMBLE = 'ensemble'
@@ -199,6 +199,41 @@ def evaluate(
         raise ValueError('no picture with a label was read: is the data in ROOT/val/CLASS/PICTURE?')
     return {row: dict(top1=100. * top1 / count, top5=100. * top5 / count, loss=loss / count, count=int(count))
             for row, (top1, top5, loss, count) in zip(rows, totals.tolist())}
+
+
+def evaluate_agreement(
+        model: nn.Module,
+        loader: Any,
+        resolutions: Optional[Sequence[int]] = None,
+        alpha: Optional[Mapping[int, float]] = None,
+        limit_batches: Optional[int] = None,
+        progress: bool = False,
+) -> Results:
+    """Measure how often a classifier answers as it does at its largest size; no labels are needed.
+
+    Args:
+        model, loader, resolutions, limit_batches, progress: see `evaluate`.
+        alpha: not used; there is no ensemble.
+
+    Returns:
+        {resolution, largest first: {'agreement' in percent, 'loss' (mean cross-entropy against the probabilities at the
+        largest size), 'count' (pictures)}}.
+    """
+    sizes = _sizes(resolutions, loader)
+    totals = torch.zeros(len(sizes), 3, dtype=torch.float64, device=device_of(model))
+
+    def add(logits: Dict[int, torch.Tensor], target: torch.Tensor) -> None:
+        own = logits[sizes[0]].double()
+        for row, z in zip(totals, logits.values()):
+            same = (z.argmax(1) == own.argmax(1)) & z.isfinite().all(dim=1)
+            loss = F.cross_entropy(z.double(), own.softmax(1), reduction='sum')
+            row += torch.stack([same.sum().double(), loss, same.new_tensor(len(same), dtype=torch.float64)])
+
+    pass_over(loader, model, sizes, add, limit_batches=limit_batches, progress=progress)
+    if loader.world_size > 1:
+        dist.all_reduce(totals)
+    return {size: dict(agreement=100. * same / count, loss=loss / count, count=int(count))
+            for size, (same, loss, count) in zip(sizes, totals.tolist())}
 
 
 def evaluate_masks(model: nn.Module, loader: Any, *args: Any, **kwargs: Any) -> Results:

@@ -29,7 +29,8 @@ ALLOWED = {
     'serving': {'rs_timm', 'crops', 'format', 'pictures', 'predict', 'runtime'},
     'loss': set(),
     'evaluation': {'layers', 'loss', 'segmentation'},
-    'data': {'crops', 'pictures', 'tar_files'},
+    'data': {'crops', 'pictures', 'predict', 'tar_files'},
+    'adaptation': {'crops', 'data', 'layers', 'runtime', 'training'},
     'models': {'crops', 'hub_client', 'interpolation', 'layers', 'quantization', 'resolutions'},
     'quantization': {'atomic', 'layers', 'tensor_files'},
     'segmentation': {'layers', 'models', 'tensor_files'},
@@ -44,8 +45,8 @@ ALLOWED = {
     'labels': set(),
     'loading': {'crops', 'hub', 'layers', 'models', 'tensor_files', 'training'},
     'commands': {
-        'analysis', 'calibration', 'card', 'crops', 'data', 'evaluation', 'export', 'format', 'hub', 'interpolation',
-        'labels', 'layers', 'loading', 'pictures', 'predict', 'runtime', 'segmentation', 'serving',
+        'adaptation', 'analysis', 'calibration', 'card', 'crops', 'data', 'evaluation', 'export', 'format', 'hub',
+        'interpolation', 'labels', 'layers', 'loading', 'pictures', 'predict', 'runtime', 'segmentation', 'serving',
         'tensor_files', 'training'},
     '__main__': {'cli'},
 }

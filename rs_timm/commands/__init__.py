@@ -16,6 +16,7 @@ COMMANDS = {
     'plan': 'the best engine, precision and size within a budget: time and accuracy on this machine',
     'bench': 'latency and throughput per resolution, as a table for budgets',
     'train': 'a network on a folder of pictures',
+    'adapt': 'smaller sizes learn what the largest one answers, from pictures without labels',
     'eval': 'top-1 and top-5, or mean IoU, at any sizes, in one pass over the data',
     'analyze': 'which pictures and classes need which size: a report in HTML',
     'convert': 'a checkpoint file -> a folder that timm loads',

@@ -4,7 +4,7 @@ import logging
 from copy import copy
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Dict, get_args, get_origin, get_type_hints
+from typing import Any, Collection, Dict, get_args, get_origin, get_type_hints
 
 import torch
 from timm.models._hub import save_config_for_hf
@@ -15,7 +15,7 @@ from rs_timm.layers import is_switchable
 from rs_timm.training import RECIPES, Options, Recipe, Trained, get_recipe, keep_freed_memory, train
 from rs_timm.training.processes import is_first_process, process_rank
 
-__all__ = ['run', 'train_arguments']
+__all__ = ['add_fields', 'given_fields', 'run', 'train_arguments']
 
 _logger = logging.getLogger(__name__)
 _PROGRESSIVE = 0.8  # what --progressive without a value means: four fifths of the epochs
@@ -32,20 +32,30 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
                         help='folder with train/CLASS/* and val/CLASS/*; for segmentation train/images, train/masks')
     parser.add_argument('--out', metavar='DIR', help='folder to write (default: runs/MODEL)')
     parser.add_argument('--resume', action='store_true', help='go on from the checkpoint in --out, if there is one')
-    parser.add_argument('--recipe', default='imagenette', choices=list(RECIPES), help='(default: %(default)s)')
+    parser.add_argument('--recipe', default='imagenette', help='(default: %(default)s)',
+                        choices=[name for name in RECIPES if name != 'adapt'])  # which has a command of its own
     parser.add_argument('--debug-twin', action='store_true',
                         help='the same path in a minute: two epochs of a few steps on small pictures')
-    _add_fields(parser.add_argument_group('where and how'), Options)
-    _add_fields(parser.add_argument_group(
+    add_fields(parser.add_argument_group('where and how'), Options)
+    add_fields(parser.add_argument_group(
         'the recipe', 'each replaces a value of --recipe; the defaults are those of a recipe that says nothing else'),
         Recipe)
     parser.set_defaults(run=run)
 
 
-def _add_fields(group: Any, cls: type) -> None:
-    """An option for each field of a dataclass, as its metadata says."""
-    hints, defaults = get_type_hints(cls), cls()
+def add_fields(group: Any, cls: type, without: Collection[str] = (), recipe: str = '') -> None:
+    """An option for each field of a dataclass but those in `without`, as its metadata says.
+
+    Args:
+        group: of a parser.
+        cls: the dataclass.
+        without: fields that get no option.
+        recipe: whose defaults are shown; by default those of `cls`.
+    """
+    hints, defaults = get_type_hints(cls), RECIPES[recipe]() if recipe else cls()
     for field in fields(cls):  # type: ignore[arg-type]
+        if field.name in without:
+            continue
         kind, option = hints[field.name], '--' + field.name.replace('_', '-')
         about = f"{field.metadata['help']} (default: {_shown(getattr(defaults, field.name))})"
         arguments: Dict[str, Any] = dict(default=None, dest=field.name, help=about.replace('%', '%%'))
@@ -68,9 +78,10 @@ def _shown(default: Any) -> str:
     return f'{default:g}' if isinstance(default, float) else str(default) or 'none'
 
 
-def _given(args: argparse.Namespace, cls: type) -> Dict[str, Any]:
+def given_fields(args: argparse.Namespace, cls: type, without: Collection[str] = ()) -> Dict[str, Any]:
     """The fields that the user has set."""
-    values = {field.name: getattr(args, field.name) for field in fields(cls)}  # type: ignore[arg-type]
+    values = {each.name: getattr(args, each.name) for each in fields(cls)  # type: ignore[arg-type]
+              if each.name not in without}
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items() if v is not None}
 
 
@@ -79,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(level=level, format='%(asctime)s %(message)s', datefmt='%H:%M:%S')
     if args.device == 'cpu' or not torch.cuda.is_available():
         keep_freed_memory()
-    recipe = get_recipe(args.recipe, debug=args.debug_twin, **_given(args, Recipe))
+    recipe = get_recipe(args.recipe, debug=args.debug_twin, **given_fields(args, Recipe))
     out = Path(args.out or Path('runs') / args.model.removeprefix('switchable:'))
-    trained = train(args.model, args.data, recipe, str(out), args.resume, Options(**_given(args, Options)))
+    trained = train(args.model, args.data, recipe, str(out), args.resume, Options(**given_fields(args, Options)))
     if is_first_process():
         _save(trained, out / 'model')
     return 0

@@ -20,9 +20,11 @@ from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
 from rs_timm.pictures import ENDINGS, ImageError, open_image, read_file
+from rs_timm.predict.collection import open_collection
 from rs_timm.tar_files import Place, pictures_in_tar
 
-__all__ = ['ImageFiles', 'find_pictures', 'folder_classes', 'hold_out', 'open_split', 'without_ending']
+__all__ = [
+    'ImageFiles', 'find_pictures', 'folder_classes', 'hold_out', 'open_split', 'open_unlabelled', 'without_ending']
 
 _logger = logging.getLogger(__name__)
 
@@ -195,6 +197,17 @@ def open_split(root: Union[str, 'PathLike[str]'], split: str, class_map: Any = '
     except ValueError as error:
         raise ValueError(f'{error} Expected {root}/{split}/CLASS/PICTURE.') from error
     return ImageDataset(str(place), reader=reader, **options)
+
+
+def open_unlabelled(root: Union[str, 'PathLike[str]']) -> Dataset[Any]:
+    """The pictures of a folder, at any depth, or of a tar file, as a data set of timm; every target is 0.
+
+    Raises:
+        ValueError: as `rs_timm.predict.collection.open_collection`.
+    """
+    found = open_collection([root])
+    reader = _LabelledPictures(fspath(root), [(*picture, '') for picture in zip(found.names, found.places)])
+    return ImageDataset(fspath(root), reader=reader)
 
 
 def _splits(root: Path) -> List[str]:

@@ -2,7 +2,7 @@
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, List, Mapping
 
 import timm
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rs_timm.data.multires import per_channel
-from rs_timm.layers import extract, is_switchable, pack
+from rs_timm.layers import SwitchableBatchNorm2d, extract, is_switchable, pack
 from rs_timm.models import checkpoint_filter_fn, switchable
 from rs_timm.segmentation import load_encoder
 from rs_timm.tensor_files import check_values, read_weights
@@ -140,10 +140,13 @@ def _fit_input(state: Dict[str, Any], model: nn.Module, init: str) -> None:
 
 
 def freeze(model: nn.Module, train: str) -> nn.Module:
-    """Leave trainable what `train` names: 'all', 'head' (classifier and BatchNorms) or 'bn'."""
+    """Leave trainable what `train` names: 'all', 'head' (classifier and BatchNorms), 'bn', or of these 'smaller'."""
     if train == 'all':
         return model
-    modules = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    modules: List[nn.Module] = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    if train == 'smaller':
+        modules = [layer.set_for(resolution) for layer in model.modules() if isinstance(layer, SwitchableBatchNorm2d)
+                   for resolution in layer.selector.resolutions[1:]]
     if train == 'head':
         modules.append(model.get_classifier())
     model.requires_grad_(False)

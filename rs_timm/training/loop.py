@@ -22,7 +22,7 @@ from .checkpoint import check_same_run, random_state, save_checkpoint, set_rando
 from .optimization import OneCycle
 from .processes import Stopped, StopSignals, gather, is_first_process, process_rank
 from .recipe import Recipe
-from .report import LOSSES, Reporter
+from .report import LOSSES, Reporter, headline
 from .task import MREDTask
 from .tasks import Loaders
 
@@ -86,7 +86,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(task.device.type, enabled=recipe.precision == 'float16')
         self.position = Position()
         self.rows: List[Dict[str, Any]] = []  # one for each complete epoch and resolution
-        self.best: Dict[str, Any] = {}  # with val_fraction: the best epoch, its top-1, and the state of the task then
+        self.best: Dict[str, Any] = {}  # with val_fraction: the best epoch, its score, and the state of the task then
         self.signals = StopSignals()
         self._saved_at = time.monotonic()
         self._named_damaged: Set[str] = set()
@@ -108,8 +108,9 @@ class Trainer:
                     results = self._evaluate()
                 self._close_epoch(results)
         if self.best:
-            _logger.info('the network is that of epoch %d of %d, the best on the pictures kept aside: top-1 %.2f, mean '
-                         'of all sizes', self.best['epoch'], self.position.epoch, self.best['top1'])
+            _logger.info('the network is that of epoch %d of %d, the best on the pictures kept aside: %s %.2f, mean of '
+                         'all sizes', self.best['epoch'], self.position.epoch, headline(self.rows[-1])[1],
+                         self.best['score'])
             ema = self.task.has_ema()
             names = ('state_dict_ema', 'task_state_ema') if ema else ('state_dict', 'task_state')
             self.task.load_checkpoint_state(*(self.best['state'][name] for name in names), ema=ema)
@@ -122,11 +123,12 @@ class Trainer:
 
     def _keep_best(self, epoch: int) -> None:
         """Remember the network after `epoch` if none was better at its sizes, on average; of equal ones the later."""
-        found = [row['top1'] for row in self.rows if row['epoch'] == epoch and row['resolution'] != ENSEMBLE]
-        top1 = sum(found) / len(found)
-        if epoch > self.recipe.small_epochs and top1 >= self.best.get('top1', -math.inf):
+        metric, _ = headline(self.rows[-1])
+        found = [row[metric] for row in self.rows if row['epoch'] == epoch and row['resolution'] != ENSEMBLE]
+        score = sum(found) / len(found)
+        if epoch > self.recipe.small_epochs and score >= self.best.get('score', -math.inf):
             state = self.task.get_checkpoint_state(ema=self.task.has_ema())
-            self.best = dict(epoch=epoch, top1=top1, state={
+            self.best = dict(epoch=epoch, score=score, state={
                 part: {name: value.detach().clone() for name, value in tensors.items()}
                 for part, tensors in state.items()})
 

@@ -78,7 +78,8 @@ class Recipe:
         'random', 'a classifier that starts anew, since init has one for other classes: random, or zero',
         choices=('random', 'zero'))
     train: str = setting(
-        'all', 'all; head: classifier and BatchNorms; bn: BatchNorms alone', choices=('all', 'head', 'bn'))
+        'all', 'all; head: classifier and BatchNorms; bn: BatchNorms alone; smaller: those of the smaller sizes',
+        choices=('all', 'head', 'bn', 'smaller'))
     # Loss
     mred: str = setting('full', 'which distillations: full, vanilla, none, largest, larger', choices=tuple(MODES))
     smoothing: float = setting(0., 'label smoothing', range=(0, 1))
@@ -152,8 +153,8 @@ class Recipe:
     mixup: float = setting(0., 'alpha of mixup; 0: none', range=(0, _MANY), segmentation=0.)
     cutmix: float = setting(0., 'alpha of cutmix; 0: none', range=(0, _MANY), segmentation=0.)
     task: str = setting(
-        'classification', 'classification, or segmentation of pictures with masks',
-        choices=('classification', 'segmentation'))
+        'classification', 'classification; segmentation of pictures with masks; or adaptation to pictures without '
+        'labels, by what the largest size answers', choices=('classification', 'segmentation', 'adaptation'))
     labels: Tuple[str, ...] = setting((), 'names of the classes in masks, in the order of their values')
     ignore_label: int = setting(255, 'value in masks of pixels without a class', range=(0, 255))
     # Numerics
@@ -197,6 +198,8 @@ class Recipe:
         for key, value in self.model_kwargs().items():
             if key in _NOT_FOR_MODEL_ARGS:
                 raise ValueError(f'model_args {key}={value!r}: {_NOT_FOR_MODEL_ARGS[key]}.')
+        if self.task == 'adaptation':
+            self._check_adaptation()
         if self.task == 'segmentation' and not self.labels:
             raise ValueError('labels is empty: segmentation needs the names of its classes, in the order of the mask '
                              'values.')
@@ -214,6 +217,19 @@ class Recipe:
                 raise ValueError(f'{name} {value}: it must be in [{low:g}, {high:g}{"]" if high < _MANY else ")"}.')
         if self.task == 'segmentation' and value != rules.get('segmentation', value):
             raise ValueError(f"{name} {value!r} is for classification: segmentation takes {rules['segmentation']!r}.")
+
+    def _check_adaptation(self) -> None:
+        """Refuse what would move the largest size, which teaches, or leaves nobody to teach."""
+        for name, needed in dict(train='smaller', statistics='running', shared_bn=False, crop_choices=()).items():
+            if getattr(self, name) != needed:
+                raise ValueError(f'{name} {getattr(self, name)!r}: adaptation takes {needed!r}, since the largest size '
+                                 'teaches the others and stays as it is.')
+        if len(self.resolutions) < 2:
+            raise ValueError(f'resolutions {self.resolutions}: adaptation needs the largest size, which teaches, and '
+                             'smaller ones.')
+        if not self.val_fraction:
+            raise ValueError('val_fraction 0: adaptation needs pictures kept aside, on which it decides what to keep: '
+                             'set it, as in --val-fraction 0.1.')
 
     def check_start(self) -> None:
         """Refuse to start a second stage from random weights: its few epochs and small rate do not train a network."""

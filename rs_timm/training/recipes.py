@@ -186,6 +186,34 @@ class Finetune(Recipe):
 
 
 @dataclass(frozen=True)
+class Adapt(Recipe):
+    """The smaller sizes learn, from pictures without labels, what the largest one answers; see `rs_timm.adapt`.
+
+    BatchNorm parameters of the smaller sizes move, and nothing else.
+
+    Run card:
+        command   rs-timm adapt MODEL --data DIR --out runs/adapted
+        hardware  two CPU cores
+        expected  not known: it depends on the network and the pictures
+        reached   docs/adapt.md
+    """
+
+    task: str = 'adaptation'
+    train: str = 'smaller'
+    statistics: str = 'running'
+    mred: str = 'none'
+    epochs: int = 6
+    batch_size: int = 32
+    opt: str = 'adamw'
+    lr: float = 1e-3
+    weight_decay: float = 0.
+    warmup_epochs: float = 0.2
+    val_fraction: float = 0.1
+    crop_scale: Tuple[float, ...] = (0.35, 1.)
+    channels_last: bool = True
+
+
+@dataclass(frozen=True)
 class LQImageNet(Recipe):
     """The quantised networks on ImageNet: LQ-Nets' schedule (Section 4.1) and their weight decay, with MRED.
 
@@ -290,6 +318,7 @@ RECIPES: Dict[str, Type[Recipe]] = {
     'imagenette_start': ImagenetteStart,
     'imagenette_mred': ImagenetteMRED,
     'finetune': Finetune,
+    'adapt': Adapt,
     'lq_in1k': LQImageNet,
     'lq_imagenette': LQImagenette,
     'rs_refinenet_nyudv2': RSRefineNetNYUDv2,

@@ -94,7 +94,8 @@ def _last_epoch(rows: Rows) -> Rows:
 
 def headline(row: Dict[str, Any]) -> Tuple[str, str]:
     """The column of the result that counts, in percent, and what to call it."""
-    return ('mean_iou', 'mean IoU') if 'mean_iou' in row else ('top1', 'top-1')
+    names = dict(mean_iou='mean IoU', agreement='agreement', top1='top-1')
+    return next((column, label) for column, label in names.items() if column in row)
 
 
 def epoch_line(rows: Rows) -> str:

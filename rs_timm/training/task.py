@@ -39,6 +39,8 @@ class MREDTask(TrainingTask):
         lean: keep the activations of the largest resolution alone, and compute those of the others again during the
             backward pass; the gradients stay the same.
         own_kernels: `OwnKernels` where they are faster, or need less memory; else torch's alone.
+        own_answers: the probabilities at the largest resolution take the place of the targets, for pictures without
+            labels; the network stays in evaluation mode, since a teacher drops nothing.
         device, dtype, verbose: as in timm.
 
     Raises:
@@ -55,6 +57,7 @@ class MREDTask(TrainingTask):
             resolutions: Optional[Iterable[int]] = None,
             lean: bool = False,
             own_kernels: bool = True,
+            own_answers: bool = False,
             device: Optional[torch.device] = None,
             dtype: Optional[torch.dtype] = None,
             verbose: bool = True,
@@ -62,7 +65,7 @@ class MREDTask(TrainingTask):
         super().__init__(device=device, dtype=dtype, verbose=verbose)
         if mode not in MODES:
             raise ValueError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}.")
-        self.mode, self.smoothing = mode, smoothing
+        self.mode, self.smoothing, self.own_answers = mode, smoothing, own_answers
         self.resolutions = _resolutions(model, resolutions)
         self.trainable_module = _Branches(model, len(self.resolutions), lean, own_kernels)
         if is_switchable(model):
@@ -89,9 +92,14 @@ class MREDTask(TrainingTask):
             raise ValueError(f'one picture at {min(x.shape[-1] for x in input.values())} px gives a BatchNorm one '
                              'value per channel, which has no variance: train with more pictures per process and part '
                              '(batch_size, accumulate), or larger resolutions.') from error
+        if self.own_answers:
+            target = logits[self.resolutions[0]].detach().float().softmax(dim=1)
         loss = dense_mred_loss if target.ndim == 3 else mred_loss
         losses = loss(logits, target, self.alpha, self.mode, self.smoothing)
         return dict(losses, output=logits[self.resolutions[0]], logits=logits)
+
+    def train(self, mode: bool = True) -> 'MREDTask':
+        return super().train(mode and not self.own_answers)
 
     @property
     def alpha(self) -> nn.Parameter:

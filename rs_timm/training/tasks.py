@@ -12,13 +12,13 @@ from torch import nn
 
 from rs_timm import segmentation
 from rs_timm.data import MultiResLoader, create_mask_loader, create_multires_loader
-from rs_timm.data.folders import hold_out, open_split
-from rs_timm.evaluation import evaluate, evaluate_masks
+from rs_timm.data.folders import hold_out, open_split, open_unlabelled
+from rs_timm.evaluation import evaluate, evaluate_agreement, evaluate_masks
 
 from .processes import process_count, process_rank
 from .recipe import Recipe
 
-__all__ = ['TASKS', 'Loaders', 'MaskLoaders', 'Task', 'task_of']
+__all__ = ['TASKS', 'Loaders', 'MaskLoaders', 'Task', 'UnlabelledLoaders', 'task_of']
 
 
 class Loaders:
@@ -157,6 +157,25 @@ class Loaders:
         return create_multires_loader(source, sizes, channels=self.recipe.channels, **{**self.common, **kwargs})
 
 
+class UnlabelledLoaders(Loaders):
+    """The loaders of pictures without labels: of a folder, at any depth, or a tar file; a share is kept aside."""
+
+    def _class_names(self) -> List[str]:
+        self.training(0)
+        return ['']
+
+    def _source(self, is_training: bool) -> Any:
+        if not self._parts:
+            self._parts = hold_out(open_unlabelled(self.data), self.recipe.val_fraction, self.recipe.seed)
+        return self._parts[not is_training]
+
+    def held_out(self) -> List[bytes]:
+        """The files of the pictures that are kept aside."""
+        self._source(False)
+        reader = self._parts[1].reader
+        return [reader[index][0].getvalue() for index in range(len(reader))]
+
+
 class MaskLoaders(Loaders):
     """The loaders of pictures with masks; `rs_timm.data.MaskFolder` says how their folder is laid out."""
 
@@ -197,6 +216,7 @@ class Task:
 
     loaders: Type[Loaders]
     measure: Callable[..., Any]  # (model, loader, alpha=..., limit_batches=...) -> {resolution: {column: value}}
+    network: str = 'classification'  # what the network is for
 
     def check(self, model: nn.Module) -> None:
         """Refuse a network that is for another task.
@@ -204,16 +224,16 @@ class Task:
         Raises:
             ValueError: its name, its task and the names of networks for this one.
         """
-        if TASKS[task_of(model)] is not self:
-            (name,) = (name for name, task in TASKS.items() if task is self)
-            names = [known for known in timm.list_models('rs_*') if _task_of_name(known) == name]
-            raise ValueError(f'{type(model).__name__} is for {task_of(model)}, the recipe for {name}: take one of '
-                             f'{", ".join(names)}, or another recipe.')
+        if task_of(model) != self.network:
+            names = [known for known in timm.list_models('rs_*') if _task_of_name(known) == self.network]
+            raise ValueError(f'{type(model).__name__} is for {task_of(model)}, the recipe for {self.network}: take one '
+                             f'of {", ".join(names)}, or another recipe.')
 
 
 TASKS = {
     'classification': Task(Loaders, evaluate),
-    'segmentation': Task(MaskLoaders, evaluate_masks),
+    'segmentation': Task(MaskLoaders, evaluate_masks, 'segmentation'),
+    'adaptation': Task(UnlabelledLoaders, evaluate_agreement),
 }
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch import nn
 from rs_timm.atomic import write_bytes
 from rs_timm.evaluation import evaluate
 
-from .build import build_model, check_start, resized, synchronized
+from .build import build_model, check_start, freeze, resized, synchronized
 from .checkpoint import checkpoint_files, common_checkpoint
 from .loop import Trainer
 from .optimization import create_optimizer, create_schedule
@@ -76,7 +76,7 @@ class Trained:
 
 
 def train(
-        model: str,
+        model: Union[str, nn.Module],
         data: str,
         recipe: Recipe,
         output: str,
@@ -91,8 +91,10 @@ def train(
     >>> train('rs_resnet18', 'imagenette', recipe, 'runs/first').rows   # doctest: +SKIP
 
     Args:
-        model: a registered `rs_*` name, or any BatchNorm network of timm.
-        data: folder with one sub-folder per split and class; for segmentation see `rs_timm.data.MaskFolder`.
+        model: a registered `rs_*` name, or any BatchNorm network of timm; for adaptation, a switchable network with its
+            weights, which is changed.
+        data: folder with one sub-folder per split and class; for segmentation see `rs_timm.data.MaskFolder`; for
+            adaptation a folder of pictures at any depth, or a tar file.
         recipe: what decides the result, see `get_recipe`.
         output: folder, made if it is not there.
         resume: go on from the checkpoint in `output`; without one, start.
@@ -112,13 +114,16 @@ def train(
         if any(gather(folder.is_dir())):
             _enter(folder, lock, starts=not resume)
         state = common_checkpoint(folder / 'last.pth') if resume else None
-        if state is None:
+        if isinstance(model, str) and recipe.task == 'adaptation':
+            raise ValueError(f'{model} is a name, and adaptation goes on from a network: use rs_timm.adapt, or rs-timm '
+                             'adapt.')
+        if isinstance(model, str) and state is None:
             check_start(model, recipe)
-        elif not recipe.init:
+        elif state is not None and not recipe.init:
             recipe = replace(recipe, init=state['recipe'].get('init', ''))
         trainer = _create_trainer(model, data, recipe, folder, device, options, state, lock)
         if is_first_process():
-            settings = dict(model=model, **asdict(trainer.recipe))
+            settings = dict(model=model if isinstance(model, str) else type(model).__name__, **asdict(trainer.recipe))
             write_bytes(folder / 'recipe.json', json.dumps(settings, indent=2).encode())
         rows = trainer.fit()
         task = trainer.task
@@ -176,7 +181,7 @@ def _enter(folder: Path, lock: FileLock, starts: bool) -> None:
 
 
 def _create_trainer(
-        model: str,
+        model: Union[str, nn.Module],
         data: str,
         recipe: Recipe,
         folder: Path,
@@ -214,12 +219,23 @@ def _create_trainer(
     return trainer
 
 
-def _create_task(name: str, recipe: Recipe, num_classes: int, device: torch.device) -> MREDTask:
-    model = build_model(name, recipe, num_classes).to(device)
+def _create_task(
+        model: Union[str, nn.Module],
+        recipe: Recipe,
+        num_classes: int,
+        device: torch.device,
+) -> MREDTask:
+    if isinstance(model, str):
+        model = build_model(model, recipe, num_classes)
+    else:
+        TASKS[recipe.task].check(model)
+        freeze(model, recipe.train)
+    model = model.to(device)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if recipe.sync_bn and dist.is_initialized():
         model = synchronized(model, device)
     resolutions = recipe.resolutions if recipe.shared_bn else None
-    task = MREDTask(model, recipe.mred, recipe.smoothing, resolutions, recipe.lean, recipe.own_kernels, device=device)
+    task = MREDTask(model, recipe.mred, recipe.smoothing, resolutions, recipe.lean, recipe.own_kernels,
+                    own_answers=recipe.task == 'adaptation', device=device)
     return task.to(device)

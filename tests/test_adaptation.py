@@ -1,0 +1,140 @@
+"""Adaptation: the smaller sizes learn from the largest one, which stays as it is, on pictures without labels."""
+import tarfile
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from training_run import MODEL, make_pictures
+
+import rs_timm
+from rs_timm.adaptation import adapt_recipe
+from rs_timm.cli import main
+from rs_timm.crops import crops_of
+from rs_timm.training import MREDTask, Options
+
+SIZES = (48, 32, 24)
+OPTIONS = Options(device='cpu', workers=0, progress=False)
+TINY = dict(batch_size=8, epochs=2, channels_last=False, val_fraction=0.25)
+
+
+@pytest.fixture(scope='module')
+def pictures(tmp_path_factory):
+    """40 pictures in folders whose names say nothing."""
+    return make_pictures(tmp_path_factory.mktemp('pictures'))
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    network = rs_timm.switchable(MODEL, SIZES, num_classes=4, drop_rate=0.5)
+    for parameter in network.parameters():  # sets that differ, statistics that are no zeros and ones
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    network.train()(torch.randn(8, 3, 48, 48))
+    return network.eval()
+
+
+def differ(old, new):
+    return [name for name, value in old.items() if not torch.equal(value, new[name])]
+
+
+def test_the_largest_size_stays_and_the_smaller_ones_move(model, pictures):
+    before = deepcopy(model)
+    adapted = rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **TINY, lr=0.01), options=OPTIONS)
+    assert not differ(before.state_dict(), model.state_dict()), 'the network that was given is left alone'
+    moved = differ(before.state_dict(), adapted.model.state_dict())
+    kept = [size for size, change in adapted.changes.items() if change.kept]
+    assert kept, 'a rate of 0.01 brings at least one size nearer to its teacher'
+    assert {name.split('.')[-2] for name in moved} == {str(size) for size in kept}
+    assert {name.split('.')[-1] for name in moved} == {'weight', 'bias'}
+    x = torch.randn(2, 3, 48, 48)
+    assert torch.equal(adapted.model(x), model(x))
+    assert not adapted.model.training and all(p.requires_grad for p in adapted.model.parameters())
+    assert crops_of(adapted.model)[48] == adapt_recipe(model).crop_pct
+    assert adapted.pictures == round(0.25 * 40)
+
+
+def test_what_is_no_better_is_put_back(model, pictures):
+    adapted = rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **TINY, lr=0.), options=OPTIONS)
+    assert not differ(model.state_dict(), adapted.model.state_dict())
+    for size, change in adapted.changes.items():
+        assert not change.kept and change.agreement <= change.agreement_before
+        assert crops_of(adapted.model)[size] == change.crop_before
+
+
+def test_the_gradient_is_that_of_the_divergence_from_the_largest(model):
+    """For each smaller size d KL(p_largest || p) / d logits; nothing for what the largest size has alone."""
+    task = MREDTask(model, 'none', own_answers=True)
+    task.train()
+    assert not model.training, 'a teacher drops nothing'
+    batch = {size: torch.randn(4, 3, size, size) for size in SIZES}
+    task(batch, torch.full((4,), -1))['classification'].backward()
+    got = {name: p.grad for name, p in model.named_parameters()}
+    reference = deepcopy(model)
+    reference.zero_grad()
+    logits = {}
+    for size in SIZES:
+        rs_timm.set_resolution(reference, size)
+        logits[size] = reference(batch[size])
+    teacher = logits[48].detach().softmax(1)
+    sum(F.kl_div(logits[size].log_softmax(1), teacher, reduction='batchmean') for size in SIZES[1:]).backward()
+    for name, p in reference.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(got[name], p.grad, rtol=1e-4, atol=1e-6)
+    assert all(got[name].abs().max() < 1e-6 for name in got if '.48.' in name)
+
+
+def test_a_stopped_run_goes_on_and_a_tar_file_is_read_as_its_folder(model, pictures, tmp_path):
+    recipe = adapt_recipe(model, **TINY, lr=0.01)
+    whole = rs_timm.adapt(model, pictures, tmp_path / 'whole', recipe=recipe, options=OPTIONS)
+    tar = tmp_path / 'pictures.tar'
+    with tarfile.open(tar, 'w') as file:
+        file.add(pictures, arcname='.')
+    rs_timm.adapt(model, tar, tmp_path / 'half', recipe=replace(recipe, epochs=1, sched='poly'), options=OPTIONS)
+    with pytest.raises(ValueError, match='epochs'):  # a run of other settings
+        rs_timm.adapt(model, tar, tmp_path / 'half', True, recipe, OPTIONS)
+    other = rs_timm.adapt(model, tar, tmp_path / 'other', recipe=recipe, options=OPTIONS)
+    assert not differ(whole.model.state_dict(), other.model.state_dict())
+    again = rs_timm.adapt(model, tar, tmp_path / 'other', True, recipe, OPTIONS)  # it has ended: nothing is left to do
+    assert again.changes == other.changes and not differ(again.model.state_dict(), other.model.state_dict())
+
+
+@pytest.mark.parametrize('wrong, match', [
+    (dict(train='all'), "train 'all': adaptation takes 'smaller'"),
+    (dict(statistics='batch'), "statistics 'batch': adaptation takes 'running'"),
+    (dict(val_fraction=0.), '--val-fraction 0.1'),
+    (dict(resolutions=(48,)), 'smaller ones'),
+    (dict(resolutions=(48, 24)), 'the network has'),
+    (dict(batch_size=64), 'more than the 30 pictures'),
+])
+def test_settings_that_do_not_go_together(model, pictures, wrong, match):
+    with pytest.raises(ValueError, match=match):
+        rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **{**TINY, **wrong}), options=OPTIONS)
+
+
+def test_networks_and_data_that_do_not_do(model, pictures, tmp_path):
+    with pytest.raises(ValueError, match='has no switchable BatchNorm'):
+        rs_timm.adapt(timm.create_model(MODEL), pictures)
+    with pytest.raises(ValueError, match='no pictures'):
+        rs_timm.adapt(model, tmp_path)
+    dense = timm.create_model('rs_refinenet_resnet18', num_classes=3, resolutions=(96, 64), features=8)
+    with pytest.raises(ValueError, match='is for segmentation, the recipe for classification'):
+        rs_timm.adapt(dense, pictures, recipe=adapt_recipe(dense, **TINY), options=OPTIONS)
+
+
+def test_the_command(model, pictures, tmp_path, capsys):
+    rs_timm.save_pretrained(model, tmp_path / 'plain')
+    command = ['adapt', str(tmp_path / 'plain'), '--data', str(pictures), '--out', str(tmp_path / 'out'),
+               '--workers', '0', '--batch-size', '8', '--epochs', '1', '--lr', '0.01', '--val-fraction', '0.25',
+               '--no-channels-last']
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[2:4]] == ['32', '24']
+    loaded = timm.create_model(f'local-dir:{tmp_path / "out" / "model"}', pretrained=True).eval()
+    x = torch.randn(2, 3, 48, 48)
+    torch.testing.assert_close(loaded(x), model(x), rtol=1e-2, atol=1e-2)  # saved in half precision
+    assert main(command) == 2 and 'holds a run already' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(['train', MODEL, '--data', str(pictures), '--recipe', 'adapt'])
