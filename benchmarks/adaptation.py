@@ -6,7 +6,7 @@ pictures were answered rightly, and which as the untouched network answers them 
 paired bootstraps are taken from the table. Rows that are there are not measured again.
 
     python -m benchmarks.adaptation crops --data IMAGENETTE [--caltech DIR] [--foolbox DIR]
-    python -m benchmarks.adaptation trial --data IMAGENETTE --pictures DIR --method affine --sizes 96
+    python -m benchmarks.adaptation trial --data IMAGENETTE --pictures DIR --method affine --sizes 96 [--half]
 
 IMAGENETTE holds val/SYNSET/*; the other sets are a folder of pictures without labels, and one of imagenet_NN_CLASS.jpg.
 """
@@ -14,7 +14,7 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import timm
@@ -111,12 +111,23 @@ class PictureSet:
 
 def picture_sets(args: argparse.Namespace) -> Iterator[PictureSet]:
     if args.data:
-        yield PictureSet('imagenette', *labelled(args.data / 'val', None))
+        files, targets = labelled(args.data / 'val', None)
+        if args.half:
+            known = np.isin([file.parent.name for file in files], every_second(args.data / 'val'))
+            for name, chosen in ('imagenette, seen classes', known), ('imagenette, other classes', ~known):
+                yield PictureSet(name, [file for file, one in zip(files, chosen) if one], targets[chosen])
+        else:
+            yield PictureSet('imagenette', files, targets)
     if args.foolbox:
         files = sorted(args.foolbox.glob('imagenet_*_*.jpg'))
         yield PictureSet('foolbox', files, np.array([int(f.stem.split('_')[2]) for f in files]))
     if args.caltech:
         yield PictureSet('caltech', ImageFiles(args.caltech).files[:1000], None)
+
+
+def every_second(folder: Path) -> List[str]:
+    """The names of every second class."""
+    return sorted(path.name for path in folder.iterdir())[::2]
 
 
 class Judge:
@@ -182,24 +193,29 @@ def trial(args: argparse.Namespace) -> None:
     _, sizes, own_crop = NETWORKS[args.model]
     files = ImageFiles(args.pictures).files
     tested = {file for pictures in judge.sets for file in pictures.files}
-    files = [file for file in files if file not in tested][:args.count]
+    files = [file for file in files if file not in tested]
+    if args.half:
+        files = [file for file in files if file.parent.name in every_second(args.pictures)]
+    files = files[:args.count]
     with tempfile.TemporaryDirectory() as folder:
         switchable = rs_timm.switchable(load_network(args.model), sizes)
         session = session_of(switchable, folder, args.threads)
         make = Preprocessing(MEAN, STD, own_crop, 'bicubic')
-        kept = args.cache / f'{args.model}_{args.pictures.name}_{len(files)}_logits.npy'
+        kept = args.cache / f'{args.model}_{args.pictures.name}{"_half" * args.half}_{len(files)}_logits.npy'
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
             np.save(kept, np.concatenate([session(make(files[i:i + BATCH], sizes[0]), sizes[0])
                                           for i in range(0, len(files), BATCH)]))
         teacher = torch.from_numpy(np.load(kept))
         for size in args.sizes:
-            method = f'{args.method} {args.pictures.name} {len(files)} steps={args.steps} lr={args.lr:g}'
+            source = f'{args.pictures.name}{" half" * args.half} {len(files)}'
+            method = f'{args.method} {source} steps={args.steps} lr={args.lr:g}'
             network = rs_timm.extract(switchable, size)
             seconds = _distil(network, args, files, teacher, size)
             adapted = session_of(rs_timm.switchable(network, (size,)), folder, args.threads)
             for test in judge.sets:
                 for crop in args.crops or (shipped_crops(args.model, args.out)[size],):
+                    judge.row(session, args.model, 'untouched', test, size, crop)
                     judge.row(adapted, args.model, method, test, size, crop, seconds=f'{seconds:.0f}')
 
 
@@ -320,6 +336,7 @@ def main() -> None:
     options.add_argument('--model', default='lite0', choices=NETWORKS)
     options.add_argument('--method', default='affine', choices=MOVING)
     options.add_argument('--pictures', type=Path, help='folder to adapt on; what is tested on is left out')
+    options.add_argument('--half', action='store_true', help='adapt on every second class, test on both halves')
     options.add_argument('--count', type=int, default=1500)
     options.add_argument('--steps', type=int, default=120)
     options.add_argument('--lr', type=float, default=1e-3)

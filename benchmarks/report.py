@@ -14,6 +14,7 @@ import timm
 
 import rs_timm  # noqa: F401 (registers the models)
 from benchmarks.adaptation import SECTIONS as ADAPTATION
+from benchmarks.adapted import SECTIONS as ADAPTED
 from benchmarks.environment import RESULTS
 from benchmarks.finetune import SECTIONS as FINETUNE
 from benchmarks.paper.pictures import write_pictures
@@ -161,6 +162,7 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     **TRAINING,
     **PAPER,
     **ADAPTATION,
+    **ADAPTED,
     **FINETUNE,
 }
 

@@ -3,6 +3,7 @@ import tarfile
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -10,6 +11,9 @@ import torch.nn.functional as F
 from training_run import MODEL, make_pictures
 
 import rs_timm
+from benchmarks import adapted, environment
+from benchmarks.finetune import small_folder
+from benchmarks.store import packed, put
 from rs_timm.adaptation import adapt_recipe
 from rs_timm.cli import main
 from rs_timm.crops import crops_of
@@ -42,26 +46,26 @@ def differ(old, new):
 
 def test_the_largest_size_stays_and_the_smaller_ones_move(model, pictures):
     before = deepcopy(model)
-    adapted = rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **TINY, lr=0.01), options=OPTIONS)
+    found = rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **TINY, lr=0.01), options=OPTIONS)
     assert not differ(before.state_dict(), model.state_dict()), 'the network that was given is left alone'
-    moved = differ(before.state_dict(), adapted.model.state_dict())
-    kept = [size for size, change in adapted.changes.items() if change.kept]
+    moved = differ(before.state_dict(), found.model.state_dict())
+    kept = [size for size, change in found.changes.items() if change.kept]
     assert kept, 'a rate of 0.01 brings at least one size nearer to its teacher'
     assert {name.split('.')[-2] for name in moved} == {str(size) for size in kept}
     assert {name.split('.')[-1] for name in moved} == {'weight', 'bias'}
     x = torch.randn(2, 3, 48, 48)
-    assert torch.equal(adapted.model(x), model(x))
-    assert not adapted.model.training and all(p.requires_grad for p in adapted.model.parameters())
-    assert crops_of(adapted.model)[48] == adapt_recipe(model).crop_pct
-    assert adapted.pictures == round(0.25 * 40)
+    assert torch.equal(found.model(x), model(x))
+    assert not found.model.training and all(p.requires_grad for p in found.model.parameters())
+    assert crops_of(found.model)[48] == adapt_recipe(model).crop_pct
+    assert found.pictures == round(0.25 * 40)
 
 
 def test_what_is_no_better_is_put_back(model, pictures):
-    adapted = rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **TINY, lr=0.), options=OPTIONS)
-    assert not differ(model.state_dict(), adapted.model.state_dict())
-    for size, change in adapted.changes.items():
+    found = rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **TINY, lr=0.), options=OPTIONS)
+    assert not differ(model.state_dict(), found.model.state_dict())
+    for size, change in found.changes.items():
         assert not change.kept and change.agreement <= change.agreement_before
-        assert crops_of(adapted.model)[size] == change.crop_before
+        assert crops_of(found.model)[size] == change.crop_before
 
 
 def test_the_gradient_is_that_of_the_divergence_from_the_largest(model):
@@ -138,3 +142,25 @@ def test_the_command(model, pictures, tmp_path, capsys):
     assert main(command) == 2 and 'holds a run already' in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(['train', MODEL, '--data', str(pictures), '--recipe', 'adapt'])
+
+
+def test_the_table_of_the_benchmark_says_what_its_rows_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, 'RESULTS', tmp_path)
+    right = {'untouched': np.array([1, 0, 0, 0]), 'adapted': np.array([1, 1, 1, 0])}
+    put(tmp_path / 'adapted.csv', [
+        dict(data='clothing', model='lite0', pictures=9, method=method, resolution=size, crop=0.875,
+             top1=25 * bits.sum(), tested=4, right=packed(bits), adapt_seconds=90, threads=1, device='cpu', torch='2',
+             timm='1')
+        for size in adapted.NETWORKS['lite0'] for method, bits in right.items()], adapted.KEY)
+    lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in adapted.adapted_section().splitlines()
+             if line.startswith('|')][2:]
+    assert lines[0][3:] == ['25', '-', 'the same', '-', '2']
+    assert lines[-1][1:6] == ['96 px', '0.875', '25', '0.875', '75'] and lines[-1][6].startswith('+50.0 (+0.0 to')
+
+
+def test_the_benchmark_tests_on_what_was_not_trained_on(pictures, tmp_path):
+    chosen = small_folder(pictures, tmp_path, 4)
+    files, labels = adapted.test_pictures(pictures, chosen, 100)
+    taken = {path.resolve() for path in chosen.glob('train/*/*')}
+    assert len(files) == len(set(files)) == 40 - len(taken) and not taken & set(files)
+    assert labels == [path.parent.name for path in files]

@@ -202,7 +202,7 @@ class Adapt(Recipe):
     train: str = 'smaller'
     statistics: str = 'running'
     mred: str = 'none'
-    epochs: int = 6
+    epochs: int = 3
     batch_size: int = 32
     opt: str = 'adamw'
     lr: float = 1e-3
