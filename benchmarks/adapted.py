@@ -20,7 +20,7 @@ from torch import nn
 from benchmarks.adaptation import interval
 from benchmarks.environment import RESULTS, describe
 from benchmarks.finetune import small_folder
-from benchmarks.store import Row, by_columns, markdown, packed, put, read, section, unpacked
+from benchmarks.store import NOT_MEASURED, Row, by_columns, markdown, packed, put, read, section, unpacked
 from rs_timm.adaptation import adapt, adapt_recipe
 from rs_timm.crops import crops_of
 from rs_timm.data.folders import find_pictures
@@ -59,7 +59,7 @@ def measure(name: str, data: Path, args: argparse.Namespace) -> None:
     """Fine-tune, adapt, test and note one network."""
     folder = args.runs / f'{args.data.name}_{name}_{args.pictures}'
     network = one_size(name, data, folder, args)
-    start = time.process_time()
+    whole, start = not (folder / 'adapted/last.pth').is_file(), time.process_time()
     found = adapt(network, data / 'train', folder / 'adapted', True, adapt_recipe(network), OPTIONS)
     seconds = time.process_time() - start
     files, labels = test_pictures(args.data, data, args.tested)
@@ -77,8 +77,8 @@ def measure(name: str, data: Path, args: argparse.Namespace) -> None:
             environment = {k: v for k, v in describe().items() if k != 'threads'}
             put(args.out, [dict(
                 key, crop=crop, top1=f'{100 * right.mean():.2f}', tested=len(right), right=packed(right),
-                kept=change.kept if change else '', adapt_seconds=f'{seconds:.0f}', threads=args.threads,
-                **environment)], KEY)
+                kept=change.kept if change else '', adapt_seconds=f'{seconds:.0f}' if whole else '',
+                threads=args.threads, **environment)], KEY)
             print(f'{name} {size} px, crop {crop:g}: {method} {100 * right.mean():.2f}', flush=True)
 
 
@@ -101,11 +101,13 @@ def adapted_section(rows: Sequence[Row]) -> str:
             bits = [unpacked(row['right'], int(row['tested'])).astype(float) for row in (before, after)]
             low, high = interval(bits[1] - bits[0])
             gain = f'{100 * (bits[1] - bits[0]).mean():+.1f} ({low:+.1f} to {high:+.1f})'
-            taught = size != NETWORKS[model][0]
-            lines.append([
-                f'`tf_efficientnet_{model}`, {data}', f'{size} px', f"{float(before['crop']):g}", before['top1'],
-                f"{float(after['crop']):g}" if taught else '-', after['top1'] if taught else 'the same',
-                gain if taught else '-', f"{int(after['adapt_seconds']) / 60:.0f}" if not taught else ''])
+            line = [f'{size} px', f"{float(before['crop']):g}", f"{float(before['top1']):.1f}"]
+            if size == NETWORKS[model][0]:
+                seconds = after['adapt_seconds']
+                lines.append([f'`tf_efficientnet_{model}`, {data}', *line, '', 'the same', '',
+                              f'{int(seconds) / 60:.0f}' if seconds else NOT_MEASURED])
+            else:
+                lines.append(['', *line, f"{float(after['crop']):g}", f"{float(after['top1']):.1f}", gain, ''])
     header = ['network, pictures', 'size', 'best crop', 'untouched', 'crop', 'adapted', 'gain', 'minutes of a core']
     first = rows[0]
     return (f'{markdown(header, lines)}\n\nTop-1 in percent on {first["tested"]} pictures that were neither trained '

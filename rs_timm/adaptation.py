@@ -1,4 +1,5 @@
 """`adapt`: the smaller sizes of a network learn, from pictures without labels, what its largest size answers."""
+import math
 import tempfile
 from contextlib import nullcontext
 from copy import deepcopy
@@ -12,7 +13,7 @@ from rs_timm.crops import crop_at, set_crops
 from rs_timm.data import data_config
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions, is_switchable
 from rs_timm.runtime import Session, choose_crops
-from rs_timm.runtime.crop_choice import LEVEL, CropChoice
+from rs_timm.runtime.crop_choice import CropChoice
 from rs_timm.training import Options, Recipe, get_recipe, train
 from rs_timm.training.tasks import TASKS, UnlabelledLoaders
 
@@ -32,7 +33,7 @@ class Change:
     agreement_before: float
     crop: float
     agreement: float
-    kept: bool  # False: the adapted set was no better, and the old one is back
+    kept: bool  # False: the agreement fell, and the old set is back
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def adapt(
     For a network that was trained for one size and made switchable, with pictures of the kind that it is for, of all
     its classes: those it was trained on will do. Only the BatchNorm weights and biases of the smaller sizes move;
     statistics stay, and the largest size stays as it is, bit for bit. A share of the pictures is kept aside; on these
-    a crop is chosen for each size, before and after, and where the agreement with the largest size did not rise, the
-    old set is put back. The network that was given is left alone.
+    a crop is chosen for each size, before and after, and where the agreement with the largest size fell, the old set
+    is put back. The network that was given is left alone.
 
     Pictures of few of the classes, or of other kinds, do harm that the agreement does not show: docs/adapt.md has the
     measurements.
@@ -113,12 +114,13 @@ def adapt(
     after = _crops(network, held)
     crops, changes = dict(before.crops), {}
     for size in recipe.resolutions[1:]:
-        scores, own = after.scores[size], recipe.crop_pct
-        # Adapted sets saw the crops of training, so that the crop of the largest size suits them, if it is level.
-        level = max(scores.values()) - LEVEL
-        crop = min((abs(crop - own), crop) for crop, score in scores.items() if score >= level)[1]
-        change = Change(crops[size], before.scores[size][crops[size]], crop, scores[crop],
-                        kept=scores[crop] > before.scores[size][crops[size]])
+        old, new = before.scores[size][crops[size]], after.scores[size]
+        # An adapted set has seen objects at the size that its teacher saw, so that it takes the teacher's crop, unless
+        # another is better by more than the standard error of the best one.
+        best = max(new.values())
+        level = best - math.sqrt(best * (100 - best) / len(held))
+        crop = min((abs(crop - recipe.crop_pct), crop) for crop, score in new.items() if score >= level)[1]
+        change = Change(crops[size], old, crop, new[crop], kept=new[crop] >= old)
         changes[size] = change
         if change.kept:
             crops[size] = crop

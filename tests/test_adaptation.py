@@ -14,9 +14,11 @@ import rs_timm
 from benchmarks import adapted, environment
 from benchmarks.finetune import small_folder
 from benchmarks.store import packed, put
+from rs_timm import adaptation
 from rs_timm.adaptation import adapt_recipe
 from rs_timm.cli import main
 from rs_timm.crops import crops_of
+from rs_timm.runtime.crop_choice import CropChoice
 from rs_timm.training import MREDTask, Options
 
 SIZES = (48, 32, 24)
@@ -60,12 +62,27 @@ def test_the_largest_size_stays_and_the_smaller_ones_move(model, pictures):
     assert found.pictures == round(0.25 * 40)
 
 
-def test_what_is_no_better_is_put_back(model, pictures):
-    found = rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **TINY, lr=0.), options=OPTIONS)
-    assert not differ(model.state_dict(), found.model.state_dict())
-    for size, change in found.changes.items():
-        assert not change.kept and change.agreement <= change.agreement_before
-        assert crops_of(found.model)[size] == change.crop_before
+def test_what_got_worse_is_put_back(model, pictures, monkeypatch):
+    choices = iter([90., 80.])  # of agreement, before and after
+    monkeypatch.setattr(adaptation, '_crops', lambda network, held: CropChoice(
+        {48: 0.875, 32: 0.7, 24: 0.6}, {48: {0.875: 100.}, 32: {0.7: 50.}, 24: {0.6: next(choices)}}, 10, 'agreement'))
+    found = rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **TINY, lr=0.01), options=OPTIONS)
+    assert {size: change.kept for size, change in found.changes.items()} == {32: True, 24: False}
+    moved = differ(model.state_dict(), found.model.state_dict())
+    assert moved and all('.32.' in name for name in moved)
+    assert crops_of(found.model) == {48: 0.875, 32: 0.7, 24: 0.6}
+
+
+def test_an_adapted_set_takes_the_crop_of_its_teacher_unless_another_is_clearly_better(model, pictures, monkeypatch):
+    scores = {1.: 70., 0.75: 75., 0.55: 76.}  # of ten pictures: the standard error is 13.5 points
+    monkeypatch.setattr(adaptation, '_crops', lambda network, held: CropChoice(
+        dict.fromkeys(SIZES, 1.), dict.fromkeys(SIZES, scores), len(held), 'agreement'))
+    for own in (1., 0.75):
+        found = rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **TINY, crop_pct=own), options=OPTIONS)
+        assert crops_of(found.model)[24] == own
+    scores[0.55] = 99.
+    found = rs_timm.adapt(model, pictures, recipe=adapt_recipe(model, **TINY, crop_pct=1.), options=OPTIONS)
+    assert crops_of(found.model)[24] == 0.55
 
 
 def test_the_gradient_is_that_of_the_divergence_from_the_largest(model):
@@ -154,8 +171,8 @@ def test_the_table_of_the_benchmark_says_what_its_rows_say(tmp_path, monkeypatch
         for size in adapted.NETWORKS['lite0'] for method, bits in right.items()], adapted.KEY)
     lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in adapted.adapted_section().splitlines()
              if line.startswith('|')][2:]
-    assert lines[0][3:] == ['25', '-', 'the same', '-', '2']
-    assert lines[-1][1:6] == ['96 px', '0.875', '25', '0.875', '75'] and lines[-1][6].startswith('+50.0 (+0.0 to')
+    assert lines[0][3:] == ['25.0', '', 'the same', '', '2']
+    assert lines[-1][1:6] == ['96 px', '0.875', '25.0', '0.875', '75.0'] and lines[-1][6].startswith('+50.0 (+0.0 to')
 
 
 def test_the_benchmark_tests_on_what_was_not_trained_on(pictures, tmp_path):

@@ -52,6 +52,6 @@ def run(args: argparse.Namespace) -> int:
     print(f'{"size":>6} {"before":>7} {"crop":>6} {"after":>7} {"crop":>6}')
     for size, change in found.changes.items():
         print(f'{size:>6} {change.agreement_before:7.1f} {change.crop_before:6.3g} {change.agreement:7.1f} '
-              f'{change.crop:6.3g}{"" if change.kept else "  no better: the old set is kept"}')
+              f'{change.crop:6.3g}{"" if change.kept else "  worse: the old set is kept"}')
     print(f'load it: import rs_timm; timm.create_model({f"local-dir:{folder}"!r}, pretrained=True)')
     return 0
