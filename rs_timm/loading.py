@@ -248,8 +248,8 @@ def _saved(file: str, model: nn.Module) -> Optional[_Description]:
     own -= {'rs_switchable', None}
     if own.isdisjoint((config.architecture, base)) or config.num_classes != model.num_classes:
         return None
-    labels = config.model_dump(include={'label_names', 'label_descriptions'}, exclude_unset=True)
-    cfg = _known({**config.pretrained_cfg.model_dump(exclude_unset=True), **labels})
+    labels = config.model_dump(mode='json', include={'label_names', 'label_descriptions'}, exclude_unset=True)
+    cfg = _known({**config.pretrained_cfg.model_dump(mode='json', exclude_unset=True), **labels})
     return _Description(cfg, config.rs_timm.alpha, config.rs_timm.crops)
 
 
