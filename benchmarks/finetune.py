@@ -3,41 +3,42 @@
 EfficientNet-Lite0, from the ImageNet weights that ship, on a small set of pictures with classes of its own, with the
 recipe `finetune`, for the same number of epochs: the RS-Net (MRED), the same without distillation ('parallel'), and a
 network for each size ('individual'). The individual network of the largest size is tested at all sizes too
-('largest'). Epochs and crops are chosen on the training pictures kept aside, a crop for each network, and for 'largest'
-one for each size: nothing is chosen on DIR/val, which is tested on. A run that was stopped goes on where it was; rows
-that are there are kept.
+('largest'). All pictures of DIR that are not among those to train on are tested on, by the folder that `rs-timm train`
+leaves and the runtime ('half': the same with weights in float16). Epochs and crops are chosen on the training pictures
+kept aside, a crop for each network, and for 'largest' one for each size. A run that was stopped goes on where it was;
+rows that are there are kept, those of other settings or test pictures too, which the table leaves out.
 
-    python -m benchmarks.finetune --data DIR --runs FOLDER [--per-class 100] [--epochs 3] [--threads 2]
+    python -m benchmarks.finetune --data DIR --runs FOLDER [--per-class 100] [--epochs 3] [--threads 1] [--latency]
 
-DIR holds train/CLASS/* and val/CLASS/*.
+DIR holds train/CLASS/* and val/CLASS/*. `--latency`: the milliseconds of the first RS-Net, once it is trained.
 """
 import argparse
 import os
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 import numpy as np
+import timm
 import torch
-from torch import nn
 
 import rs_timm
 from benchmarks.adaptation import interval
 from benchmarks.environment import RESULTS, describe
 from benchmarks.store import NOT_MEASURED, Row, by_columns, markdown, packed, put, read, section, unpacked
-from rs_timm.analysis import Predictions, predict
-from rs_timm.crops import CropPct
-from rs_timm.data import create_multires_loader
+from benchmarks.timing import ratio_of_visits, take_turns
 from rs_timm.data.folders import find_pictures, hold_out, open_split
+from rs_timm.hub import save_pretrained
 from rs_timm.runtime import Session, choose_crops
 from rs_timm.training import Options, Recipe, Trained, get_recipe, keep_freed_memory, train
 from rs_timm.training.tasks import Loaders
 from rs_timm.training.train import choose_crop
 
-TABLE = RESULTS / 'finetune.csv'
-KEY = ('data', 'pictures', 'epochs', 'method', 'seed', 'resolution')
+TABLE, LATENCY = RESULTS / 'finetune.csv', RESULTS / 'finetune_latency.csv'
+KEY = ('data', 'pictures', 'tested', 'settings', 'method', 'seed', 'resolution')
 MODEL, START = 'tf_efficientnet_lite0', 'rs_efficientnet_lite0'
 SIZES = (224, 192, 160, 128, 96)
 CANDIDATES = (1., 0.875, 0.75)  # crops for networks at the sizes that they were trained for
@@ -47,7 +48,11 @@ METHODS = {
     'parallel': 'the same without distillation',
     'individual': 'a network for each size',
     'largest': 'the one for the largest size, at its best crops',
+    'half': 'RS-Net, weights in float16',
 }
+TRAINED = ('rs_net', 'parallel', 'individual')
+BATCH = 32
+ENGINES = ('openvino', 'torch')
 ORDER = (('rs_net', 0), ('individual', 0), ('rs_net', 1), ('individual', 1), ('parallel', 0), ('parallel', 1))
 
 
@@ -76,17 +81,25 @@ def jobs() -> Iterator[Job]:
 
 
 def small_folder(data: Path, place: Path, per_class: int) -> Path:
-    """A folder with links to `per_class` training pictures of each class, drawn at random, and to all of DIR/val."""
+    """A folder with links: train/ has `per_class` training pictures of each class, drawn at random, test/ the rest."""
     for folder in sorted(path for path in (data / 'train').iterdir() if path.is_dir()):
         names = find_pictures(folder)[0]
-        chosen = place / 'train' / folder.name
-        chosen.mkdir(parents=True, exist_ok=True)
-        for name in random.Random(0).sample(names, min(per_class, len(names))):
-            if not (chosen / Path(name).name).exists():
-                os.symlink((folder / name).resolve(), chosen / Path(name).name)
-    if not (place / 'val').exists():
-        os.symlink((data / 'val').resolve(), place / 'val')
+        chosen = set(random.Random(0).sample(names, min(per_class, len(names))))
+        parts = [(folder / name, 'train' if name in chosen else 'test') for name in names]
+        parts += [(path, 'test') for path in (data / 'val' / folder.name).iterdir()]
+        for path, split in parts:
+            link = place / split / folder.name / path.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if link.resolve() != path.resolve():
+                os.symlink(path.resolve(), link)
     return place
+
+
+def settings(recipe: Recipe) -> str:
+    """What a recipe changes, but for what is a matter of the method: rows of other settings are others."""
+    own = {name: mine for name, (mine, _) in recipe.differences(asdict(Recipe())).items()}
+    return ' '.join(f'{name}={value}'.replace(' ', '') for name, value in own.items()
+                    if name not in ('resolutions', 'mred', 'seed', 'init', 'patience', 'crop_choices'))
 
 
 def trained(job: Job, args: argparse.Namespace, data: Path) -> Tuple[Trained, float]:
@@ -106,43 +119,60 @@ def trained(job: Job, args: argparse.Namespace, data: Path) -> Tuple[Trained, fl
     return made, seconds
 
 
-def tested(model: nn.Module, recipe: Recipe, data: Path, sizes: Sequence[int], crop_pct: CropPct) -> Predictions:
-    loader = create_multires_loader(
-        str(data), sizes, split='val', is_training=False, batch_size=64, num_workers=0, mean=recipe.mean,
-        std=recipe.std, interpolation=recipe.interpolation, crop_pct=crop_pct, channels_last=recipe.channels_last)
-    return predict(model, loader, sizes)
+def opened(folder: Path, engine: str = 'openvino', **options: Any) -> Session:
+    return Session(timm.create_model(f'local-dir:{folder}', pretrained=True).eval(), engine, **options)
 
 
 def measure(job: Job, args: argparse.Namespace, data: Path) -> None:
     """Train, test and note a job; with the network of the largest size, its row at all sizes too."""
     found, cpu_seconds = trained(job, args, data)
-    recipe = job.recipe(args)
-    common = dict(cpu_seconds=f'{cpu_seconds:.0f}', threads=args.threads)
-    crop = choose_crop(found.model, Loaders(str(data), recipe, workers=0), replace(recipe, crop_choices=CANDIDATES))
-    predictions = tested(found.model, recipe, data, job.sizes, crop)
-    note(job.method, job.seed, predictions, dict.fromkeys(job.sizes, crop), args, **common)
+    recipe, folder = job.recipe(args), args.runs / f'{data.name}_{args.epochs}' / job.name
+    columns = dict(cpu_seconds=f'{cpu_seconds:.0f}', threads=args.threads, settings=settings(recipe))
+    network: Any = found.model
+    crop = choose_crop(network, Loaders(str(data), recipe, workers=0), replace(recipe, crop_choices=CANDIDATES))
+    network.pretrained_cfg = network.default_cfg = {**network.pretrained_cfg, 'crop_pct': crop}
+    names = dict(label_names=found.class_names)
+    crops = dict.fromkeys(job.sizes, crop)
+    session = opened(save_pretrained(network, folder / 'model', model_config=names), threads=args.threads)
+    note(job.method, job.seed, tested(session, data, crops), crops, args, **columns)
+    if job.method == 'rs_net':
+        half = opened(save_pretrained(network, folder / 'half', model_config=names, half=True), threads=args.threads)
+        note('half', job.seed, tested(half, data, crops), crops, args, **columns)
     if job.sizes == SIZES[:1]:
-        everywhere = rs_timm.switchable(rs_timm.extract(found.model, SIZES[0]), SIZES).eval()
-        crops = chosen_crops(everywhere, recipe, data)
-        note('largest', job.seed, tested(everywhere, recipe, data, SIZES, crops), crops, args, **common)
+        everywhere = rs_timm.switchable(rs_timm.extract(network, SIZES[0]), SIZES).eval()
+        session = Session(everywhere, 'openvino', threads=args.threads)
+        crops = chosen_crops(session, recipe, data)
+        note('largest', job.seed, tested(session, data, crops), crops, args, **columns)
 
 
-def chosen_crops(model: nn.Module, recipe: Recipe, data: Path) -> Dict[int, float]:
+def tested(session: Session, data: Path, crops: Dict[int, float]) -> Dict[int, np.ndarray]:
+    """Size -> which of the test pictures are answered rightly, bool [N]."""
+    files, targets = files_of(open_split(str(data), 'test'))
+    right = {}
+    for size, crop in crops.items():
+        make = replace(session.preprocessing, crop_pct=crop)
+        found = [session(make(files[i:i + BATCH], size), size).argmax(1) for i in range(0, len(files), BATCH)]
+        right[size] = np.concatenate(found) == targets
+    return right
+
+
+def files_of(split: Any) -> Tuple[List[str], np.ndarray]:
+    """The files of a part of a folder, and their classes."""
+    return ([place.path for _, place, _ in split.reader.samples],
+            np.array([target for *_, target in split.reader.samples]))
+
+
+def chosen_crops(session: Session, recipe: Recipe, data: Path) -> Dict[int, float]:
     """The crops with the best accuracy on the training pictures that were kept aside."""
     _, held = hold_out(open_split(str(data), 'train'), recipe.val_fraction, recipe.seed)
-    files, targets = zip(*held.reader.samples)  # type: ignore[attr-defined]
-    model.pretrained_cfg.update(  # type: ignore[operator, union-attr]
-        mean=recipe.mean, std=recipe.std, interpolation=recipe.interpolation, crop_pct=recipe.crop_pct)
-    return choose_crops(Session(model), files, targets, candidates=SMALLER).crops
+    files, targets = files_of(held)
+    return choose_crops(session, files, targets.tolist(), candidates=SMALLER).crops
 
 
-def note(method: str, seed: int, predictions: Predictions, crops: Dict[int, float], args: argparse.Namespace,
+def note(method: str, seed: int, right: Dict[int, np.ndarray], crops: Dict[int, float], args: argparse.Namespace,
          **columns: Any) -> None:
-    rows = []
-    for size, crop in crops.items():
-        right = predictions.right(size)
-        rows.append(dict(key(args, method, seed), resolution=size, crop=crop, top1=f'{100 * right.mean():.2f}',
-                         tested=len(right), right=packed(right), **columns, **environment()))
+    rows = [dict(key(args, method, seed), resolution=size, crop=crops[size], top1=f'{100 * own.mean():.2f}',
+                 right=packed(own), **columns, **environment()) for size, own in right.items()]
     put(args.out, rows, KEY)
     print(f'{method} s{seed}: ' + ', '.join(f"{row['resolution']} px (crop {row['crop']:g}) {row['top1']}" for row in
                                            rows), flush=True)
@@ -153,33 +183,64 @@ def environment() -> Dict[str, Any]:
 
 
 def key(args: argparse.Namespace, method: str, seed: int) -> Dict[str, Any]:
-    return dict(data=args.data.name, pictures=args.pictures, epochs=args.epochs, method=method, seed=seed)
+    return dict(data=args.data.name, pictures=args.pictures, tested=args.tested, epochs=args.epochs, method=method,
+                seed=seed)
 
 
 def done(job: Job, args: argparse.Namespace) -> bool:
     """Whether the rows of a job are all there."""
-    methods = [job.method] + ['largest'] * (job.sizes == SIZES[:1])
-    return all(read(args.out, **key(args, method, job.seed), resolution=size) for method in methods
-               for size in (SIZES if method == 'largest' else job.sizes))
+    methods = [job.method, *['half'] * (job.method == 'rs_net'), *['largest'] * (job.sizes == SIZES[:1])]
+    return all(read(args.out, **key(args, method, job.seed), settings=settings(job.recipe(args)), resolution=size)
+               for method in methods for size in (SIZES if method == 'largest' else job.sizes))
 
 
-@section('finetune')
-def finetune_section(rows: Sequence[Row]) -> str:
-    """Top-1 of each method at each size, mean over the seeds, and the gain of the RS-Net with its interval."""
+def latency(folder: Path, args: argparse.Namespace) -> None:
+    """Milliseconds of one ready picture at each size, all engines and sizes in turns."""
+    sessions = {engine: opened(folder, engine, threads=args.threads) for engine in ENGINES}
+    pictures = {size: np.random.default_rng(0).random((1, 3, size, size), np.float32) for size in SIZES}
+    cases = {(engine, size): partial(session.run, x) for engine, session in sessions.items()
+             for size, x in pictures.items()}
+    times = take_turns(cases, calls=args.calls)
+    rows = [dict(engine=engine, resolution=size, p50_ms=float(np.median(taken)),
+                 ratio=ratio_of_visits(taken, times[engine, SIZES[0]]), calls=taken.size, batch=1,
+                 threads=args.threads, versions=' '.join(f'{n}={v}' for n, v in sessions[engine].versions.items()),
+                 **environment()) for (engine, size), taken in times.items()]
+    put(args.out.with_name(LATENCY.name), rows, ('engine', 'resolution'))
+    for row in rows:
+        print(f"{row['engine']} {row['resolution']} px: {row['p50_ms']:.2f} ms, {row['ratio']:.2f} of 224 px")
+
+
+@section('finetune', 'finetune_latency')
+def finetune_section(rows: Sequence[Row], times: Sequence[Row]) -> str:
+    """Top-1 of each method at each size, mean over the seeds, gains with their intervals, and milliseconds."""
+    last = rows[-1]
+    rows = [row for row in by_columns(rows, **{name: last[name] for name in ('data', 'pictures', 'tested', 'epochs')})
+            if row['settings'] == settings_of(row['method'], int(last['epochs']))]
     lines = []
     for method, title in METHODS.items():
         own = by_columns(rows, method=method)
         seeds = sorted({row['seed'] for row in own})
         cells = [_cell(by_columns(own, resolution=size), len(seeds)) for size in SIZES]
         lines.append([title, str(len(seeds)) if seeds else '-', *cells, _minutes(own)])
-    lines.append(['RS-Net against a network for each size', '', *(_gain(rows, size) for size in SIZES), ''])
-    first = rows[0]
-    header = ['', 'seeds', *(f'{size} px' for size in SIZES), 'minutes of two cores']
-    return (f"{markdown(header, lines)}\n\nTop-1 in percent on {first['tested']} test pictures, mean over the seeds; "
-            f"{first['pictures']} training pictures of {first['data']}, {first['epochs']} epochs of `finetune`, from "
-            f'`{START}`. Minutes: the time that cores worked, on average over the seeds, over two. The last line has '
-            "the gain in points with the 95 % interval of a bootstrap over the pictures, paired by seed; "
-            f"{first['device']}, {first['threads']} threads, torch {first['torch']}, timm {first['timm']}.")
+    for title, other in (('a network for each size', 'individual'), ('that without distillation', 'parallel')):
+        lines.append([f'RS-Net against {title}', '', *(_gain(rows, size, other) for size in SIZES), ''])
+    for engine in ENGINES:
+        medians = {row['resolution']: float(row['p50_ms']) for row in by_columns(times, engine=engine)}
+        cells = [f'{medians[str(size)]:.1f}' if medians else NOT_MEASURED for size in SIZES]
+        lines.append([f'milliseconds, {engine}', '', *cells, ''])
+    header = ['', 'seeds', *(f'{size} px' for size in SIZES), 'minutes of a core']
+    return (f"{markdown(header, lines)}\n\nTop-1 in percent on {last['tested']} test pictures, mean over the seeds; "
+            f"{last['pictures']} training pictures of {last['data']}, {last['epochs']} epochs of `finetune`, from "
+            f'`{START}`. Minutes: the time that cores worked in training, on average over the seeds. Gains in points '
+            'with the 95 % interval of a bootstrap over the pictures, paired by seed. Milliseconds: one ready picture, '
+            f"the median of {times[0]['calls'] if times else 0} calls, all in turns. {last['device']}, "
+            f"{last['threads']} thread, torch {last['torch']}, timm {last['timm']}.")
+
+
+def settings_of(method: str, epochs: int) -> str:
+    """Those of the recipe as it is now."""
+    trained_as = {'half': 'rs_net', 'largest': 'individual'}.get(method, method)
+    return settings(Job(trained_as, 0, SIZES).recipe(argparse.Namespace(epochs=epochs)))
 
 
 def _cell(rows: Sequence[Row], seeds: int) -> str:
@@ -193,14 +254,14 @@ def _minutes(rows: Sequence[Row]) -> str:
     for seed in sorted({row['seed'] for row in rows}):
         own = by_columns(rows, seed=seed)
         several = own[0]['method'] == 'individual'
-        per_seed.append(sum(float(row['cpu_seconds']) for row in (own if several else own[:1])) / 120)
+        per_seed.append(sum(float(row['cpu_seconds']) for row in (own if several else own[:1])) / 60)
     return f'{np.mean(per_seed):.0f}' if per_seed else NOT_MEASURED
 
 
-def _gain(rows: Sequence[Row], size: int) -> str:
+def _gain(rows: Sequence[Row], size: int, other: str) -> str:
     differences = []
     for mine in by_columns(rows, method='rs_net', resolution=size):
-        for theirs in by_columns(rows, method='individual', resolution=size, seed=mine['seed']):
+        for theirs in by_columns(rows, method=other, resolution=size, seed=mine['seed']):
             bits = [unpacked(row['right'], int(row['tested'])).astype(float) for row in (mine, theirs)]
             differences.append(bits[0] - bits[1])
     if not differences:
@@ -219,15 +280,19 @@ def main() -> None:
     parser.add_argument('--runs', type=Path, default=Path('runs/finetune'), metavar='FOLDER')
     parser.add_argument('--per-class', type=int, default=100, help='training pictures of each class, at most')
     parser.add_argument('--epochs', type=int, default=3)
-    parser.add_argument('--methods', nargs='+', default=list(METHODS)[:3], choices=list(METHODS)[:3])
+    parser.add_argument('--methods', nargs='+', default=TRAINED, choices=TRAINED)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
-    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--threads', type=int, default=1)
+    parser.add_argument('--latency', action='store_true', help='milliseconds of the RS-Net of the first seed, alone')
+    parser.add_argument('--calls', type=int, default=200, help='that are timed, of each engine and size')
     parser.add_argument('--out', type=Path, default=TABLE)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     data = small_folder(args.data, args.runs / f'{args.data.name}_{args.per_class}', args.per_class)
-    args.pictures = len(find_pictures(data / 'train')[0])
+    args.pictures, args.tested = (len(find_pictures(data / split)[0]) for split in ('train', 'test'))
+    if args.latency:
+        return latency(args.runs / f'{data.name}_{args.epochs}' / f'rs_net_s{args.seeds[0]}' / 'model', args)
     for job in jobs():
         if job.method in args.methods and job.seed in args.seeds and not done(job, args):
             measure(job, args, data)
