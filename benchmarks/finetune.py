@@ -4,13 +4,14 @@ EfficientNet-Lite0, from the ImageNet weights that ship, on a small set of pictu
 recipe `finetune`, for the same number of epochs: the RS-Net (MRED), the same without distillation ('parallel'), and a
 network for each size ('individual'). The individual network of the largest size is tested at all sizes too
 ('largest'). All pictures of DIR that are not among those to train on are tested on, by the folder that `rs-timm train`
-leaves and the runtime ('half': the same with weights in float16). Epochs and crops are chosen on the training pictures
-kept aside, a crop for each network, and for 'largest' one for each size. A run that was stopped goes on where it was;
-rows that are there are kept, those of other settings or test pictures too, which the table leaves out.
+leaves and the runtime. Epochs and crops are chosen on the training pictures kept aside, a crop for each network, and
+for 'largest' one for each size. A run that was stopped goes on where it was; rows that are there are kept. Other
+sizes, settings or test pictures make another comparison, with a table of its own.
 
-    python -m benchmarks.finetune --data DIR --runs FOLDER [--per-class 100] [--epochs 3] [--threads 1] [--latency]
+    python -m benchmarks.finetune --data DIR --runs FOLDER [--epochs 3] [--sizes 224 160 96] [--served]
 
-DIR holds train/CLASS/* and val/CLASS/*. `--latency`: the milliseconds of the first RS-Net, once it is trained.
+DIR holds train/CLASS/* and val/CLASS/*. `--served`: milliseconds of the RS-Net of the first seed, once it is trained,
+and its top-1 with weights in float16 ('half').
 """
 import argparse
 import os
@@ -32,13 +33,15 @@ from benchmarks.store import NOT_MEASURED, Row, by_columns, markdown, packed, pu
 from benchmarks.timing import ratio_of_visits, take_turns
 from rs_timm.data.folders import find_pictures, hold_out, open_split
 from rs_timm.hub import save_pretrained
+from rs_timm.resolutions import check_resolutions
 from rs_timm.runtime import Session, choose_crops
 from rs_timm.training import Options, Recipe, Trained, get_recipe, keep_freed_memory, train
 from rs_timm.training.tasks import Loaders
 from rs_timm.training.train import choose_crop
 
 TABLE, LATENCY = RESULTS / 'finetune.csv', RESULTS / 'finetune_latency.csv'
-KEY = ('data', 'pictures', 'tested', 'settings', 'method', 'seed', 'resolution')
+COMPARISON = ('data', 'pictures', 'tested', 'sizes', 'epochs', 'settings')
+KEY = (*COMPARISON, 'method', 'seed', 'resolution')
 MODEL, START = 'tf_efficientnet_lite0', 'rs_efficientnet_lite0'
 SIZES = (224, 192, 160, 128, 96)
 CANDIDATES = (1., 0.875, 0.75)  # crops for networks at the sizes that they were trained for
@@ -66,7 +69,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        return '_'.join(map(str, (self.method, *(self.sizes if len(self.sizes) == 1 else ()), f's{self.seed}')))
+        sizes = () if self.sizes == SIZES else self.sizes
+        return '_'.join(map(str, (self.method, *sizes, f's{self.seed}')))
 
     def recipe(self, args: argparse.Namespace) -> Recipe:
         """The same for all, but for sizes and losses; no early end, so that all have as many epochs."""
@@ -74,10 +78,10 @@ class Job:
                           mred='none' if self.method == 'parallel' else 'full', patience=0, crop_choices=())
 
 
-def jobs() -> Iterator[Job]:
+def jobs(sizes: Tuple[int, ...] = SIZES) -> Iterator[Job]:
     for method, seed in ORDER:
-        for sizes in [(size,) for size in SIZES] if method == 'individual' else [SIZES]:
-            yield Job(method, seed, sizes)
+        for own in [(size,) for size in sizes] if method == 'individual' else [sizes]:
+            yield Job(method, seed, own)
 
 
 def small_folder(data: Path, place: Path, per_class: int) -> Path:
@@ -96,7 +100,7 @@ def small_folder(data: Path, place: Path, per_class: int) -> Path:
 
 
 def settings(recipe: Recipe) -> str:
-    """What a recipe changes, but for what is a matter of the method: rows of other settings are others."""
+    """The settings of a recipe that are not those of all recipes, but for what is a matter of the method."""
     own = {name: mine for name, (mine, _) in recipe.differences(asdict(Recipe())).items()}
     return ' '.join(f'{name}={value}'.replace(' ', '') for name, value in own.items()
                     if name not in ('resolutions', 'mred', 'seed', 'init', 'patience', 'crop_choices'))
@@ -127,7 +131,7 @@ def measure(job: Job, args: argparse.Namespace, data: Path) -> None:
     """Train, test and note a job; with the network of the largest size, its row at all sizes too."""
     found, cpu_seconds = trained(job, args, data)
     recipe, folder = job.recipe(args), args.runs / f'{data.name}_{args.epochs}' / job.name
-    columns = dict(cpu_seconds=f'{cpu_seconds:.0f}', threads=args.threads, settings=settings(recipe))
+    columns = dict(cpu_seconds=f'{cpu_seconds:.0f}', threads=args.threads)
     network: Any = found.model
     crop = choose_crop(network, Loaders(str(data), recipe, workers=0), replace(recipe, crop_choices=CANDIDATES))
     network.pretrained_cfg = network.default_cfg = {**network.pretrained_cfg, 'crop_pct': crop}
@@ -135,11 +139,8 @@ def measure(job: Job, args: argparse.Namespace, data: Path) -> None:
     crops = dict.fromkeys(job.sizes, crop)
     session = opened(save_pretrained(network, folder / 'model', model_config=names), threads=args.threads)
     note(job.method, job.seed, tested(session, data, crops), crops, args, **columns)
-    if job.method == 'rs_net':
-        half = opened(save_pretrained(network, folder / 'half', model_config=names, half=True), threads=args.threads)
-        note('half', job.seed, tested(half, data, crops), crops, args, **columns)
-    if job.sizes == SIZES[:1]:
-        everywhere = rs_timm.switchable(rs_timm.extract(network, SIZES[0]), SIZES).eval()
+    if job.sizes == args.sizes[:1]:
+        everywhere = rs_timm.switchable(rs_timm.extract(network, args.sizes[0]), args.sizes).eval()
         session = Session(everywhere, 'openvino', threads=args.threads)
         crops = chosen_crops(session, recipe, data)
         note('largest', job.seed, tested(session, data, crops), crops, args, **columns)
@@ -183,64 +184,85 @@ def environment() -> Dict[str, Any]:
 
 
 def key(args: argparse.Namespace, method: str, seed: int) -> Dict[str, Any]:
-    return dict(data=args.data.name, pictures=args.pictures, tested=args.tested, epochs=args.epochs, method=method,
-                seed=seed)
+    recipe = Job(method, seed, args.sizes).recipe(args)
+    return dict(data=args.data.name, pictures=args.pictures, tested=args.tested, sizes=' '.join(map(str, args.sizes)),
+                epochs=args.epochs, settings=settings(recipe), method=method, seed=seed)
 
 
 def done(job: Job, args: argparse.Namespace) -> bool:
     """Whether the rows of a job are all there."""
-    methods = [job.method, *['half'] * (job.method == 'rs_net'), *['largest'] * (job.sizes == SIZES[:1])]
-    return all(read(args.out, **key(args, method, job.seed), settings=settings(job.recipe(args)), resolution=size)
-               for method in methods for size in (SIZES if method == 'largest' else job.sizes))
+    methods = [job.method, *['largest'] * (job.sizes == args.sizes[:1])]
+    return all(read(args.out, **key(args, method, job.seed), resolution=size)
+               for method in methods for size in (args.sizes if method == 'largest' else job.sizes))
 
 
-def latency(folder: Path, args: argparse.Namespace) -> None:
-    """Milliseconds of one ready picture at each size, all engines and sizes in turns."""
-    sessions = {engine: opened(folder, engine, threads=args.threads) for engine in ENGINES}
-    pictures = {size: np.random.default_rng(0).random((1, 3, size, size), np.float32) for size in SIZES}
-    cases = {(engine, size): partial(session.run, x) for engine, session in sessions.items()
-             for size, x in pictures.items()}
-    times = take_turns(cases, calls=args.calls)
+def served(job: Job, args: argparse.Namespace, data: Path) -> None:
+    """Milliseconds of one ready picture at each size, engines and sizes in turns; and top-1 with weights in float16."""
+    folder = args.runs / f'{data.name}_{args.epochs}' / job.name
+    sessions = {engine: opened(folder / 'model', engine, threads=args.threads) for engine in ENGINES}
+    pictures = {size: np.random.default_rng(0).random((1, 3, size, size), np.float32) for size in job.sizes}
+    times = take_turns({(engine, size): partial(session.run, x) for engine, session in sessions.items()
+                        for size, x in pictures.items()}, calls=args.calls)
     rows = [dict(engine=engine, resolution=size, p50_ms=float(np.median(taken)),
-                 ratio=ratio_of_visits(taken, times[engine, SIZES[0]]), calls=taken.size, batch=1,
+                 ratio=ratio_of_visits(taken, times[engine, job.sizes[0]]), calls=taken.size, batch=1,
                  threads=args.threads, versions=' '.join(f'{n}={v}' for n, v in sessions[engine].versions.items()),
                  **environment()) for (engine, size), taken in times.items()]
     put(args.out.with_name(LATENCY.name), rows, ('engine', 'resolution'))
     for row in rows:
-        print(f"{row['engine']} {row['resolution']} px: {row['p50_ms']:.2f} ms, {row['ratio']:.2f} of 224 px")
+        print(f"{row['engine']} {row['resolution']} px: {row['p50_ms']:.2f} ms, {row['ratio']:.2f} of the largest")
+    network = timm.create_model(f"local-dir:{folder / 'model'}", pretrained=True)
+    half = opened(save_pretrained(network, folder / 'half', half=True), threads=args.threads)
+    crops = dict.fromkeys(job.sizes, network.pretrained_cfg['crop_pct'])
+    full = read(args.out, **key(args, job.method, job.seed))[0]
+    note('half', job.seed, tested(half, data, crops), crops, args, cpu_seconds=full['cpu_seconds'],
+         threads=args.threads)
 
 
 @section('finetune', 'finetune_latency')
 def finetune_section(rows: Sequence[Row], times: Sequence[Row]) -> str:
-    """Top-1 of each method at each size, mean over the seeds, gains with their intervals, and milliseconds."""
-    last = rows[-1]
-    rows = [row for row in by_columns(rows, **{name: last[name] for name in ('data', 'pictures', 'tested', 'epochs')})
-            if row['settings'] == settings_of(row['method'], int(last['epochs']))]
-    lines = []
+    """A table for each comparison, the last one first, and the milliseconds."""
+    comparisons = dict.fromkeys(tuple(row[name] for name in COMPARISON) for row in reversed(rows))
+    parts = [_comparison(by_columns(rows, **dict(zip(COMPARISON, values)))) for values in comparisons]
+    if times:
+        sizes = list(dict.fromkeys(row['resolution'] for row in times))
+        lines = [[engine, *(f"{float(row['p50_ms']):.1f} ({float(row['ratio']):.2f})" for row in
+                            by_columns(times, engine=engine))] for engine in ENGINES]
+        first = times[0]
+        table = markdown(['milliseconds', *(f'{size} px' for size in sizes)], lines)
+        parts.append(f'{table}\n\nOf the RS-Net, for one ready picture, and as a share of the largest size: the median '
+                     f"of {first['calls']} calls, all in turns; {first['device']}, {first['threads']} thread, "
+                     f"{first['versions']}, torch {first['torch']}.")
+    return '\n\n'.join(parts)
+
+
+def _comparison(rows: Sequence[Row]) -> str:
+    """Top-1 of each method at each size, mean over the seeds, and gains with their intervals."""
+    first = rows[0]
+    sizes, lines = [int(size) for size in first['sizes'].split()], []
     for method, title in METHODS.items():
         own = by_columns(rows, method=method)
-        seeds = sorted({row['seed'] for row in own})
-        cells = [_cell(by_columns(own, resolution=size), len(seeds)) for size in SIZES]
-        lines.append([title, str(len(seeds)) if seeds else '-', *cells, _minutes(own)])
+        if own:
+            seeds = sorted({row['seed'] for row in own})
+            cells = [_cell(by_columns(own, resolution=size), len(seeds)) for size in sizes]
+            lines.append([title, str(len(seeds)), *cells, _minutes(own)])
     for title, other in (('a network for each size', 'individual'), ('that without distillation', 'parallel')):
-        lines.append([f'RS-Net against {title}', '', *(_gain(rows, size, other) for size in SIZES), ''])
-    for engine in ENGINES:
-        medians = {row['resolution']: float(row['p50_ms']) for row in by_columns(times, engine=engine)}
-        cells = [f'{medians[str(size)]:.1f}' if medians else NOT_MEASURED for size in SIZES]
-        lines.append([f'milliseconds, {engine}', '', *cells, ''])
-    header = ['', 'seeds', *(f'{size} px' for size in SIZES), 'minutes of a core']
-    return (f"{markdown(header, lines)}\n\nTop-1 in percent on {last['tested']} test pictures, mean over the seeds; "
-            f"{last['pictures']} training pictures of {last['data']}, {last['epochs']} epochs of `finetune`, from "
-            f'`{START}`. Minutes: the time that cores worked in training, on average over the seeds. Gains in points '
-            'with the 95 % interval of a bootstrap over the pictures, paired by seed. Milliseconds: one ready picture, '
-            f"the median of {times[0]['calls'] if times else 0} calls, all in turns. {last['device']}, "
-            f"{last['threads']} thread, torch {last['torch']}, timm {last['timm']}.")
+        if by_columns(rows, method=other):
+            lines.append([f'RS-Net against {title}', '', *(_gain(rows, size, other) for size in sizes), ''])
+    header = ['', 'seeds', *(f'{size} px' for size in sizes), 'minutes of a core']
+    return (f"{markdown(header, lines)}\n\nTop-1 in percent on {first['tested']} test pictures, mean over the seeds; "
+            f"{first['pictures']} training pictures of {first['data']}, {first['epochs']} epochs of `finetune`"
+            f"{_unlike_now(first)}, from `{START}`. Minutes: what a core worked in training, mean over the seeds. "
+            'Gains in points with the 95 % interval of a bootstrap over the pictures, paired by seed; '
+            f"{first['device']}, {first['threads']} thread, torch {first['torch']}, timm {first['timm']}.")
 
 
-def settings_of(method: str, epochs: int) -> str:
-    """Those of the recipe as it is now."""
-    trained_as = {'half': 'rs_net', 'largest': 'individual'}.get(method, method)
-    return settings(Job(trained_as, 0, SIZES).recipe(argparse.Namespace(epochs=epochs)))
+def _unlike_now(row: Row) -> str:
+    """What rows were measured with that the recipe has no more."""
+    recipe = Job('rs_net', 0, SIZES).recipe(argparse.Namespace(epochs=int(row['epochs'])))
+    then, now = (dict(part.split('=') for part in text.split()) for text in (row['settings'], settings(recipe)))
+    unlike = [f'{name}={then.get(name, getattr(Recipe(), name))}' for name in {**now, **then}
+              if then.get(name) != now.get(name)]
+    return f" with {', '.join(unlike)}" if unlike else ''
 
 
 def _cell(rows: Sequence[Row], seeds: int) -> str:
@@ -282,18 +304,21 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, default=3)
     parser.add_argument('--methods', nargs='+', default=TRAINED, choices=TRAINED)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1])
+    parser.add_argument('--sizes', type=int, nargs='+', default=SIZES)
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--latency', action='store_true', help='milliseconds of the RS-Net of the first seed, alone')
+    parser.add_argument('--served', action='store_true', help='measure what serves, of the RS-Net of the first seed')
     parser.add_argument('--calls', type=int, default=200, help='that are timed, of each engine and size')
     parser.add_argument('--out', type=Path, default=TABLE)
     args = parser.parse_args()
+    args.sizes = check_resolutions(args.sizes)
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     data = small_folder(args.data, args.runs / f'{args.data.name}_{args.per_class}', args.per_class)
     args.pictures, args.tested = (len(find_pictures(data / split)[0]) for split in ('train', 'test'))
-    if args.latency:
-        return latency(args.runs / f'{data.name}_{args.epochs}' / f'rs_net_s{args.seeds[0]}' / 'model', args)
-    for job in jobs():
+    if args.served:
+        served(Job('rs_net', args.seeds[0], args.sizes), args, data)
+        return
+    for job in jobs(args.sizes):
         if job.method in args.methods and job.seed in args.seeds and not done(job, args):
             measure(job, args, data)
 
