@@ -391,9 +391,3 @@ def test_without_pyarrow_or_ray_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
     with pytest.raises(ImportError, match=r'rs_timm\[ray\]'), connected():
         pass
-
-
-def test_no_torch_needed():
-    code = ("import sys; sys.modules['torch'] = sys.modules['timm'] = None; "
-            'import rs_timm.predict.batch, rs_timm.predict.on_ray')
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

@@ -1,8 +1,6 @@
 """Pictures of files, folders and tar files: which there are, names, bytes; timm's readers are the oracle."""
 import io
 import os
-import subprocess
-import sys
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -337,8 +335,3 @@ def test_one_bad_row_of_a_reader_is_one_bad_picture(error):
     assert pictures.names == ['caf\\udce9.jpg', 'b.jpg'] and pictures.read(1) == b'abc'
     with pytest.raises(ImageError, match='^caf'):
         pictures.read(0)
-
-
-def test_no_torch_needed():
-    code = ("import sys; sys.modules['torch'] = sys.modules['timm'] = None; import rs_timm.predict.collection")
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)

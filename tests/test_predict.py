@@ -307,6 +307,7 @@ def test_a_bar_for_terminals_alone(made, tmp_path):
 WITHOUT_TORCH = """
 import sys
 sys.modules.update(dict.fromkeys(('torch', 'timm', 'torchvision', 'yaml', 'huggingface_hub', 'safetensors')))
+import rs_timm.predict.on_ray
 from rs_timm.cli import main
 sys.exit(main())
 """

@@ -126,44 +126,34 @@ def backward(model, size):
     model(image(size, batch=4)).square().mean().backward()
 
 
+def steps(model, optimizer, *used, **zero_grad):
+    """A step for each of `used`, sizes whose gradients are added up: their sets move, and no other."""
+    for sizes in used:
+        before = sets_of(model)
+        for size in sizes:
+            backward(model, size)
+        optimizer.step()
+        optimizer.zero_grad(**zero_grad)
+        assert moved(before, sets_of(model)) == set(sizes)
+
+
 TIMM_OPTIMIZERS = ('momentum', 'adamw', 'lamb', 'rmsproptf', 'nadamw', 'lion', 'adafactor', 'lookahead_sgd', 'muon')
 
 
 @pytest.mark.parametrize('make', [sgd, adamw], ids=['sgd', 'adamw'])
 @pytest.mark.parametrize('set_to_none', [True, False])
 def test_idle_sets_neither_drift_nor_decay(make, set_to_none):
+    """Momentum of an earlier step must not move a set either; of accumulated gradients all move that had one."""
     model = create().train()
-    optimizer = make(model)
-    for size in (64, 32, 48, 32, 32, 64, 48):  # momentum of an earlier step must not move a set either
-        before = sets_of(model)
-        optimizer.zero_grad(set_to_none=set_to_none)
-        backward(model, size)
-        optimizer.step()
-        assert moved(before, sets_of(model)) == {size}
+    steps(model, make(model), (64,), (32,), (48,), (32,), (32,), (64,), (48,), (64, 32), (48, 48), (32, 64),
+          (64, 48, 32), set_to_none=set_to_none)
 
 
 @pytest.mark.parametrize('opt', TIMM_OPTIMIZERS)
 def test_idle_sets_under_timms_optimizers(opt):
     model = rs_timm.switchable('test_resnet', SIZES, num_classes=7).train()  # small: muon computes in bfloat16
     optimizer = create_optimizer_v2(model, opt=opt, lr=1e-3, weight_decay=0.1, filter_bias_and_bn=False)
-    for size in (64, 32, 48, 32, 64):
-        before = sets_of(model)
-        optimizer.zero_grad()
-        backward(model, size)
-        optimizer.step()
-        assert moved(before, sets_of(model)) == {size}
-
-
-def test_accumulated_gradients_move_all_sets_that_had_one():
-    model = create().train()
-    optimizer = sgd(model)
-    for sizes in ((64, 32), (48, 48), (32, 64), (64, 48, 32)):
-        before = sets_of(model)
-        for size in sizes:
-            backward(model, size)
-        optimizer.step()
-        optimizer.zero_grad()
-        assert moved(before, sets_of(model)) == set(sizes)
+    steps(model, optimizer, (64,), (32,), (48,), (32,), (64,))
 
 
 def test_one_backward_through_several_resolutions_moves_them_all():
@@ -222,10 +212,7 @@ def test_gradients_that_were_thrown_away_leave_no_trace():
     optimizer = sgd(model)
     backward(model, 64)
     optimizer.zero_grad()  # no step
-    before = sets_of(model)
-    backward(model, 32)
-    optimizer.step()
-    assert moved(before, sets_of(model)) == {32}
+    steps(model, optimizer, (32,))
 
 
 @pytest.mark.parametrize('keyword', [True, False])
@@ -280,14 +267,7 @@ class Adam:
 def test_idle_sets_hold_still_under_optimizers_without_hooks():
     model = create().train()
     rs_timm.layers.set_idle_gradients(model, 'none')  # 'auto' gives zeros in the first backward pass
-    optimizer = Adam(model)
-    for sizes in ((64,), (64,), (48,), (32, 64), (48,)):
-        before = sets_of(model)
-        for size in sizes:
-            backward(model, size)
-        optimizer.step()
-        optimizer.zero_grad()
-        assert moved(before, sets_of(model)) == set(sizes)
+    steps(model, Adam(model), (64,), (64,), (48,), (32, 64), (48,))
 
 
 @pytest.mark.parametrize('idle_gradients, without', [('auto', (0, 2)), ('none', (2, 2)), ('zero', (0, 0))])

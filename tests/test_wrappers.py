@@ -431,6 +431,11 @@ def same(a, b):
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-6, msg=key)
 
 
+def twins(network):
+    """Two equal networks in training mode."""
+    return network.train(), copy.deepcopy(network)
+
+
 class Blocks(nn.Module):
     """A network, each stage checkpointed."""
 
@@ -450,8 +455,7 @@ class Blocks(nn.Module):
 @pytest.mark.parametrize('pins', [True, False])
 def test_checkpointed_gradients_while_the_selection_changes(reentrant, pins, random_statistics):
     """Several forwards at different sizes, one backward: every re-run block must take the set of its own forward."""
-    plain = random_statistics(create()).train()
-    checkpointed = copy.deepcopy(plain)
+    plain, checkpointed = twins(random_statistics(create()))
     xs = {size: image(size) for size in SIZES}
     for network in (plain, Blocks(checkpointed, reentrant)):
         loss = 0
@@ -469,8 +473,7 @@ def test_checkpointed_gradients_while_the_selection_changes(reentrant, pins, ran
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('changed', [True, False])
 def test_timms_checkpointing(name, changed, random_statistics):
-    plain = random_statistics(create(name)).train()
-    checkpointed = copy.deepcopy(plain)
+    plain, checkpointed = twins(random_statistics(create(name)))
     checkpointed.set_grad_checkpointing()
     x = image(48, batch=4)
     for network in (plain, checkpointed):
@@ -486,9 +489,8 @@ def test_timms_checkpointing(name, changed, random_statistics):
 def test_checkpointed_features(feature_cls, random_statistics):
     if feature_cls == 'list' and OLD_TIMM:
         pytest.skip('the stock network of timm before 1.0.31 fails, too')
-    plain = timm.create_model('rs_resnet18', features_only=True, feature_cls=feature_cls, resolutions=SIZES)
-    plain = random_statistics(plain).train()
-    checkpointed = copy.deepcopy(plain)
+    features = timm.create_model('rs_resnet18', features_only=True, feature_cls=feature_cls, resolutions=SIZES)
+    plain, checkpointed = twins(random_statistics(features))
     (checkpointed if feature_cls == 'list' else checkpointed.model).set_grad_checkpointing()
     xs = {size: image(size) for size in SIZES}
     for network in (plain, checkpointed):
@@ -498,8 +500,7 @@ def test_checkpointed_features(feature_cls, random_statistics):
 
 @pytest.mark.parametrize('pin', [48, None])
 def test_a_whole_model_in_one_checkpoint(pin, random_statistics):
-    plain = random_statistics(create()).train()
-    checkpointed = copy.deepcopy(plain)
+    plain, checkpointed = twins(random_statistics(create()))
     x = image(48)
     for network, run in ((plain, plain), (checkpointed, lambda x: checkpoint(checkpointed, x, use_reentrant=False))):
         network.set_resolution(pin)
