@@ -27,6 +27,7 @@ from rs_timm.analysis import (
 )
 from rs_timm.data import MultiResLoader, create_multires_loader
 from rs_timm.evaluation import confusion_matrices
+from rs_timm.layers import learned_alpha
 from rs_timm.quantization import quantized_layers
 from rs_timm.runtime import Session
 from rs_timm.segmentation import class_ious, segmentation_scores
@@ -92,7 +93,7 @@ def measure(
     sizes = _trained_sizes(recipe)
     every = sorted({*sizes, *(dense if job.run.dense else ())}, reverse=True)
     several = is_switchable(model) and len(get_resolutions(model)) > 1
-    alpha = (getattr(model, 'checkpoint_metadata', None) or {}).get('alpha') if len(sizes) > 1 else None
+    alpha = learned_alpha(model) if len(sizes) > 1 else None
     said = predict(model, pictures.test(every), every, alpha, pictures.amp_dtype)
     unseen = [size for size in every if size not in sizes]
     accuracy = [_accuracy_row('params' if several and row in unseen else 'own', said, row) for row in said.at]
@@ -197,7 +198,7 @@ def measure_masks(
     started = time.monotonic()
     sizes = sorted({*recipe.resolutions, *compared}, reverse=True)
     loader = MaskLoaders(data, recipe, device=device, workers=workers).evaluation(sizes)
-    alpha = (getattr(model, 'checkpoint_metadata', None) or {}).get('alpha') if len(recipe.resolutions) > 1 else {}
+    alpha = learned_alpha(model) if len(recipe.resolutions) > 1 else {}
     amp_dtype = None if recipe.precision == 'float32' else getattr(torch, recipe.precision)
     matrices = confusion_matrices(model, loader, sizes, alpha, amp_dtype, device)
     rows, classes = [], []

@@ -27,7 +27,7 @@ from rs_timm.atomic import write_bytes
 from rs_timm.calibration import recalibrate
 from rs_timm.data import create_multires_loader
 from rs_timm.hub.saving import write_weights
-from rs_timm.layers import get_resolutions
+from rs_timm.layers import get_resolutions, learned_alpha
 from rs_timm.models import file_sha256, manifest, weights_dir
 from rs_timm.training import Recipe, evaluate
 
@@ -78,7 +78,6 @@ def ship(
         write_weights(model, Path(folder), storage='half')
         (Path(folder) / 'model.safetensors').replace(path)
     results = measure(model, path, data, workers)
-    alpha = model.checkpoint_metadata['alpha']
     entry = dict(
         file=path.name,
         sha256=file_sha256(path),
@@ -86,7 +85,7 @@ def ship(
         license=LICENSE,
         resolutions=list(get_resolutions(model)),
         cfg=_cfg(model),
-        alpha={str(r): round(float(weight), 4) for r, weight in alpha.items()},
+        alpha={str(r): round(weight, 4) for r, weight in learned_alpha(model).items()},
         top1={str(row): round(result['top1'], 2) for row, result in results.items()},
         top5={str(row): round(result['top5'], 2) for row, result in results.items()},
         measured=dict(data='Imagenette, val', pictures=results[model.resolutions[0]]['count'], **describe()),

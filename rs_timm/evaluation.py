@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from rs_timm.layers import is_switchable, use_resolution
+from rs_timm.layers import is_switchable, learned_alpha, use_resolution
 from rs_timm.loss import ensemble_logits
 from rs_timm.segmentation import confusion_matrix, segmentation_scores, upsampled
 
@@ -118,9 +118,8 @@ def ensemble_weights(
     """
     given = alpha is not None
     if alpha is None:
-        network = model.module if isinstance(model, DistributedDataParallel) else model
-        alpha = (getattr(network, 'checkpoint_metadata', None) or {}).get('alpha')
-    weights = dict(sorted(((int(size), float(weight)) for size, weight in (alpha or {}).items()), reverse=True))
+        alpha = learned_alpha(model.module if isinstance(model, DistributedDataParallel) else model)
+    weights = dict(sorted(((int(size), float(weight)) for size, weight in alpha.items()), reverse=True))
     missing = [size for size in weights if size not in sizes]
     if missing and given:
         raise ValueError(f'alpha has weights for {missing}, which are not measured: measured are {tuple(sizes)}.')

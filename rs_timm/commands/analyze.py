@@ -12,7 +12,7 @@ from rs_timm.analysis.report import Subject, analysis_page, picture_rows, requir
 from rs_timm.data import data_config, folder_classes
 from rs_timm.evaluation import write_results_csv
 from rs_timm.labels import class_names
-from rs_timm.layers import get_resolutions
+from rs_timm.layers import get_resolutions, learned_alpha
 from rs_timm.loading import describe_preprocessing
 from rs_timm.pictures import without_surrogates
 from rs_timm.training.build import task_of
@@ -23,7 +23,6 @@ from .labelled import (
     add_labelled_arguments,
     autocast_type,
     labelled_pictures,
-    learned_alpha,
     reading,
     sizes_to_run,
 )

@@ -10,7 +10,7 @@ from torch import nn
 
 from rs_timm.crops import crop_at
 from rs_timm.data import MaskFolder, create_mask_loader, data_config, image_transform
-from rs_timm.layers import use_resolution
+from rs_timm.layers import learned_alpha, use_resolution
 from rs_timm.loading import describe_preprocessing
 from rs_timm.pictures import ImageError
 from rs_timm.runtime import evaluate_session
@@ -32,7 +32,6 @@ from .labelled import (
     add_labelled_arguments,
     autocast_type,
     labelled_pictures,
-    learned_alpha,
     reading,
     sizes_to_run,
 )

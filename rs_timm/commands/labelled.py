@@ -23,8 +23,8 @@ from .arguments import (
 from .shell import report, watched
 
 __all__ = [
-    'Labelled', 'Reading', 'WatchedLoader', 'add_labelled_arguments', 'autocast_type', 'labelled_pictures',
-    'learned_alpha', 'reading', 'sizes_to_run']
+    'Labelled', 'Reading', 'WatchedLoader', 'add_labelled_arguments', 'autocast_type', 'labelled_pictures', 'reading',
+    'sizes_to_run']
 
 _TYPES = {'float32': None, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
 
@@ -64,12 +64,6 @@ def autocast_type(precision: str) -> Optional[torch.dtype]:
 def sizes_to_run(given: Optional[Sequence[int]], model: nn.Module) -> Tuple[int, ...]:
     """The sizes of --sizes, else the trained ones, largest first."""
     return tuple(sorted(set(given or get_resolutions(model)), reverse=True))
-
-
-def learned_alpha(model: nn.Module) -> 'dict[int, float]':
-    """The learned weight of each resolution in the ensemble, largest first; empty if there are none."""
-    learned = (getattr(model, 'checkpoint_metadata', None) or {}).get('alpha') or {}
-    return {int(size): float(learned[size]) for size in sorted(learned, key=int, reverse=True)}
 
 
 class Reading(NamedTuple):

@@ -14,7 +14,7 @@ from rs_timm.analysis.cost import image_channels
 from rs_timm.crops import crops_of
 from rs_timm.format.info import ModelInfo
 from rs_timm.interpolation import scale_and_shift
-from rs_timm.layers import SwitchableBatchNorm2d, extract, get_interpolation, get_resolutions
+from rs_timm.layers import SwitchableBatchNorm2d, extract, get_interpolation, get_resolutions, learned_alpha
 
 __all__ = ['Network', 'Tables', 'default_torch_state', 'make_tables', 'model_info', 'read_network']
 
@@ -125,8 +125,7 @@ def _describe(model: nn.Module, channels: int, outputs: Sequence[torch.Tensor], 
         tag = cfg.get('tag') if derived_from else None
         name = '.'.join(filter(None, (architecture or type(model).__name__, tag)))
     # the learned weights of the ensemble, if they are known for these resolutions
-    alpha = (getattr(model, 'checkpoint_metadata', None) or {}).get('alpha') or {}
-    alpha = {int(r): float(weight) for r, weight in alpha.items()}
+    alpha = learned_alpha(model)
     label_names, label_descriptions = _labels(model, cfg, classes)
     return ModelInfo(
         name=name,

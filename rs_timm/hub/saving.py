@@ -19,7 +19,7 @@ from torch import nn
 from rs_timm.atomic import replacing_folder
 from rs_timm.card import CardData, as_text, model_card
 from rs_timm.crops import crops_of
-from rs_timm.layers import get_interpolation, get_resolutions, is_switchable
+from rs_timm.layers import get_interpolation, get_resolutions, is_switchable, learned_alpha
 from rs_timm.models import OWN_ARGUMENTS, tensor_digest
 from rs_timm.quantization import pack_weights, unpack_weights
 from rs_timm.tensor_files import save_tensors
@@ -221,11 +221,10 @@ def _write_config(
     names = config.get('label_names')
     if names is not None and len(names) != network.num_classes:
         raise ValueError(f'{len(names)} label_names for {network.num_classes} classes: give one name a class.')
-    alpha = getattr(network, 'checkpoint_metadata', {}).get('alpha') or {}
     metadata = dict(
         version=__version__,
         crops={str(resolution): crop for resolution, crop in (crops_of(network) or {}).items()},
-        alpha={str(resolution): float(weight) for resolution, weight in alpha.items()},
+        alpha={str(resolution): weight for resolution, weight in learned_alpha(network).items()},
         derived_from=getattr(network, 'derived_from', None),
         digest=digest,
     )

@@ -21,6 +21,7 @@ __all__ = [
     'get_resolution',
     'get_resolutions',
     'is_switchable',
+    'learned_alpha',
     'selectors_of',
     'set_idle_gradients',
     'set_interpolation',
@@ -193,6 +194,12 @@ def get_resolution(model: nn.Module) -> Optional[int]:
 def get_resolutions(model: nn.Module) -> Tuple[int, ...]:
     """The resolutions with a private BatchNorm set, in pixels, largest first."""
     return _selectors(model)[0].resolutions
+
+
+def learned_alpha(model: nn.Module) -> Dict[int, float]:
+    """The learned weight of each resolution in the ensemble, largest first; empty if none are known."""
+    alpha = (getattr(model, 'checkpoint_metadata', None) or {}).get('alpha') or {}
+    return {int(size): float(alpha[size]) for size in sorted(alpha, key=int, reverse=True)}
 
 
 def get_interpolation(model: nn.Module) -> str:
