@@ -4,6 +4,7 @@ import tempfile
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from io import BytesIO
 from os import PathLike
 from typing import Any, ContextManager, Dict, List, Optional, Union
 
@@ -12,6 +13,7 @@ from torch import nn
 from rs_timm.crops import crop_at, set_crops
 from rs_timm.data import data_config
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions, is_switchable
+from rs_timm.pictures import ImageError, open_picture
 from rs_timm.runtime import Session, choose_crops
 from rs_timm.runtime.crop_choice import CropChoice
 from rs_timm.training import Options, Recipe, get_recipe, train
@@ -104,11 +106,14 @@ def adapt(
     if recipe.resolutions != get_resolutions(model):
         raise ValueError(f'resolutions {recipe.resolutions} in the recipe: the network has {get_resolutions(model)}.')
     network: Any = deepcopy(model).cpu().eval()
+    options = options or Options()
     held = UnlabelledLoaders(str(images), recipe, workers=0).held_out()
+    if options.skip_corrupt:
+        held = [file for file in held if _is_readable(file)]
     before = _crops(network, held)
     place: ContextManager[Any] = tempfile.TemporaryDirectory() if output is None else nullcontext(output)
     with place as folder:
-        network = train(network, str(images), recipe, str(folder), resume, options or Options()).model.cpu()
+        network = train(network, str(images), recipe, str(folder), resume, options).model.cpu()
     network.requires_grad_(True)
     network.checkpoint_metadata = dict(getattr(model, 'checkpoint_metadata', None) or {})
     after = _crops(network, held)
@@ -128,6 +133,14 @@ def adapt(
             _put_back(model, network, size)
     set_crops(network, crops)
     return Adapted(network, changes, len(held))
+
+
+def _is_readable(file: bytes) -> bool:
+    try:
+        open_picture(BytesIO(file))
+    except ImageError:
+        return False
+    return True
 
 
 def _crops(network: nn.Module, pictures: List[bytes]) -> CropChoice:

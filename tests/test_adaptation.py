@@ -145,6 +145,17 @@ def test_networks_and_data_that_do_not_do(model, pictures, tmp_path):
         rs_timm.adapt(dense, pictures, recipe=adapt_recipe(dense, **TINY), options=OPTIONS)
 
 
+def test_damaged_pictures_are_named_or_left_out(model, tmp_path):
+    make_pictures(tmp_path, val_each=8)
+    for path in sorted(tmp_path.rglob('*.png'))[::3]:
+        path.write_bytes(path.read_bytes()[:100])
+    recipe = adapt_recipe(model, **TINY)
+    with pytest.raises(ValueError, match='png|cut short|truncated'):
+        rs_timm.adapt(model, tmp_path, recipe=recipe, options=OPTIONS)
+    found = rs_timm.adapt(model, tmp_path, recipe=recipe, options=replace(OPTIONS, skip_corrupt=True))
+    assert 0 < found.pictures < round(0.25 * 48)
+
+
 def test_the_command(model, pictures, tmp_path, capsys):
     rs_timm.save_pretrained(model, tmp_path / 'plain')
     command = ['adapt', str(tmp_path / 'plain'), '--data', str(pictures), '--out', str(tmp_path / 'out'),
@@ -175,8 +186,11 @@ def test_the_table_of_the_benchmark_says_what_its_rows_say(tmp_path, monkeypatch
     assert lines[-1][1:6] == ['96 px', '0.875', '25.0', '0.875', '75.0'] and lines[-1][6].startswith('+50.0 (+0.0 to')
 
 
-def test_the_benchmark_tests_on_what_was_not_trained_on(pictures, tmp_path):
-    chosen = small_folder(pictures, tmp_path, 4)
+def test_the_benchmark_tests_on_what_was_not_trained_on(tmp_path):
+    pictures = make_pictures(tmp_path / 'pictures')
+    for path in pictures.glob('val/*/*'):
+        path.rename(path.with_name(f'val{path.name}'))
+    chosen = small_folder(pictures, tmp_path / 'chosen', 4)
     files, labels = adapted.test_pictures(pictures, chosen, 100)
     taken = {path.resolve() for path in chosen.glob('train/*/*')}
     assert len(files) == len(set(files)) == 40 - len(taken) and not taken & set(files)

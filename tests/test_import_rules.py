@@ -30,7 +30,7 @@ ALLOWED = {
     'loss': set(),
     'evaluation': {'layers', 'loss', 'segmentation'},
     'data': {'crops', 'pictures', 'predict', 'tar_files'},
-    'adaptation': {'crops', 'data', 'layers', 'runtime', 'training'},
+    'adaptation': {'crops', 'data', 'layers', 'pictures', 'runtime', 'training'},
     'models': {'crops', 'hub_client', 'interpolation', 'layers', 'quantization', 'resolutions'},
     'quantization': {'atomic', 'layers', 'tensor_files'},
     'segmentation': {'layers', 'models', 'tensor_files'},

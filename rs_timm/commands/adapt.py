@@ -15,8 +15,9 @@ from .train import add_fields, given_fields
 
 __all__ = ['adapt_arguments', 'run']
 
-_OF_NETWORK = ('resolutions', 'shared_bn', 'model_args', 'init', 'head', 'train', 'task', 'statistics', 'labels',
-               'ignore_label', 'mean', 'std', 'interpolation')  # what MODEL, or adaptation itself, decides
+_OF_NETWORK = (  # what MODEL, or adaptation itself, decides
+    'resolutions', 'shared_bn', 'model_args', 'init', 'head', 'train', 'task', 'statistics', 'labels', 'ignore_label',
+    'mean', 'std', 'interpolation', 'crop_choices', 'sync_bn')
 
 
 def adapt_arguments(parser: argparse.ArgumentParser) -> None:
