@@ -305,11 +305,11 @@ def pilot_7(results: Results) -> str:
     if not columns:
         return NOT_MEASURED
     largest = results.sizes[0]
-    parts = [f'{measured_on(results)}; in percent, and in brackets the gain over the I-Nets.']
+    parts = [f'{measured_on(results)}; in percent, and in brackets {_FROM_FIRST}.']
     for quantity in ('mean_iou', 'pixel_accuracy'):
         words = QUANTITIES[quantity]
         parts += [f'{words[0].upper()}{words[1:]}:', measured_table(results, columns, quantity)]
-    shares = _class_samples(results, COLUMNS_PILOT_7[2], largest, 'pixels')
+    shares = _class_samples(results, columns[0], largest, 'pixels')
     whole = sum(share.mean for share in shares.values())
     lines = []
     for label in sorted(shares, key=lambda label: -shares[label].mean):
