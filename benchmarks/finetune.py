@@ -271,11 +271,13 @@ def _cell(rows: Sequence[Row], seeds: int) -> str:
 
 
 def _minutes(rows: Sequence[Row]) -> str:
-    """Of all networks of a method, each counted once: a network for all sizes has a row for each of them."""
+    """Of all networks of a method, each counted once: a network for all sizes has a row for each; none may lack."""
     per_seed: List[float] = []
     for seed in sorted({row['seed'] for row in rows}):
         own = by_columns(rows, seed=seed)
         several = own[0]['method'] == 'individual'
+        if len(own) < len(own[0]['sizes'].split()):
+            return NOT_MEASURED
         per_seed.append(sum(float(row['cpu_seconds']) for row in (own if several else own[:1])) / 60)
     return f'{np.mean(per_seed):.0f}' if per_seed else NOT_MEASURED
 

@@ -87,7 +87,7 @@ def test_a_seed_that_lacks_a_size_is_not_averaged(tmp_path, monkeypatch):
     put(tmp_path / 'finetune.csv', [*rows_of('individual', 0, 2, 120), *rows_of('individual', 1, 2, 120)[:2]],
         finetune.KEY)
     (line,) = (line for line in finetune.finetune_section().splitlines() if line.startswith('| a network for each'))
-    assert [cell.strip() for cell in line.split('|')[3:8]] == ['50.0', '50.0', *['not measured'] * 3]
+    assert [cell.strip() for cell in line.split('|')[3:9]] == ['50.0', '50.0', *['not measured'] * 4]
 
 
 def test_the_interval_of_equal_pictures_is_a_point():
