@@ -196,7 +196,8 @@ class Adapt(Recipe):
         command   rs-timm adapt MODEL --data DIR --out runs/adapted
         hardware  two CPU cores
         expected  not known: it depends on the network and the pictures
-        reached   docs/adapt.md
+        reached   tf_efficientnet_lite1, fine-tuned at 240 px on 1,000 pictures of clothes: top-1 87.7 / 86.5 / 83.2 /
+                  75.6 at 192 / 160 / 128 / 96 instead of 84.8 / 80.0 / 72.4 / 61.9 (docs/adapt.md)
     """
 
     task: str = 'adaptation'
