@@ -199,14 +199,15 @@ def done(job: Job, args: argparse.Namespace) -> bool:
 def served(job: Job, args: argparse.Namespace, data: Path) -> None:
     """Milliseconds of one ready picture at each size, engines and sizes in turns; and top-1 with weights in float16."""
     folder = args.runs / f'{data.name}_{args.epochs}' / job.name
+    load = os.getloadavg()[0]  # what else the machine does makes milliseconds longer, and ratios less so
     sessions = {engine: opened(folder / 'model', engine, threads=args.threads) for engine in ENGINES}
     pictures = {size: np.random.default_rng(0).random((1, 3, size, size), np.float32) for size in job.sizes}
     times = take_turns({(engine, size): partial(session.run, x) for engine, session in sessions.items()
                         for size, x in pictures.items()}, calls=args.calls)
     rows = [dict(engine=engine, resolution=size, p50_ms=float(np.median(taken)),
                  ratio=ratio_of_visits(taken, times[engine, job.sizes[0]]), calls=taken.size, batch=1,
-                 threads=args.threads, versions=' '.join(f'{n}={v}' for n, v in sessions[engine].versions.items()),
-                 **environment()) for (engine, size), taken in times.items()]
+                 load=load, threads=args.threads,
+                 versions=' '.join(f'{n}={v}' for n, v in sessions[engine].versions.items()), **environment()) for (engine, size), taken in times.items()]
     put(args.out.with_name(LATENCY.name), rows, ('engine', 'resolution'))
     for row in rows:
         print(f"{row['engine']} {row['resolution']} px: {row['p50_ms']:.2f} ms, {row['ratio']:.2f} of the largest")
@@ -231,7 +232,8 @@ def finetune_section(rows: Sequence[Row], times: Sequence[Row]) -> str:
         table = markdown(['milliseconds', *(f'{size} px' for size in sizes)], lines)
         parts.append(f'{table}\n\nOf the RS-Net, for one ready picture, and as a share of the largest size: the median '
                      f"of {first['calls']} calls, all in turns; {first['device']}, {first['threads']} thread, "
-                     f"{first['versions']}, torch {first['torch']}.")
+                     f"{float(first['load']):.1f} other processes at work, {first['versions']}, "
+                     f"torch {first['torch']}.")
     return '\n\n'.join(parts)
 
 

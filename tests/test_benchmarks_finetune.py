@@ -60,7 +60,8 @@ def test_the_table_says_what_the_rows_say(tmp_path, monkeypatch):
     put(tmp_path / 'finetune.csv', rows, finetune.KEY)
     put(tmp_path / 'finetune_latency.csv', [
         dict(engine=engine, resolution=size, p50_ms=9. - index, ratio=0.9 - index / 10, calls=8, device='cpu',
-             threads=1, versions='', torch='2') for engine in finetune.ENGINES for index, size in enumerate(SIZES)])
+             threads=1, load=0.1, versions='', torch='2')
+        for engine in finetune.ENGINES for index, size in enumerate(SIZES)])
     lines = {line.split('|')[1].strip(): [cell.strip() for cell in line.split('|')[2:-1]]
              for line in finetune.finetune_section().splitlines() if line.startswith('|')}
     assert lines['RS-Net (MRED)'] == ['2', *['87.5'] * 5, '10']  # minutes, once for the network
