@@ -205,9 +205,9 @@ def served(job: Job, args: argparse.Namespace, data: Path) -> None:
     times = take_turns({(engine, size): partial(session.run, x) for engine, session in sessions.items()
                         for size, x in pictures.items()}, calls=args.calls)
     rows = [dict(engine=engine, resolution=size, p50_ms=float(np.median(taken)),
-                 ratio=ratio_of_visits(taken, times[engine, job.sizes[0]]), calls=taken.size, batch=1,
-                 load=load, threads=args.threads,
-                 versions=' '.join(f'{n}={v}' for n, v in sessions[engine].versions.items()), **environment()) for (engine, size), taken in times.items()]
+                 ratio=ratio_of_visits(taken, times[engine, job.sizes[0]]), calls=taken.size, batch=1, load=load,
+                 threads=args.threads, versions=' '.join(f'{n}={v}' for n, v in sessions[engine].versions.items()),
+                 **environment()) for (engine, size), taken in times.items()]
     put(args.out.with_name(LATENCY.name), rows, ('engine', 'resolution'))
     for row in rows:
         print(f"{row['engine']} {row['resolution']} px: {row['p50_ms']:.2f} ms, {row['ratio']:.2f} of the largest")
