@@ -18,6 +18,7 @@ from rs_timm.data import create_multires_loader
 from rs_timm.data.folders import hold_out, open_split
 from rs_timm.training import RECIPES, MREDTask, Options, Recipe, Trainer, evaluate, get_recipe, train
 from rs_timm.training.build import build_model, check_start, resized, synchronized
+from rs_timm.training.checkpoint import load_checkpoint, save_checkpoint
 from rs_timm.training.optimization import create_optimizer, create_schedule
 from rs_timm.training.tasks import Loaders
 from rs_timm.training.train import choose_crop
@@ -283,6 +284,16 @@ def test_the_best_epoch_is_returned_and_patience_ends(data, tmp_path, monkeypatc
     trained = run(data, tmp_path / 'run', **HELD, patience=patience)
     assert len(seen) == epochs == trained.rows[-1]['epoch']
     assert all(torch.equal(value, trained.model.state_dict()[key]) for key, value in seen[best - 1].items())
+
+
+def test_a_checkpoint_that_calls_the_score_top1_goes_on(data, tmp_path, monkeypatch):
+    seen = scripted(monkeypatch, (50, 80, 60))
+    run(data, tmp_path / 'run', **dict(HELD, epochs=3))
+    state = load_checkpoint(tmp_path / 'run' / 'last.pth')
+    state['best']['top1'] = state['best'].pop('score')
+    save_checkpoint(tmp_path / 'run' / 'last.pth', state)
+    trained = run(data, tmp_path / 'run', resume=True, **dict(HELD, epochs=3))
+    assert all(torch.equal(value, trained.model.state_dict()[key]) for key, value in seen[1].items())
 
 
 @pytest.mark.parametrize('top1s, best', [({1.: 50, 0.8: 60, 0.5: 55}, 0.8), ({1.: 60, 0.9: 60, 0.5: 50}, 0.9)])

@@ -320,7 +320,9 @@ class Trainer:
         self.schedule.load_state_dict(state['schedule'])
         self.scaler.load_state_dict(state['scaler'])
         self.position, self.rows = Position(**state['position']), state['rows']
-        self.best = state.get('best', {})  # earlier versions had none
+        self.best = dict(state.get('best', {}))  # earlier versions had none, or called the score top1
+        if 'top1' in self.best:
+            self.best['score'] = self.best.pop('top1')
         set_random_state(state['random'][process_rank()])
         if state.get('buffers'):
             with torch.no_grad():
