@@ -92,8 +92,8 @@ def adapt(
         The adapted network, on the CPU, and what changed at each smaller size.
 
     Raises:
-        ValueError: a network that is not switchable, has one size, is no classifier, or has no BatchNorm statistics;
-            no pictures; sizes in `recipe` that are not those of the network; as of `rs_timm.training.train`.
+        ValueError: a network that is not switchable, has one size, or is no classifier; no pictures; sizes in `recipe`
+            that are not those of the network; as of `rs_timm.training.train`.
         Stopped: a signal came; the run is saved in `output`.
 
     Source: the distillation of Equation 7 with the largest resolution as the only teacher, in place of Equation 2.
