@@ -12,12 +12,13 @@ from torch import nn
 
 from rs_timm.crops import crop_at, set_crops
 from rs_timm.data import data_config
+from rs_timm.data.folders import hold_out, open_unlabelled
 from rs_timm.layers import SwitchableBatchNorm2d, get_resolutions, is_switchable
 from rs_timm.pictures import ImageError, open_picture
 from rs_timm.runtime import Session, choose_crops
 from rs_timm.runtime.crop_choice import CropChoice
 from rs_timm.training import Options, Recipe, get_recipe, train
-from rs_timm.training.tasks import TASKS, UnlabelledLoaders
+from rs_timm.training.tasks import TASKS
 
 __all__ = ['Adapted', 'Change', 'adapt', 'adapt_recipe']
 
@@ -107,7 +108,9 @@ def adapt(
         raise ValueError(f'resolutions {recipe.resolutions} in the recipe: the network has {get_resolutions(model)}.')
     network: Any = deepcopy(model).cpu().eval()
     options = options or Options()
-    held = UnlabelledLoaders(str(images), recipe, workers=0).held_out()
+    _, aside = hold_out(open_unlabelled(images), recipe.val_fraction, recipe.seed)  # as the run keeps them aside
+    reader = aside.reader  # type: ignore[attr-defined]
+    held = [reader[index][0].getvalue() for index in range(len(reader))]
     if options.skip_corrupt:
         held = [file for file in held if _is_readable(file)]
     before = _crops(network, held)

@@ -1,4 +1,5 @@
 """Adaptation: the smaller sizes learn from the largest one, which stays as it is, on pictures without labels."""
+import os
 import tarfile
 from copy import deepcopy
 from dataclasses import replace
@@ -9,6 +10,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from training_run import MODEL, make_pictures
+from two_processes import start_two
 
 import rs_timm
 from benchmarks import adapted, environment
@@ -34,6 +36,10 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture
 def model():
+    return make_model()
+
+
+def make_model():
     torch.manual_seed(0)
     network = rs_timm.switchable(MODEL, SIZES, num_classes=4, drop_rate=0.5)
     for parameter in network.parameters():  # sets that differ, statistics that are no zeros and ones
@@ -120,6 +126,25 @@ def test_a_stopped_run_goes_on_and_a_tar_file_is_read_as_its_folder(model, pictu
     assert not differ(whole.model.state_dict(), other.model.state_dict())
     again = rs_timm.adapt(model, tar, tmp_path / 'other', True, recipe, OPTIONS)  # it has ended: nothing is left to do
     assert again.changes == other.changes and not differ(again.model.state_dict(), other.model.state_dict())
+
+
+def adapted_to(pictures, file):
+    """Adapt in this process, one of some or alone, and write what came out."""
+    torch.set_num_threads(1)
+    found = rs_timm.adapt(make_model(), pictures, f'{file}.run', recipe=adapt_recipe(make_model(), **TINY, lr=0.01),
+                          options=OPTIONS)
+    torch.save([found.model.state_dict(), found.changes, crops_of(found.model)], f"{file}.{os.environ.get('RANK', 0)}")
+
+
+def test_two_processes_do_what_one_does(pictures, tmp_path):
+    adapted_to(pictures, tmp_path / 'one')
+    for process in start_two(adapted_to, pictures, tmp_path / 'two'):
+        process.join()
+        assert process.exitcode == 0
+    one, *two = (torch.load(tmp_path / name, weights_only=False) for name in ('one.0', 'two.0', 'two.1'))
+    assert not differ(two[0][0], two[1][0]) and two[0][1:] == two[1][1:] == one[1:]
+    for name, value in one[0].items():
+        torch.testing.assert_close(two[0][0][name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize('wrong, match', [

@@ -169,12 +169,6 @@ class UnlabelledLoaders(Loaders):
             self._parts = hold_out(open_unlabelled(self.data), self.recipe.val_fraction, self.recipe.seed)
         return self._parts[not is_training]
 
-    def held_out(self) -> List[bytes]:
-        """The files of the pictures that are kept aside."""
-        self._source(False)
-        reader = self._parts[1].reader
-        return [reader[index][0].getvalue() for index in range(len(reader))]
-
 
 class MaskLoaders(Loaders):
     """The loaders of pictures with masks; `rs_timm.data.MaskFolder` says how their folder is laid out."""
