@@ -163,8 +163,8 @@ class Finetune(Recipe):
         expected  not known: it depends on the pictures
         reached   with --epochs 3 on 1,000 pictures of clothes, those kept aside included: top-1 86.1 / 87.0 / 86.8 /
                   86.1 / 85.0 at 224 / 192 / 160 / 128 / 96 on 341 others, in 9 minutes of one core (mean of two
-                  seeds; benchmarks/finetune.py); with --resolutions 224 160 96 too, 86.3 / 86.4 / 83.5 on 2,409
-                  others (one seed); the 8 epochs were not run
+                  seeds; benchmarks/finetune.py); with --resolutions 224 160 96 87.5 / 87.3 / 83.4 on 2,409
+                  others (mean of two seeds); the 8 epochs were not run
     """
 
     goes_on_from = 'rs_efficientnet_lite0'
