@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from training_run import MODEL, make_pictures
+from training_run import MODEL, make_pictures, tiny_recipe
 from two_processes import start_two
 
 import rs_timm
@@ -21,7 +21,7 @@ from rs_timm.adaptation import adapt_recipe
 from rs_timm.cli import main
 from rs_timm.crops import crops_of
 from rs_timm.runtime.crop_choice import CropChoice
-from rs_timm.training import MREDTask, Options
+from rs_timm.training import MREDTask, Options, train
 
 SIZES = (48, 32, 24)
 OPTIONS = Options(device='cpu', workers=0, progress=False)
@@ -163,6 +163,8 @@ def test_settings_that_do_not_go_together(model, pictures, wrong, match):
 def test_networks_and_data_that_do_not_do(model, pictures, tmp_path):
     with pytest.raises(ValueError, match='has no switchable BatchNorm'):
         rs_timm.adapt(timm.create_model(MODEL), pictures)
+    with pytest.raises(ValueError, match='is a network, and the recipe, for classification, builds its own'):
+        train(model, str(pictures), tiny_recipe(), str(tmp_path / 'run'))
     with pytest.raises(ValueError, match='no pictures'):
         rs_timm.adapt(model, tmp_path)
     dense = timm.create_model('rs_refinenet_resnet18', num_classes=3, resolutions=(96, 64), features=8)

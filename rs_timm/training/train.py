@@ -117,6 +117,9 @@ def train(
         if isinstance(model, str) and recipe.task == 'adaptation':
             raise ValueError(f'{model} is a name, and adaptation goes on from a network: use rs_timm.adapt, or rs-timm '
                              'adapt.')
+        if not isinstance(model, str) and recipe.task != 'adaptation':
+            raise ValueError(f'{type(model).__name__} is a network, and the recipe, for {recipe.task}, builds its own: '
+                             'give the name of one, with its weights as init.')
         if isinstance(model, str) and state is None:
             check_start(model, recipe)
         elif state is not None and not recipe.init:
