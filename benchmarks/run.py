@@ -24,12 +24,12 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import nn
 
+from benchmarks.aside import link_pictures, link_scenes
 from benchmarks.environment import RESULTS, commit, describe
 from benchmarks.measure import Measured, Pictures, file_rows, int8_rows, measure, measure_masks
 from benchmarks.presets import PRESETS
 from benchmarks.recalibration import write_start
 from benchmarks.runs import GROUPS, Job, jobs, runs, settings
-from benchmarks.scenes import link_scenes
 from benchmarks.store import ACCURACY, FILES, RUNS, TABLES
 from benchmarks.trials import tried
 from rs_timm import is_switchable, recalibrate
@@ -62,11 +62,13 @@ def folder_of(job: Job, args: argparse.Namespace) -> Path:
 
 
 def data_of(job: Job, args: argparse.Namespace) -> str:
-    """The folder of the pictures; where scenes are kept aside, one of links to those for training."""
+    """The folder of the pictures; where some for training are kept aside, one of links to these."""
     if not job.preset.aside:
         return str(args.data)
     folder = Path(args.out) / f'{job.preset.name}-pictures'
-    return str(link_scenes(Path(args.data), folder, job.preset.recipe, job.preset.aside))
+    if job.preset.recipe.task == 'segmentation':
+        return str(link_scenes(Path(args.data), folder, job.preset.recipe, job.preset.aside))
+    return str(link_pictures(Path(args.data), folder, job.preset.aside))
 
 
 def results_of(args: argparse.Namespace) -> Path:
@@ -103,7 +105,7 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
         write_bytes(note, json.dumps(dict(commit=commit(), **describe(device.type, recipe.precision))).encode())
     began: Dict[str, Any] = json.loads(note.read_text())
     if job.preset.name == 'ladder' and not Path(recipe.init).is_file():
-        write_start(Path(recipe.init), Loaders(args.data, recipe, workers=0).class_names)
+        write_start(Path(recipe.init), Loaders(data_of(job, args), recipe, workers=0).class_names)
     if job.run.start and not Path(recipe.init).is_file():
         raise ValueError(f'{job} goes on from the run {job.run.start!r}, which is not there: make it first, with the '
                          f'same --out.')
@@ -115,10 +117,10 @@ def execute(job: Job, args: argparse.Namespace, resume: bool = True) -> None:
             save_pretrained(model, folder / 'model', model_config=dict(label_names=trained.class_names))
     else:
         started = time.monotonic()
-        classes = len(Loaders(args.data, recipe, workers=0).class_names)
+        classes = len(Loaders(data_of(job, args), recipe, workers=0).class_names)
         model, epochs = build_model(job.model, recipe, classes).eval().to(device), []
         if job.run.prior_images is not None:
-            crops = Pictures(args.data, recipe, device, args.workers).training_crops
+            crops = Pictures(data_of(job, args), recipe, device, args.workers).training_crops
             recalibrate(model, lambda r: crops((r,), 'train'), prior_images=job.run.prior_images)
             began['train_seconds'] = round(time.monotonic() - started, 1)
     measured = _measured(job, args, recipe, model, epochs, device)
@@ -140,13 +142,13 @@ def _measured(
     if recipe.task == 'segmentation':
         return measure_masks(job, recipe, model, data_of(job, args), preset.resolutions, epochs, device, args.workers)
     dense = [size // 4 + 8 for size in job.preset.dense] if args.debug_twin else job.preset.dense
-    pictures = Pictures(args.data, recipe, device, args.workers)
+    pictures = Pictures(data_of(job, args), recipe, device, args.workers)
     measured, said = measure(job, recipe, model, pictures, dense, preset.resolutions, epochs)
     if job.run.group == 'table3':
         measured[FILES] = file_rows(model)
     if job.run.int8:
-        names = Loaders(args.data, recipe, workers=0).class_names
-        measured[ACCURACY] += int8_rows(model, Path(args.data), recipe.resolutions, names)
+        names = Loaders(data_of(job, args), recipe, workers=0).class_names
+        measured[ACCURACY] += int8_rows(model, Path(data_of(job, args)), recipe.resolutions, names)
     write_bytes(folder_of(job, args) / 'predictions.npz', said.to_bytes())
     return measured
 

@@ -22,6 +22,7 @@ GROUPS = {
     'figure9': 'Figure 9: interaction of resolutions, crops of 30 to 100 %',
     'table3': 'Table 3: quantised networks',
     'table7': 'Table 7: semantic segmentation',
+    'pilot5': 'Table 5: distillations that the package does not have',
     'pilot7': 'Table 7: what the RS-Net lacks, on training pictures kept aside',
 }
 
@@ -85,7 +86,7 @@ def prefix(resolutions: Sequence[int]) -> str:
 
 def runs(preset: Preset) -> Dict[str, Run]:
     """The runs of a preset by name, those that matter most first."""
-    of_preset = {'pilot': _pilot, 'ladder': _ladder, 'camvid': _camvid, 'camvid_pilot': _camvid_pilot,
+    of_preset = {'pilot': _pilot, 'brief': _brief, 'ladder': _ladder, 'camvid': _camvid, 'camvid_pilot': _camvid_pilot,
                  'quantised': _quantised, 'quantised_equal_starts': _equal_starts}
     return {run.name: run for run in of_preset.get(preset.name, _paper)(preset)}
 
@@ -97,6 +98,25 @@ def _pilot(preset: Preset) -> Iterator[Run]:
         for factor in (0.5, 1., 2.):
             lr = round(factor * preset.mean_lr[kind] / len(own.get('resolutions', preset.resolutions)), 6)
             yield Run(f'{kind}_lr{factor * preset.mean_lr[kind]:g}', 'pilot', dict(own, lr=lr))
+
+
+# The weight of a trial's distillation is that of full MRED but where it is tried.
+TRIALS: Dict[str, Dict[str, Any]] = {
+    'temperature2': dict(temperature=2.),
+    'temperature4': dict(temperature=4.),
+    'double': dict(weight=2.),
+    'half': dict(weight=0.5),
+    'mutual': dict(mutual=True),
+    'equal_weights': dict(ensemble='equal'),
+    'by_entropy': dict(ensemble='entropy'),
+    'ema_teacher': dict(ema_decay=0.98),
+}
+
+
+def _brief(preset: Preset) -> Iterator[Run]:
+    yield from (run for run in _paper(preset) if run.group not in ('figure4', 'rates'))
+    for name, trial in TRIALS.items():
+        yield Run(name, 'pilot5', trial=trial, seeds=(0, 1))
 
 
 def _ladder(preset: Preset) -> Iterator[Run]:
@@ -138,6 +158,9 @@ def _camvid(preset: Preset) -> Iterator[Run]:
     yield Run('resnet101_four_updates', 'table7', few, model='rs_refinenet_resnet101')
 
 
+LONG = 12  # epochs, four times those of the other runs of the pilot
+
+
 def _camvid_pilot(preset: Preset) -> Iterator[Run]:
     """71 updates an epoch, 213 in all."""
     two = dict(seeds=(0, 1))
@@ -150,6 +173,12 @@ def _camvid_pilot(preset: Preset) -> Iterator[Run]:
     yield Run('quarter', 'pilot7', trial=dict(weight=0.25))
     yield Run('largest', 'pilot7', dict(mred='largest'))
     yield Run('rs_net_lr2', 'pilot7', dict(lr=2 * preset.recipe.lr))
+    yield Run('rs_net_private_lr3', 'pilot7', dict(private_lr=3.))
+    long = dict(epochs=LONG)
+    yield Run('long_rs_net', 'pilot7', long)
+    yield Run('long_parallel', 'pilot7', dict(long, mred='none'))
+    for size in preset.resolutions:
+        yield Run(f'long_individual_{size}', 'pilot7', dict(long, resolutions=(size,)))
 
 
 def _paper(preset: Preset) -> Iterator[Run]:

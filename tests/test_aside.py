@@ -5,7 +5,7 @@ import torch
 from masked_pictures import IGNORE, NAMES, make_masked
 
 import rs_timm  # noqa: F401 (registers the models)
-from benchmarks.scenes import link_scenes, split_scenes
+from benchmarks.aside import link_scenes, split_scenes
 from benchmarks.trials import Weighted, tried
 from rs_timm.data import MaskFolder
 from rs_timm.training import get_recipe, train

@@ -1,7 +1,8 @@
-"""Pictures of a video with masks, in two parts that have no scene in common: to choose settings without the test split.
+"""Training pictures in two parts, to choose settings without the test split.
 
-Neighbours in a video are near-duplicates: pictures drawn at random would be known from training. What is kept aside is
-the end of each sequence, and between the two parts some pictures are used for neither.
+Of pictures in folders of classes, some of each class are kept aside. Neighbours in a video are near-duplicates, so that
+pictures drawn at random would be known from training: of those with masks it is the end of each sequence, and between
+the two parts some pictures are used for neither.
 """
 from collections import defaultdict
 from pathlib import Path
@@ -36,6 +37,24 @@ def split_scenes(names: Sequence[str], share: float, gap: int = GAP) -> Tuple[Li
         raise ValueError(f'{len(names)} pictures of {len(sequences)} sequence(s), of which a share of {share} is kept '
                          'aside: one of the parts is empty.')
     return kept, aside
+
+
+def link_pictures(data: Path, folder: Path, share: float) -> Path:
+    """Make `folder` of links: train/CLASS and val/CLASS are the two parts of data/train/CLASS.
+
+    Args:
+        data: with train/CLASS/*.
+        folder: made if it is not there.
+        share: of the pictures of each class that are kept aside: of five in the order of their names the last, for 0.2.
+    """
+    period = round(1 / share)
+    for of_class in sorted((data / 'train').iterdir()):
+        parts: Dict[str, List[Path]] = {'train': [], 'val': []}
+        for i, file in enumerate(sorted(of_class.iterdir())):
+            parts['val' if i % period == period - 1 else 'train'].append(file)
+        for split, files in parts.items():
+            _link(folder / split / of_class.name, files)
+    return folder
 
 
 def link_scenes(data: Path, folder: Path, recipe: Recipe, share: float) -> Path:
