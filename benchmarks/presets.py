@@ -117,8 +117,8 @@ _PILOT_PRESET = Preset(
     mean_lr=MEAN_LR,
     private_rates=True,
 )
-# What `small` would take days for: every table of classifiers, and distillations on trial, in half an hour of runs each.
-# Tested on training pictures kept aside, since a distillation may be chosen by it.
+# Every table of classifiers, for which `small` would take days, and distillations on trial. Tested on training pictures
+# kept aside, since a distillation may be chosen by it.
 _BRIEF_PRESET = Preset(
     name='brief',
     model='rs_resnet18',

@@ -187,15 +187,16 @@ PICTURES: Dict[str, Picture] = {
     'figure6': Picture(curves.norms, draw_norms, 'means of the BatchNorm sets by block and resolution'),
     'alpha': Picture(curves.alphas, draw_alphas, 'weights of the resolutions in the ensemble by epoch'),
 }
+BRIEF_PICTURES = {'figure9': PICTURES['figure9']}
 LADDER_PICTURES = {'ladder': Picture(curves.ladder, figures.draw_ladder, 'top-1 from ordinary weights after each step')}
 
 
 def drawable(folder: Path) -> Dict[str, Callable[[], Figure]]:
     """File name without suffix -> draws it; only what there are results of."""
     found: Dict[str, Callable[[], Figure]] = {}
-    for results in [*shown_presets(folder), load('ladder', folder)]:
-        pictures = LADDER_PICTURES if results.preset.name == 'ladder' else PICTURES
-        for name, picture in pictures.items():
+    for results in [*shown_presets(folder), load('brief', folder), load('ladder', folder)]:
+        own = dict(brief=BRIEF_PICTURES, ladder=LADDER_PICTURES).get(results.preset.name, PICTURES)
+        for name, picture in own.items():
             if picture.data(results):
                 found[_stem(name, results)] = partial(picture.draw, results)
     return found

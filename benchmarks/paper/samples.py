@@ -71,6 +71,10 @@ class Sample:
         spread = f' ± {self.std:.{digits}f}' if len(self.values) > 1 else ''
         return f'{self.mean:.{digits}f}{spread}'
 
+    def gain(self, base: 'Sample') -> 'Sample':
+        """The difference from `base`, seed by seed, of the seeds that both have."""
+        return Sample({seed: value - base.values[seed] for seed, value in self.values.items() if seed in base.values})
+
     def gain_text(self, base: 'Sample') -> str:
         """The sample, and in brackets the difference of its mean from that of `base`.
 
@@ -222,6 +226,18 @@ COLUMNS_5 = (
     Column('only from the largest', 'largest', 'largest'),
     Column('only from all larger ones', 'larger', 'larger'),
 )
+KINDS_AND_TRIALS = (
+    *COLUMNS_5,
+    Column('none (parallel)', 'parallel'),
+    Column('full, temperature 2', 'temperature2'),
+    Column('full, temperature 4', 'temperature4'),
+    Column('full, twice the weight', 'double'),
+    Column('full, half the weight', 'half'),
+    Column('full, teachers learn too (no stop of the gradient)', 'mutual'),
+    Column('full, ensemble with equal weights', 'equal_weights'),
+    Column('full, ensemble weighted for each picture by entropy', 'by_entropy'),
+    Column('full, teachers are a moving average of the network', 'ema_teacher'),
+)
 COLUMNS_6 = (
     Column('several resolutions, one crop', 'rs_net', 'rs_net'),
     Column('several resolutions, several crops', 'multi_crop', 'multi_crop'),
@@ -237,7 +253,10 @@ COLUMNS_PILOT_7 = (
     Column('only from all larger ones', 'larger'),
     Column('only from the largest', 'largest'),
     Column('RS-Net, twice the rate', 'rs_net_lr2'),
+    Column('RS-Net, private sets at three times the rate', 'rs_net_private_lr3'),
 )
+COLUMNS_LONG_7 = (Column('I-Nets', 'long_individual_{size}'), Column('parallel', 'long_parallel'),
+                  Column('RS-Net', 'long_rs_net'))
 COLUMNS_RATES = (_I_NETS, Column('parallel, one rate', 'one_rate_parallel'), _PARALLEL,
                  Column('RS-Net, one rate', 'one_rate_rs_net'), _RS_NET)
 

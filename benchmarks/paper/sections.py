@@ -259,8 +259,9 @@ def _section(*parts: Part, preset: str = '') -> Callable[[], str]:
 def runs_section() -> str:
     """All planned runs."""
     folder = environment.RESULTS
+    others = ('brief', 'quantised', 'quantised_equal_starts', 'camvid_pilot', 'camvid')
     found = [*shown_presets(folder), load('ladder', folder), pilot_results(folder),
-             *(load(name, folder) for name in ('quantised', 'quantised_equal_starts', 'camvid_pilot', 'camvid'))]
+             *(load(name, folder) for name in others)]
     return '\n\n'.join(map(runs_table, found))
 
 
@@ -278,16 +279,20 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'paper_dense': _section(_picture('dense'), tables.measured_on, tables.dense_table),
     'paper_table1': _section(tables.table_1),
     'paper_table5': _section(tables.table_5),
+    'paper_distillations': _section(tables.distillations, preset='brief'),
     'paper_table6': _section(tables.table_6),
+    'paper_table6_brief': _section(tables.table_6_brief, preset='brief'),
     'paper_table8': _section(tables.table_8),
     'paper_figure3': _section(_picture('figure3'), features_table),
     'paper_figure9': _section(_picture('figure9'), effects_table),
+    'paper_figure9_brief': _section(_picture('figure9'), effects_table, preset='brief'),
     'paper_figure6': _section(_picture('figure6'), norms_table),
     'paper_alpha': _section(_picture('alpha'), alpha_table),
     'paper_ladder': _section(ladder_table, _picture('ladder'), preset='ladder'),
     'paper_table3': _section(tables.table_3, preset='quantised'),
     'paper_table3_equal_starts': _section(tables.table_3_equal_starts, preset='quantised_equal_starts'),
     'paper_pilot7': _section(tables.pilot_7, preset='camvid_pilot'),
+    'paper_long7': _section(tables.long_7, preset='camvid_pilot'),
     'paper_table7': _section(tables.table_7, tables.cost_of_resnet101, preset='camvid'),
     'paper_pilot': lambda: pilot_table(environment.RESULTS),
     'paper_rates': _section(lambda results: tables.comparison(results, COLUMNS_RATES), preset='small'),

@@ -1,6 +1,7 @@
 """The paper's tables as Markdown: what was measured, and below or beside it what the paper has."""
 from functools import partial
 from itertools import zip_longest
+from statistics import mean
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from benchmarks import published
@@ -12,7 +13,9 @@ from benchmarks.paper.samples import (
     COLUMNS_5,
     COLUMNS_6,
     COLUMNS_7,
+    COLUMNS_LONG_7,
     COLUMNS_PILOT_7,
+    KINDS_AND_TRIALS,
     Column,
     Results,
     Sample,
@@ -20,10 +23,12 @@ from benchmarks.paper.samples import (
     measured_table,
     parameters,
     published_table,
+    sample,
     seeds_note,
     signed,
     titles,
 )
+from benchmarks.runs import LONG
 from benchmarks.store import CLASSES, FILES, NOT_MEASURED, RUNS, by_columns, markdown, measured_or_note
 
 PAPER = '**Published** in the paper, not measured here'
@@ -155,6 +160,26 @@ _FROM_FIRST = 'the difference from the first column'
 def table_5(results: Results) -> str:
     """Kinds of distillation."""
     return comparison(results, COLUMNS_5, published.KINDS, 'Table 5, resnet18', _FROM_FIRST)
+
+
+def distillations(results: Results) -> str:
+    """All kinds of distillation, a line each, and how far each is from full MRED on average over the sizes."""
+    lines = []
+    for column in KINDS_AND_TRIALS:
+        gains = [sample(results, column, size).gain(sample(results, KINDS_AND_TRIALS[0], size))
+                 for size in results.sizes]
+        overall = Sample({seed: mean(gain.values[seed] for gain in gains) for seed in gains[0].values})
+        seeds = len(results.run_sample(column.run, 'parameters').values)
+        lines.append([column.label, *(sample(results, column, size).text() for size in results.sizes),
+                      signed(overall.mean) if overall else NOT_MEASURED, str(seeds)])
+    header = ['distillation', *(f'{size} px' for size in results.sizes), 'mean difference from full MRED', 'seeds']
+    return (f'{measured_on(results)}: top-1 in percent. The difference is that of the same seeds.\n\n'
+            + measured_or_note(header, lines))
+
+
+def table_6_brief(results: Results) -> str:
+    """Table 6 without the paper's figures."""
+    return comparison(results, COLUMNS_6, difference=_FROM_FIRST)
 
 
 def table_6(results: Results) -> str:
@@ -319,6 +344,13 @@ def pilot_7(results: Results) -> str:
     header = ['class (share of the pixels)', *titles(columns, results.sizes)]
     return '\n\n'.join([*parts, f'IoU of each class at {largest} px:', measured_or_note(header, lines),
                         seeds_note(results, columns)])
+
+
+def long_7(results: Results) -> str:
+    """Mean IoU after four times the epochs."""
+    return '\n\n'.join([f'{measured_on(results)}, but for {LONG} epochs: mean IoU in percent, and in brackets the gain '
+                        'over the I-Nets.', measured_table(results, COLUMNS_LONG_7, 'mean_iou'),
+                        seeds_note(results, COLUMNS_LONG_7)])
 
 
 def _class_samples(results: Results, column: Column, size: int, quantity: str) -> Dict[str, Sample]:
