@@ -50,7 +50,6 @@ class Pictures:
 
     def __init__(self, data: str, recipe: Recipe, device: torch.device, workers: int) -> None:
         self.data, self.recipe = data, recipe
-        self.amp_dtype = None if recipe.precision == 'float32' else getattr(torch, recipe.precision)
         self.common: Dict[str, Any] = dict(
             batch_size=min(recipe.batch_size, 64), num_workers=workers, mean=recipe.mean, std=recipe.std,
             interpolation=recipe.interpolation, device=device, channels_last=recipe.channels_last, seed=recipe.seed)
@@ -94,12 +93,12 @@ def measure(
     every = sorted({*sizes, *(dense if job.run.dense else ())}, reverse=True)
     several = is_switchable(model) and len(get_resolutions(model)) > 1
     alpha = learned_alpha(model) if len(sizes) > 1 else None
-    said = predict(model, pictures.test(every), every, alpha, pictures.amp_dtype)
+    said = predict(model, pictures.test(every), every, alpha, pictures.recipe.amp_dtype)
     unseen = [size for size in every if size not in sizes]
     accuracy = [_accuracy_row('params' if several and row in unseen else 'own', said, row) for row in said.at]
     if several and unseen:
         for sets, network in _variants(model, unseen, pictures):
-            other = predict(network, pictures.test(unseen), unseen, None, pictures.amp_dtype)
+            other = predict(network, pictures.test(unseen), unseen, None, pictures.recipe.amp_dtype)
             accuracy += [_accuracy_row(sets, other, row) for row in unseen]
     measured: Measured = {
         ACCURACY: accuracy,
@@ -136,7 +135,8 @@ def _variants(model: nn.Module, unseen: Sequence[int], pictures: Pictures) -> It
         set_interpolation(network, mode)
         yield mode, network
     set_interpolation(network, 'params')
-    with torch.autocast(pictures.common['device'].type, pictures.amp_dtype, enabled=pictures.amp_dtype is not None):
+    dtype = pictures.recipe.amp_dtype
+    with torch.autocast(pictures.common['device'].type, dtype, enabled=dtype is not None):
         for size in unseen:
             add_resolution(network, size, lambda r: pictures.training_crops((r,), 'train'), **RECALIBRATION)
     yield 'recalibrated', network
@@ -147,7 +147,7 @@ def _feature_rows(model: nn.Module, sizes: Sequence[int], pictures: Pictures) ->
     for size in dict.fromkeys(sizes):
         loaders = dict(test=pictures.test((size,)), train=pictures.training_crops((size,), 'val'))
         for crops, loader in loaders.items():
-            features = pooled_features(model, (images[size] for images, _ in loader), size, pictures.amp_dtype)
+            features = pooled_features(model, (images[size] for images, _ in loader), size, pictures.recipe.amp_dtype)
             for value, share in zip(*distribution(features)):
                 yield dict(resolution=size, crops=crops, share=round(float(share), 4), value=float(value))
 
@@ -199,8 +199,7 @@ def measure_masks(
     sizes = sorted({*recipe.resolutions, *compared}, reverse=True)
     loader = MaskLoaders(data, recipe, device=device, workers=workers).evaluation(sizes)
     alpha = learned_alpha(model) if len(recipe.resolutions) > 1 else {}
-    amp_dtype = None if recipe.precision == 'float32' else getattr(torch, recipe.precision)
-    matrices = confusion_matrices(model, loader, sizes, alpha, amp_dtype, device)
+    matrices = confusion_matrices(model, loader, sizes, alpha, recipe.amp_dtype, device)
     rows, classes = [], []
     for row, matrix in matrices.items():
         own = segmentation_scores(matrix)

@@ -186,8 +186,8 @@ class Trainer:
 
     def _autocast(self) -> ContextManager:
         """The precision of the recipe; float32 leaves everything as it is."""
-        dtype = getattr(torch, self.recipe.precision)
-        return torch.autocast(self.task.device.type, dtype=dtype, enabled=dtype is not torch.float32)
+        dtype = self.recipe.amp_dtype
+        return torch.autocast(self.task.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _not_finite(self, what: str) -> None:
         raise NonFiniteError(f'{what} at step {self.position.update} (epoch {self.position.epoch + 1}). The last good '

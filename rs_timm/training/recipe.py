@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Callable, ClassVar, Dict, Mapping, Optional, Sequence, Tuple
 
+import torch
+
 from rs_timm.crops import check_crop_pct
 from rs_timm.data.multires import check_crops, check_normalisation
 from rs_timm.layers import check_resolutions
@@ -270,6 +272,11 @@ class Recipe:
         {32: 64}
         """
         return {size: resolution for resolution, size in reversed(list(self.sizes(epoch).items()))}
+
+    @property
+    def amp_dtype(self) -> Optional[torch.dtype]:
+        """What autocast computes in; None: float32 throughout."""
+        return None if self.precision == 'float32' else getattr(torch, self.precision)
 
     def model_kwargs(self) -> Dict[str, Any]:
         """`model_args` as keyword arguments; values are Python literals, or strings."""

@@ -151,10 +151,9 @@ def choose_crop(network: nn.Module, loaders: Loaders, recipe: Recipe) -> float:
     chosen for all, with the evidence of all.
     """
     sets = recipe.measured_sets(recipe.epochs)
-    amp_dtype = None if recipe.precision == 'float32' else getattr(torch, recipe.precision)
     scores = {}
     for crop in recipe.crop_choices:
-        results = evaluate(resized(network, sets), loaders.evaluation(sets, crop), list(sets), {}, amp_dtype,
+        results = evaluate(resized(network, sets), loaders.evaluation(sets, crop), list(sets), {}, recipe.amp_dtype,
                            limit_batches=recipe.limit_batches or None)
         scores[crop] = sum(row['top1'] for row in results.values()) / len(results)
     best = max(scores, key=lambda crop: (scores[crop], -abs(crop - recipe.crop_pct)))

@@ -148,10 +148,6 @@ class LoadController:
             self._move(latency_ms, queue_length, new_bucket)
             return self._resolution
 
-    def arrivals_per_second(self) -> float:
-        """Rate of arrival in the window: what was served, and what the queue has grown by. 0 if it is not known."""
-        return self._window.rate()
-
     def _move(self, latency_ms: float, queue: int, new_bucket: bool) -> None:
         size, calm = self._resolution, self._now - self._changed
         in_time = (queue + 1) * self.costs[size] <= self._limit_ms
