@@ -173,6 +173,11 @@ def _camvid_pilot(preset: Preset) -> Iterator[Run]:
     yield Run('quarter', 'pilot7', trial=dict(weight=0.25))
     yield Run('largest', 'pilot7', dict(mred='largest'))
     yield Run('rs_net_lr2', 'pilot7', dict(lr=2 * preset.recipe.lr))
+    half = dict(lr=preset.recipe.lr / 2)
+    yield Run('half_rs_net', 'pilot7', half)
+    yield Run('half_parallel', 'pilot7', dict(half, mred='none'))
+    for size in preset.resolutions:
+        yield Run(f'half_individual_{size}', 'pilot7', dict(half, resolutions=(size,)))
     yield Run('rs_net_private_lr3', 'pilot7', dict(private_lr=3.))
     long = dict(epochs=LONG)
     yield Run('long_rs_net', 'pilot7', long)

@@ -255,6 +255,8 @@ COLUMNS_PILOT_7 = (
     Column('RS-Net, twice the rate', 'rs_net_lr2'),
     Column('RS-Net, private sets at three times the rate', 'rs_net_private_lr3'),
 )
+COLUMNS_HALF_7 = (Column('I-Nets', 'half_individual_{size}'), Column('parallel', 'half_parallel'),
+                  Column('RS-Net', 'half_rs_net'))
 COLUMNS_LONG_7 = (Column('I-Nets', 'long_individual_{size}'), Column('parallel', 'long_parallel'),
                   Column('RS-Net', 'long_rs_net'))
 COLUMNS_RATES = (_I_NETS, Column('parallel, one rate', 'one_rate_parallel'), _PARALLEL,

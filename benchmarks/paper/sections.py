@@ -292,7 +292,7 @@ SECTIONS: Dict[str, Callable[[], str]] = {
     'paper_table3': _section(tables.table_3, preset='quantised'),
     'paper_table3_equal_starts': _section(tables.table_3_equal_starts, preset='quantised_equal_starts'),
     'paper_pilot7': _section(tables.pilot_7, preset='camvid_pilot'),
-    'paper_long7': _section(tables.long_7, preset='camvid_pilot'),
+    'paper_rates7': _section(tables.rates_and_epochs_7, preset='camvid_pilot'),
     'paper_table7': _section(tables.table_7, tables.cost_of_resnet101, preset='camvid'),
     'paper_pilot': lambda: pilot_table(environment.RESULTS),
     'paper_rates': _section(lambda results: tables.comparison(results, COLUMNS_RATES), preset='small'),
