@@ -180,10 +180,10 @@ def _camvid_pilot(preset: Preset) -> Iterator[Run]:
         yield Run(f'half_individual_{size}', 'pilot7', dict(half, resolutions=(size,)))
     yield Run('rs_net_private_lr3', 'pilot7', dict(private_lr=3.))
     long = dict(epochs=LONG)
-    yield Run('long_rs_net', 'pilot7', long)
-    yield Run('long_parallel', 'pilot7', dict(long, mred='none'))
+    yield Run('long_rs_net', 'pilot7', long, **two)
+    yield Run('long_parallel', 'pilot7', dict(long, mred='none'), **two)
     for size in preset.resolutions:
-        yield Run(f'long_individual_{size}', 'pilot7', dict(long, resolutions=(size,)))
+        yield Run(f'long_individual_{size}', 'pilot7', dict(long, resolutions=(size,)), **two)
 
 
 def _paper(preset: Preset) -> Iterator[Run]:
