@@ -109,7 +109,7 @@ def _recalibrate(model: torch.nn.Module, run: Path, data: str, workers: int, cou
     settings = json.loads((run / 'recipe.json').read_text(encoding='utf-8'))
     recipe = Recipe(**{field.name: settings[field.name] for field in fields(Recipe) if field.name in settings})
     pictures = Pictures(data, replace(recipe, batch_size=count), torch.device('cpu'), workers)
-    with torch.autocast('cpu', pictures.amp_dtype, enabled=pictures.amp_dtype is torch.bfloat16):
+    with torch.autocast('cpu', recipe.amp_dtype, enabled=recipe.amp_dtype is not None):
         used = recalibrate(
             model, lambda r: pictures.training_crops((r,), 'train'), num_images=count, prior_images=0)
     return min(used.values())

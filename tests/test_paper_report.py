@@ -18,7 +18,7 @@ from benchmarks.paper.samples import PAPER_PRESETS, load, madds_of
 from benchmarks.paper.sections import SECTIONS, pilot_choice, pilot_samples
 from benchmarks.presets import PRESETS
 from benchmarks.published import FAMILIES, MADDS, RESOLUTIONS, TABLE_1, TABLE_2, TABLE_4, TOP1, market
-from benchmarks.runs import jobs, runs, settings
+from benchmarks.runs import TRIALS, jobs, runs, settings
 from benchmarks.store import RUNS, save_figure
 
 SMALL = PRESETS['small']
@@ -26,11 +26,14 @@ SIZES = SMALL.resolutions
 NOT = 'not measured'
 
 
+OTHERS = ('quantised', 'quantised_equal_starts', 'camvid_pilot', 'camvid')
+
+
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     """Results of everything that is planned at small scale."""
     folder = tmp_path_factory.mktemp('results')
-    for preset in ('small', 'ladder', 'pilot', 'quantised', 'quantised_equal_starts', 'camvid_pilot', 'camvid'):
+    for preset in ('small', 'ladder', 'pilot', 'brief', *OTHERS):
         write_preset(folder, preset)
     return folder
 
@@ -110,6 +113,39 @@ def test_comparisons_against_brute_force(whole, section, name, columns):
         expected = [text_of(base), *(with_gain(other, base) for other in others)]
         assert ours[f'{size} px'] == dict(zip(columns, expected))
     assert [list(table['224 px']) for table in theirs] == ([] if name == 'paper_rates' else [list(columns)])
+
+
+def test_distillations_against_brute_force(whole, section):
+    with (whole / 'paper_accuracy.csv').open() as stream:
+        top1 = {(row['run'], row['seed'], row['resolution']): float(row['top1']) for row in csv.DictReader(stream)
+                if (row['preset'], row['sets']) == ('brief', 'own')}
+    table, = tables(section(whole, 'paper_distillations'))
+    named = {'full MRED': 'rs_net', 'vanilla MRED': 'vanilla', 'none (parallel)': 'parallel',
+             'full, temperature 2': 'temperature2', 'full, teachers are a moving average of the network': 'ema_teacher'}
+    assert len(table) == 5 + len(TRIALS)
+    for label, name in named.items():
+        row = table[label]
+        seeds = [seed for seed in '01' if (name, seed, '64') in top1]
+        assert row['seeds'] == str(len(seeds)) and len(seeds) == (2 if name in ('rs_net', 'parallel') else 1)
+        for size in (64, 48, 32):
+            assert row[f'{size} px'] == text_of([top1[name, seed, str(size)] for seed in seeds])
+        gain = mean(top1[name, seed, size] - top1['rs_net', seed, size]
+                    for seed in seeds for size in ('64', '48', '32'))
+        assert row['mean difference from full MRED'] == f'{round(gain, 1) + 0.:+.1f}'
+
+
+def test_the_brief_preset_shows_table_6_and_figures_5_and_9_without_the_papers(whole, section):
+    table, = tables(section(whole, 'paper_table6_brief'))
+    for size in (64, 48, 32):
+        base = measured(whole, 'rs_net', size, preset='brief')
+        own = measured(whole, f'single_resolution_{size}', size, preset='brief')
+        assert table[f'{size} px']['one resolution, several crops'] == with_gain(own, base)
+    small, large = tables(section(whole, 'paper_figure9_brief'))
+    for found, begin in ((small, ''), (large, 'crop30_')):
+        assert list(found) == ['I-Nets, top-1', '64 & 48', '64 & 32', '64 & 48 & 32']
+        gain = mean(measured(whole, f'{begin}parallel_64_32', 64, preset='brief')) - mean(
+            measured(whole, f'{begin}individual_64', 64, preset='brief'))
+        assert found['64 & 32']['64 px'] == f'{gain:+.1f}' and found['64 & 32']['48 px'] == ''
 
 
 def test_dense_sizes_against_brute_force(whole, section):
@@ -224,7 +260,8 @@ def test_the_ladder(whole, section):
 def test_the_list_of_runs(whole, section):
     text = section(whole, 'paper_runs')
     small, ladder, pilot, *others = tables(text)
-    assert NOT not in text and (len(pilot), len(ladder), *map(len, others)) == (9, 5, 6, 5, 10, 7)
+    assert NOT not in text and [len(pilot), len(ladder), *map(len, others)] == [
+        9, 5, *(len(runs(PRESETS[name])) for name in ('brief', *OTHERS))]
     assert [name.strip('`') for name in small] == list(runs(SMALL))  # the last seed of each
     assert small['`rs_net`'] == {'seed': '1', 'edits': '', 'epochs': '8', 'training': '31.0 min', 'measuring': '45 s',
                                  'commit': 'abcdef0123', 'on': 'A'}
@@ -267,6 +304,17 @@ def test_the_pilot_of_table_7_class_by_class(whole, section):
     assert list(classes) == ['road (60.0 %)', 'sky (30.0 %)', 'pole (10.0 %)']
     assert classes['pole (10.0 %)']['I-Nets'] == '30.5 ± 0.7'
     assert classes['pole (10.0 %)']['RS-Net'] == '10.5 ± 0.7 (-20.0)'
+
+
+def test_rates_and_epochs_of_table_7(whole, section):
+    with (whole / 'paper_masks.csv').open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row['preset'] == 'camvid_pilot']
+    for table, begin in zip(tables(section(whole, 'paper_rates7')), ('half', 'long'), strict=True):
+        for size in ('96', '64', '48'):
+            base, ours = ([float(row['mean_iou']) for row in rows if (row['run'], row['resolution']) == (run, size)]
+                          for run in (f'{begin}_individual_{size}', f'{begin}_rs_net'))
+            assert table[f'{size} px']['I-Nets'] == text_of(base)
+            assert table[f'{size} px']['RS-Net'] == with_gain(ours, base)
 
 
 def test_table_7_against_brute_force(whole, section):
@@ -334,7 +382,8 @@ def test_a_preset_of_imagenet_is_shown_when_it_has_rows(section, tmp_path):
     write_preset(tmp_path, 'imagenet_resnet50', ['table2'], seed=0)
     for name in SECTIONS:
         if name not in ('paper', 'paper_ladder', 'paper_market', 'paper_pilot', 'paper_rates', 'paper_table3',
-                        'paper_table3_equal_starts', 'paper_table7', 'paper_pilot7'):
+                        'paper_table3_equal_starts', 'paper_table7', 'paper_pilot7', 'paper_rates7',
+                        'paper_distillations', 'paper_table6_brief', 'paper_figure9_brief'):
             assert 'imagenet_resnet50' in section(tmp_path, name) and 'mobilenetv2 on' in section(
                 tmp_path, 'paper_figure4')
     theirs = tables(section(tmp_path, 'paper_table2'))[-2]
@@ -394,7 +443,7 @@ def test_a_rate_tried_for_one_kind_alone_does_not_count(whole, tmp_path, monkeyp
 def test_every_picture_names_its_axes_and_no_labels_overlap(whole):
     """Texts, ticks included, as they are laid out."""
     found = pictures.drawable(whole)
-    assert list(found) == [f'paper_{name}_small' for name in pictures.PICTURES] + ['paper_ladder']
+    assert list(found) == [*(f'paper_{name}_small' for name in pictures.PICTURES), 'paper_figure9_brief', 'paper_ladder']
     for stem, draw in found.items():
         figure = draw()
         columns = {axes.get_subplotspec().colspan.start for axes in figure.axes}
@@ -515,7 +564,8 @@ def test_documents_show_the_pictures_that_there_are(whole, section):
     pages = [(report.ROOT / 'docs' / f'{name}.md').read_text(encoding='utf-8')
              for name in ('paper', 'quantize', 'segmentation')]
     shown = [set(re.findall(r'<!-- report:(paper\w+) -->', page)) for page in pages]
-    assert shown[1:] == [{'paper_table3', 'paper_table3_equal_starts'}, {'paper_table7', 'paper_pilot7'}]
+    assert shown[1:] == [{'paper_table3', 'paper_table3_equal_starts'}, {
+        'paper_table7', 'paper_pilot7', 'paper_rates7'}]
     assert set.union(*shown) == set(SECTIONS) - {'paper'}
 
 
