@@ -443,7 +443,8 @@ def test_a_rate_tried_for_one_kind_alone_does_not_count(whole, tmp_path, monkeyp
 def test_every_picture_names_its_axes_and_no_labels_overlap(whole):
     """Texts, ticks included, as they are laid out."""
     found = pictures.drawable(whole)
-    assert list(found) == [*(f'paper_{name}_small' for name in pictures.PICTURES), 'paper_figure9_brief', 'paper_ladder']
+    of_small = [f'paper_{name}_small' for name in pictures.PICTURES]
+    assert list(found) == [*of_small, 'paper_figure9_brief', 'paper_ladder']
     for stem, draw in found.items():
         figure = draw()
         columns = {axes.get_subplotspec().colspan.start for axes in figure.axes}
