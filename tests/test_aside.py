@@ -48,6 +48,8 @@ def test_every_fifth_picture_of_a_class_is_kept_aside(tmp_path):
         assert found['val'] == ['cat/04.jpg', 'cat/09.jpg', 'dog/04.jpg']
         assert len(found['train']) == 13 and not {*found['train']} & {*found['val']}
         assert (folder / 'val/cat/09.jpg').read_bytes() == bytes([9])
+    other = link_pictures(tmp_path / 'data', tmp_path / 'more', 0.4)  # every 2.5th
+    assert [f.name for f in sorted((other / 'val/cat').iterdir())] == ['02.jpg', '04.jpg', '07.jpg', '09.jpg']
 
 
 SIZES = (64, 48, 32)
