@@ -45,7 +45,7 @@ def link_pictures(data: Path, folder: Path, share: float) -> Path:
     Args:
         data: with train/CLASS/*.
         folder: made if it is not there.
-        share: of the pictures of each class that are kept aside, evenly in the order of their names: for 0.2 every fifth.
+        share: of the pictures of each class that are kept aside, evenly in the order of names: for 0.2 every fifth.
     """
     for of_class in sorted((data / 'train').iterdir()):
         parts: Dict[str, List[Path]] = {'train': [], 'val': []}
